@@ -1,0 +1,109 @@
+"""What every policy has in common: one decision rule, for one episode or for many at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refine_env import ConfigurationError, SystemConfig
+
+__all__ = ["Agent"]
+
+
+class Agent(ABC):
+    """A causal policy made for one system.
+
+    A subclass writes :meth:`decide`, for a batch; :meth:`select_action` serves the single and the vector
+    environment with it.
+
+    Args:
+        config: the system it acts in, ``env.unwrapped.config``; neither environment nor cache is needed.
+
+    Attributes:
+        name: its name in tables and figures.
+        config: the system.
+        env_kwargs: environment arguments that the policy is made for.
+    """
+
+    env_kwargs: ClassVar[Mapping[str, Any]] = {"coder": "forward", "payload": "latent"}
+
+    def __init__(self, config: SystemConfig, *, name: str) -> None:
+        self.name = name
+        self.config = config
+
+    def reset(self, num_envs: int = 1) -> None:  # noqa: B027 - most policies remember nothing
+        """Forget all episodes; ``num_envs`` new ones begin."""
+
+    @abstractmethod
+    def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Actions of N episodes.
+
+        Args:
+            observation: the environment's observation, batched: scalar fields (N,), others (N, ...).
+            legal: whether TRANSMIT is legal, bool (N,).
+
+        Returns:
+            0 = WAIT, i = TRANSMIT(bit_depths[i−1]), (N,); taken as WAIT where TRANSMIT is not legal.
+        """
+
+    def select_action(self, observation: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
+        """The action for an observation of the single or of the vector environment.
+
+        Args:
+            observation: the environment's observation.
+            info: of it only ``"action_mask"`` is read, (n,) or (N, n).
+
+        Returns:
+            An int where the observation's scalar fields are scalars, else int64 (N,).
+
+        Raises:
+            ConfigurationError: if observation and mask are not of the system the agent was made for.
+        """
+        single = np.ndim(observation["slot"]) == 0
+        mask = np.asarray(info["action_mask"])
+        batch = observation
+        if single:
+            batch = {key: np.asarray(value)[None] for key, value in observation.items()}
+            mask = mask[None]
+        self._check(batch, mask)
+        legal = mask[:, 1] > 0
+        actions = np.where(legal, self.decide(batch, legal), 0)
+        return int(actions[0]) if single else actions
+
+    def check_config(self, config: SystemConfig) -> None:
+        """Refuse to act in another system than the one the agent was made for.
+
+        Raises:
+            ConfigurationError: naming the first setting that differs.
+        """
+        mine, theirs = self.config.to_dict(), config.to_dict()
+        for key, value in mine.items():
+            if theirs[key] != value:
+                shown = "another schedule" if key == "schedule" else repr(theirs[key])
+                made_for = "its own" if key == "schedule" else repr(value)
+                raise ConfigurationError(
+                    f"`config` must be the one that {self.name} was made for ({key} {made_for}), got {shown}. "
+                    "Make the agent with env.unwrapped.config."
+                )
+
+    def _check(self, batch: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> None:
+        config = self.config
+        if mask.ndim != 2 or mask.shape[1] != config.num_actions:
+            raise ConfigurationError(
+                f"`action_mask` must have {config.num_actions} actions for {self.name}, got shape {mask.shape}. "
+                "Make the agent with env.unwrapped.config."
+            )
+        for key, bound in (
+            ("slot", config.deadline + 1),
+            ("server_step", config.num_steps),
+            ("device_step", config.num_steps),
+        ):
+            if batch[key].max() > bound:
+                raise ConfigurationError(
+                    f"`{key}` must be at most {bound} in the system {self.name} was made for, "
+                    f"got {int(batch[key].max())}. Make the agent with env.unwrapped.config."
+                )

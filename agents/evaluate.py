@@ -1,0 +1,218 @@
+"""Compare policies over a range of SNRs: ``python -m agents.evaluate``.
+
+Writes ``episodes.csv``, ``summary.csv`` and ``run.json``, prints the table, and draws ``fig3a`` where
+matplotlib is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import agents
+from refine_env import CacheError, ConfigurationError, MissingExtraError, __version__
+from refine_env.evaluation import (
+    EPISODE_COLUMNS,
+    SUMMARY_COLUMNS,
+    Table,
+    roll_out,
+    summarize,
+    write_atomically,
+    write_table,
+)
+from refine_env.settings import EnvSettings
+
+__all__ = ["DEFAULT_AGENTS", "DEFAULT_SNRS_DB", "evaluate", "main"]
+
+DEFAULT_AGENTS = (
+    "lookahead",
+    "persistent-q3",
+    "persistent-q4",
+    "persistent-q8",
+    "persistent-q10",
+    "persistent-q16",
+    "final-only",
+)
+DEFAULT_SNRS_DB = tuple(float(snr_db) for snr_db in range(0, 31, 3))
+
+
+def evaluate(
+    names: tuple[str, ...],
+    snrs_db: tuple[float, ...],
+    *,
+    episodes: int,
+    seed: int,
+    env_kwargs: dict[str, Any],
+    progress: Any = None,
+) -> Table:
+    """Episodes of every policy at every SNR on common draws: row k of every agent at one SNR has the same seed.
+
+    Args:
+        names: of the policies, see :func:`agents.names`.
+        snrs_db: mean SNRs [dB].
+        episodes: per policy and SNR.
+        seed: of the evaluation.
+        env_kwargs: environment arguments; a policy's own ``agents.env_kwargs`` come on top.
+        progress: called with the number of episodes that have just ended.
+
+    Raises:
+        ConfigurationError: if a name, SNR or count is out of range.
+        CacheError: if the cache is missing or damaged.
+    """
+    rows: Table = []
+    for snr_db in snrs_db:
+        for name in names:
+            rows.extend(
+                roll_out(
+                    lambda config, name=name: agents.make(name, config),
+                    env_kwargs={**env_kwargs, **agents.env_kwargs(name), "snr_db": snr_db},
+                    episodes=episodes,
+                    seed=seed,
+                    progress=progress,
+                )
+            )
+    return rows
+
+
+def describe_run(
+    names: tuple[str, ...], snrs_db: tuple[float, ...], episodes: int, seed: int, env_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """What is needed to repeat an evaluation: arguments, systems, the cache's hash and the versions."""
+    settings = EnvSettings.from_kwargs({**env_kwargs, "snr_db": snrs_db[0]})
+    cache = settings.open_cache()
+    systems = {}
+    for name in names:
+        own = EnvSettings.from_kwargs({**env_kwargs, **agents.env_kwargs(name), "snr_db": snrs_db[0]})
+        systems[name] = {key: value for key, value in own.config_for(cache).to_dict().items() if key != "snr_db"}
+    packages = ("numpy", "scipy", "gymnasium", "numba", "safetensors")
+    return {
+        "agents": list(names),
+        "snr_db": list(snrs_db),
+        "episodes": episodes,
+        "seed": seed,
+        "env_kwargs": env_kwargs,
+        "config": systems,
+        "cache": {"name": settings.cache, "sha256": cache.sha256, "trajectories": len(cache)},
+        "versions": {
+            "refine-env": __version__,
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in packages},
+        },
+    }
+
+
+def _parse_list(name: str, text: str, kind: type) -> tuple[Any, ...]:
+    try:
+        values = tuple(kind(item.strip()) for item in text.split(",") if item.strip())
+    except ValueError:
+        values = ()
+    if not values or len(set(values)) < len(values):
+        raise ConfigurationError(
+            f"`{name}` must be a comma-separated list without repetition, got {text!r}. For example: "
+            + ("--snr-db 0,3,6" if kind is float else "--agents lookahead,persistent-q8")
+        )
+    return values
+
+
+def print_table(summary: Table) -> None:
+    """The summary on the terminal: one row an SNR, one column an agent, the lowest mean marked."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    order = list(dict.fromkeys(row["agent"] for row in summary))
+    cells = {(row["snr_db"], row["agent"]): row for row in summary}
+    view = RichTable(title="latent MSE at the deadline [95 % bootstrap interval of the mean]", show_lines=False)
+    view.add_column("SNR [dB]", justify="right")
+    for agent in order:
+        view.add_column(agent, justify="right")
+    for snr_db in dict.fromkeys(row["snr_db"] for row in summary):
+        best = min(cells[snr_db, agent]["latent_mse"] for agent in order)
+        line = [f"{snr_db:g}"]
+        for agent in order:
+            row = cells[snr_db, agent]
+            text = f"{row['latent_mse']:.3g}\n[dim]{row['ci_low']:.2g} … {row['ci_high']:.2g}[/dim]"
+            line.append(f"[bold green]{text}[/bold green]" if row["latent_mse"] == best else text)
+        view.add_row(*line)
+    Console().print(view)
+
+
+def main(
+    agent_names: Annotated[
+        str, typer.Option("--agents", help="Comma-separated policies.")
+    ] = ",".join(DEFAULT_AGENTS),
+    snr_db: Annotated[
+        str, typer.Option("--snr-db", help="Comma-separated mean SNRs per subchannel [dB].")
+    ] = ",".join(f"{value:g}" for value in DEFAULT_SNRS_DB),
+    episodes: Annotated[int, typer.Option(help="Episodes per policy and SNR.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the evaluation; the same seed gives the same draws.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("results/fig3a"),
+    cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
+    split: Annotated[str, typer.Option(help="Trajectories: train, test or all.")] = "test",
+    bit_depths: Annotated[str, typer.Option(help="Comma-separated bit depths.")] = "3,4,8,10,16",
+    deadline: Annotated[int, typer.Option(help="Deadline [slots].")] = 60,
+    figures: Annotated[bool, typer.Option(help="Draw the figure (needs matplotlib).")] = True,
+) -> None:
+    """Compare policies on common random numbers and write table, figure and how to repeat the run.
+
+    Exit codes: 0 done, 2 an argument is wrong, 3 the cache is missing or damaged.
+    """
+    try:
+        _run(agent_names, snr_db, episodes, seed, out, cache, split, bit_depths, deadline, figures)
+    except ConfigurationError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except (CacheError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(3) from None
+
+
+def _run(
+    agent_names: str,
+    snr_db: str,
+    episodes: int,
+    seed: int,
+    out: Path,
+    cache: str,
+    split: str,
+    bit_depths: str,
+    deadline: int,
+    figures: bool,
+) -> None:
+    from tqdm import tqdm
+
+    names = _parse_list("--agents", agent_names, str)
+    snrs_db = _parse_list("--snr-db", snr_db, float)
+    env_kwargs: dict[str, Any] = {
+        "cache": cache,
+        "split": split,
+        "bit_depths": list(_parse_list("--bit-depths", bit_depths, int)),
+        "deadline": deadline,
+    }
+    run = describe_run(names, snrs_db, episodes, seed, env_kwargs)
+    with tqdm(total=len(names) * len(snrs_db) * episodes, unit="episode", desc="evaluate") as bar:
+        table = evaluate(
+            names, snrs_db, episodes=episodes, seed=seed, env_kwargs=env_kwargs, progress=bar.update
+        )
+    summary = summarize(table)
+    write_table(out / "episodes.csv", table, EPISODE_COLUMNS)
+    write_table(out / "summary.csv", summary, SUMMARY_COLUMNS)
+    write_atomically(out / "run.json", json.dumps(run, indent=1) + "\n")
+    print_table(summary)
+    written = [out / name for name in ("episodes.csv", "summary.csv", "run.json")]
+    if figures:
+        from agents.figures import draw_fig3a
+
+        try:
+            written += draw_fig3a(summary, out)
+        except MissingExtraError as error:
+            typer.echo(f"No figure: {error}")
+    typer.echo("wrote " + ", ".join(str(path) for path in written))
+
+
+if __name__ == "__main__":
+    typer.run(main)

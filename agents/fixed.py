@@ -1,0 +1,65 @@
+"""Policies that predict nothing: Persistent-Q and Final-Only ([K] §V-A), and a random one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.base import Agent
+from refine_env import SystemConfig
+from refine_env.coding import LOSSLESS_BITS
+
+__all__ = ["FinalOnly", "PersistentQ", "RandomAgent"]
+
+
+class PersistentQ(Agent):
+    """TRANSMIT(b) whenever that is legal: every fresh latent, as fast as the channel allows.
+
+    Raises:
+        ConfigurationError: if b is not among the configuration's bit depths.
+    """
+
+    def __init__(self, config: SystemConfig, *, bits: int) -> None:
+        super().__init__(config, name=f"persistent-q{bits}")
+        self.bits = bits
+        self._action = config.action_of(bits)
+
+    def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """TRANSMIT(b) everywhere."""
+        return np.full(legal.shape, self._action, dtype=np.int64)
+
+
+class FinalOnly(Agent):
+    """Compute, then send: TRANSMIT(16), lossless, once x_0 is there.
+
+    Raises:
+        ConfigurationError: if 16 is not among the configuration's bit depths.
+    """
+
+    def __init__(self, config: SystemConfig) -> None:
+        super().__init__(config, name="final-only")
+        self._action = config.action_of(LOSSLESS_BITS)
+
+    def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """TRANSMIT(16) where t(n) = 0."""
+        return np.where(observation["server_step"] == 0, self._action, 0)
+
+
+class RandomAgent(Agent):
+    """A uniformly random legal action in every slot.
+
+    Args:
+        config: the system.
+        seed: of its own generator, which runs on through resets.
+    """
+
+    def __init__(self, config: SystemConfig, *, seed: int = 0) -> None:
+        super().__init__(config, name="random")
+        self._rng = np.random.default_rng(seed)
+
+    def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Uniform over WAIT and all bit depths."""
+        return self._rng.integers(self.config.num_actions, size=legal.shape)

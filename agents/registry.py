@@ -1,0 +1,62 @@
+"""Policies by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from agents.base import Agent
+from agents.fixed import FinalOnly, PersistentQ, RandomAgent
+from agents.lookahead import Lookahead
+from refine_env import ConfigurationError, SystemConfig
+
+__all__ = ["env_kwargs", "make", "names"]
+
+_MAKERS: dict[str, tuple[type[Agent], Callable[..., Agent]]] = {
+    "lookahead": (Lookahead, Lookahead),
+    "lookahead-literal": (Lookahead, lambda config: Lookahead(config, literal=True)),
+    "lookahead-tight": (Lookahead, lambda config: Lookahead(config, tight=True)),
+    "final-only": (FinalOnly, FinalOnly),
+    "random": (RandomAgent, RandomAgent),
+}
+_PERSISTENT = re.compile(r"persistent-q([1-9]\d*)")
+
+
+def names(config: SystemConfig | None = None) -> list[str]:
+    """The names that :func:`make` knows; Persistent-Q for the bit depths of ``config`` (default: the paper's)."""
+    depths = (3, 4, 8, 10, 16) if config is None else config.bit_depths
+    return [*_MAKERS, *(f"persistent-q{bits}" for bits in depths)]
+
+
+def make(name: str, config: SystemConfig, **options: Any) -> Agent:
+    """The policy of that name, made for a system.
+
+    Args:
+        name: one of :func:`names`.
+        config: the system, for example ``env.unwrapped.config``.
+        **options: of that policy, for example ``seed`` of ``random``.
+
+    Raises:
+        ConfigurationError: if there is no such policy, or it cannot act in that system.
+    """
+    persistent = _PERSISTENT.fullmatch(name)
+    if persistent:
+        return PersistentQ(config, bits=int(persistent[1]), **options)
+    return _find(name)[1](config, **options)
+
+
+def env_kwargs(name: str) -> dict[str, Any]:
+    """Environment arguments that the policy of that name is made for, e.g. ``{"coder": "forward", ...}``.
+
+    Raises:
+        ConfigurationError: if there is no such policy.
+    """
+    kind = PersistentQ if _PERSISTENT.fullmatch(name) else _find(name)[0]
+    return dict(kind.env_kwargs)
+
+
+def _find(name: str) -> tuple[type[Agent], Callable[..., Agent]]:
+    if name not in _MAKERS:
+        raise ConfigurationError(f"`name` must be one of {', '.join(names())}, got {name!r}. Choose one of them.")
+    return _MAKERS[name]

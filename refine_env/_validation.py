@@ -1,0 +1,61 @@
+"""Checks of single arguments, each failing with one sentence: what, got, what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from refine_env.errors import ConfigurationError
+
+__all__ = ["check_choice", "check_finite", "check_integer", "check_positive", "check_snr_db"]
+
+SNR_DB_LIMIT = 200.0
+
+
+def check_integer(name: str, value: Any, minimum: int, maximum: int | None = None, *, advice: str) -> int:
+    """``value`` as an int in ``minimum … maximum``; raises ConfigurationError otherwise."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Integral)
+        or value < minimum
+        or (maximum is not None and value > maximum)
+    ):
+        span = f">= {minimum}" if maximum is None else f"in {minimum} … {maximum}"
+        raise ConfigurationError(f"`{name}` must be an integer {span}, got {value!r}. {advice}")
+    return int(value)
+
+
+def check_finite(name: str, value: Any, *, advice: str) -> float:
+    """``value`` as a finite float; raises ConfigurationError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ConfigurationError(f"`{name}` must be a finite number, got {value!r}. {advice}")
+    return float(value)
+
+
+def check_positive(name: str, value: Any, *, advice: str) -> float:
+    """``value`` as a finite float above 0; raises ConfigurationError otherwise."""
+    number = check_finite(name, value, advice=advice)
+    if number <= 0.0:
+        raise ConfigurationError(f"`{name}` must be > 0, got {value!r}. {advice}")
+    return number
+
+
+def check_snr_db(value: Any, name: str = "snr_db") -> float:
+    """A mean SNR in dB, finite and within ±200; raises ConfigurationError otherwise."""
+    number = check_finite(name, value, advice="Give the mean SNR per subchannel in dB, for example 6.0.")
+    if abs(number) > SNR_DB_LIMIT:
+        raise ConfigurationError(
+            f"`{name}` must lie in -{SNR_DB_LIMIT:g} … {SNR_DB_LIMIT:g} dB, got {value!r}. "
+            "Give the mean SNR per subchannel in dB, for example 6.0."
+        )
+    return number
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """``value`` if it is one of ``choices``; raises ConfigurationError otherwise."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ConfigurationError(f"`{name}` must be one of {listed}, got {value!r}. Choose one of them.")
+    return str(value)

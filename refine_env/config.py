@@ -1,0 +1,270 @@
+"""One complete, frozen description of a system: all that a policy may know in advance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from refine_env._validation import check_choice, check_integer, check_positive, check_snr_db
+from refine_env.coding import CODERS, LOSSLESS_BITS, Coder, make_coder
+from refine_env.errors import ConfigurationError
+from refine_env.link import RateStatistics, rate_statistics, total_power
+from refine_env.link.latency import check_quantile
+from refine_env.link.waterfilling import SNR_REFERENCES
+from refine_env.schedule import NoiseSchedule
+
+__all__ = ["PAYLOADS", "LinkConfig", "SystemConfig"]
+
+PAYLOADS = ("latent",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkConfig:
+    """The wireless link and the prompt's uplink ([K] §II-A, §V-A).
+
+    ℓ and B_s are stated for latents of ``reference_latent_dim`` dimensions and scale with the latent at
+    hand, which keeps the paper's bits per dimension and slot; with the link left as it is, a small
+    latent makes every SNR easy. K stays, and with it the relative variance of the rate.
+
+    Args:
+        num_subchannels: K.
+        symbols_per_slot: ℓ, symbols per subchannel and slot at the reference dimension.
+        uplink_bits: B_s, size of the prompt [bit] at the reference dimension.
+        snr_reference: ``"subchannel"`` (default) or ``"total"``, see :func:`refine_env.link.total_power`.
+        reference_latent_dim: M at which ℓ and B_s hold; ``None`` takes them as they are, unscaled.
+
+    Raises:
+        ConfigurationError: if a value is out of range.
+    """
+
+    num_subchannels: int = 60
+    symbols_per_slot: float = 70.0
+    uplink_bits: float = 8192.0
+    snr_reference: str = "subchannel"
+    reference_latent_dim: int | None = 16384
+
+    def __post_init__(self) -> None:
+        check_integer("num_subchannels", self.num_subchannels, 1, advice="Give K, for example 60.")
+        check_positive("symbols_per_slot", self.symbols_per_slot, advice="Give ℓ, for example 70.")
+        check_positive("uplink_bits", self.uplink_bits, advice="Give the prompt's size, for example 8192.")
+        check_choice("snr_reference", self.snr_reference, SNR_REFERENCES)
+        if self.reference_latent_dim is not None:
+            check_integer(
+                "reference_latent_dim", self.reference_latent_dim, 1, advice="Give M, for example 16384."
+            )
+
+    def scale(self, latent_dim: int) -> float:
+        """Factor on ℓ and B_s for latents of ``latent_dim`` dimensions."""
+        return 1.0 if self.reference_latent_dim is None else latent_dim / self.reference_latent_dim
+
+    @classmethod
+    def from_mapping(cls, settings: LinkConfig | Mapping[str, Any] | None) -> LinkConfig:
+        """A ``LinkConfig`` from a JSON object of its arguments (``None``: the defaults).
+
+        Raises:
+            ConfigurationError: if a key is not an argument.
+        """
+        if settings is None:
+            return cls()
+        if isinstance(settings, LinkConfig):
+            return settings
+        known = [item.name for item in fields(cls)]
+        if not isinstance(settings, Mapping) or not set(settings) <= set(known):
+            raise ConfigurationError(
+                f"`link` must be an object with keys among {', '.join(known)}, got {settings!r}. "
+                "Leave out what should keep its default."
+            )
+        return cls(**settings)
+
+
+def _check_bit_depths(value: Sequence[int]) -> tuple[int, ...]:
+    advice = "Give ascending bit depths without repetition in 1 … 16, for example [3, 4, 8, 10, 16]."
+    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)) or len(value) == 0:
+        raise ConfigurationError(f"`bit_depths` must be a non-empty sequence, got {value!r}. {advice}")
+    depths = tuple(check_integer("bit_depths", depth, 1, LOSSLESS_BITS, advice=advice) for depth in value)
+    if any(a >= b for a, b in zip(depths, depths[1:], strict=False)):
+        raise ConfigurationError(f"`bit_depths` must be strictly ascending, got {list(depths)}. {advice}")
+    return depths
+
+
+def _check_snr_range(value: Any) -> float | tuple[float, float]:
+    if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes)):
+        if len(value) != 2:
+            raise ConfigurationError(
+                f"`snr_db` must be one number or a pair [low, high], got {value!r}. "
+                "Give for example 6.0, or [0, 24] to draw the SNR of every episode."
+            )
+        low, high = (check_snr_db(end) for end in value)
+        if not low < high:
+            raise ConfigurationError(
+                f"`snr_db` must be a pair with low < high, got {[low, high]}. Give one number for a fixed SNR."
+            )
+        return low, high
+    return check_snr_db(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemConfig:
+    """Everything that defines the decision problem; an agent needs neither environment nor cache.
+
+    Args:
+        snr_db: mean SNR per subchannel [dB], or a pair (low, high) from which every episode draws uniformly.
+        latent_dim: M.
+        schedule: the noise schedule, T + 1 values of ᾱ.
+        bit_depths: 𝓑, ascending, each 1 … 16; 16 is lossless.
+        deadline: T_d [slots].
+        latency_quantile: q of the paper's latency model.
+        link: the link.
+        coder: the refinement coder, ``"forward"`` (the paper's).
+        payload: what is sent, ``"latent"`` (x_t, the paper's).
+
+    Raises:
+        ConfigurationError: if a value is out of range.
+    """
+
+    snr_db: float | tuple[float, float]
+    latent_dim: int = 16384
+    schedule: NoiseSchedule = field(default_factory=NoiseSchedule.stable_diffusion)
+    bit_depths: tuple[int, ...] = (3, 4, 8, 10, 16)
+    deadline: int = 60
+    latency_quantile: float = 0.9
+    link: LinkConfig = field(default_factory=LinkConfig)
+    coder: str = "forward"
+    payload: str = "latent"
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        set_field(self, "snr_db", _check_snr_range(self.snr_db))
+        set_field(
+            self,
+            "latent_dim",
+            check_integer("latent_dim", self.latent_dim, 1, advice="Give M, for example 16384."),
+        )
+        if not isinstance(self.schedule, NoiseSchedule):
+            raise ConfigurationError(
+                f"`schedule` must be a NoiseSchedule, got {type(self.schedule).__name__}. "
+                "Use for example NoiseSchedule.stable_diffusion(num_steps=50)."
+            )
+        set_field(self, "bit_depths", _check_bit_depths(self.bit_depths))
+        set_field(
+            self,
+            "deadline",
+            check_integer("deadline", self.deadline, 1, advice="Give T_d in slots, for example 60."),
+        )
+        set_field(self, "latency_quantile", check_quantile(self.latency_quantile, "latency_quantile"))
+        set_field(self, "link", LinkConfig.from_mapping(self.link))
+        check_choice("coder", self.coder, CODERS)
+        check_choice("payload", self.payload, PAYLOADS)
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.schedule.num_steps
+
+    @property
+    def num_actions(self) -> int:
+        """1 + |𝓑|: WAIT, then TRANSMIT at every bit depth."""
+        return 1 + len(self.bit_depths)
+
+    @property
+    def symbols_per_slot(self) -> float:
+        """ℓ for this latent [symbols per subchannel and slot]; may be fractional."""
+        return self.link.symbols_per_slot * self.link.scale(self.latent_dim)
+
+    @property
+    def uplink_bits(self) -> float:
+        """B_s for this latent [bit]."""
+        return self.link.uplink_bits * self.link.scale(self.latent_dim)
+
+    @property
+    def snr_is_range(self) -> bool:
+        """Whether every episode draws its own SNR."""
+        return isinstance(self.snr_db, tuple)
+
+    def single_snr_db(self, purpose: str) -> float:
+        """The SNR [dB] of a configuration that has just one.
+
+        Args:
+            purpose: who asks, for the message.
+
+        Raises:
+            ConfigurationError: if the configuration has a range.
+        """
+        if isinstance(self.snr_db, tuple):
+            raise ConfigurationError(
+                f"`snr_db` must be one number for {purpose}, got the range {list(self.snr_db)}. "
+                "Use a configuration with a single SNR, or an agent that infers it."
+            )
+        return self.snr_db
+
+    def action_of(self, bits: int) -> int:
+        """The action TRANSMIT(b).
+
+        Raises:
+            ConfigurationError: if b is not among the bit depths.
+        """
+        if bits not in self.bit_depths:
+            raise ConfigurationError(
+                f"`bits` must be one of the bit depths {list(self.bit_depths)}, got {bits!r}. Add it to `bit_depths`."
+            )
+        return self.bit_depths.index(bits) + 1
+
+    @property
+    def max_bits_per_dimension(self) -> float:
+        """Largest message in bits per dimension: a lossless latent, or the prompt if that is larger."""
+        return max(float(LOSSLESS_BITS), self.uplink_bits / self.latent_dim)
+
+    def total_power(self, snr_db: float) -> float:
+        """Σ_j p_j of a slot at that SNR, noise-normalised."""
+        return total_power(snr_db, self.link.num_subchannels, self.link.snr_reference)
+
+    @cached_property
+    def rate_statistics(self) -> RateStatistics:
+        """The paper's γ_0, R̄ and σ_R at the configuration's one SNR.
+
+        Raises:
+            ConfigurationError: if the configuration has an SNR range.
+        """
+        return rate_statistics(
+            self.single_snr_db("rate statistics"),
+            self.link.num_subchannels,
+            self.symbols_per_slot,
+            self.link.snr_reference,
+        )
+
+    def make_coder(self) -> Coder:
+        """The configured refinement coder."""
+        return make_coder(self.coder, self.schedule, self.bit_depths)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object with every field."""
+        return {
+            "snr_db": list(self.snr_db) if isinstance(self.snr_db, tuple) else self.snr_db,
+            "latent_dim": self.latent_dim,
+            "schedule": {"alpha_bar": self.schedule.alpha_bar.tolist()},
+            "bit_depths": list(self.bit_depths),
+            "deadline": self.deadline,
+            "latency_quantile": self.latency_quantile,
+            "link": asdict(self.link),
+            "coder": self.coder,
+            "payload": self.payload,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SystemConfig:
+        """The configuration that :meth:`to_dict` wrote.
+
+        Raises:
+            ConfigurationError: if a field is missing, unknown or out of range.
+        """
+        known = {item.name for item in fields(cls)}
+        if set(values) != known:
+            raise ConfigurationError(
+                f"`values` must have exactly the keys {', '.join(sorted(known))}, got {', '.join(sorted(values))}. "
+                "Write it with SystemConfig.to_dict."
+            )
+        return cls(**{**values, "schedule": NoiseSchedule(values["schedule"]["alpha_bar"])})

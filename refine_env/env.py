@@ -1,0 +1,206 @@
+"""The single environment."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+from numpy.typing import NDArray
+
+from refine_env._validation import check_choice
+from refine_env.config import SystemConfig
+from refine_env.errors import ActionError
+from refine_env.process import DecisionProcess
+from refine_env.render import ansi_frame
+from refine_env.settings import EnvSettings
+from refine_env.trajectories import TrajectoryCache
+
+__all__ = ["RENDER_MODES", "LatentRefinementEnv", "check_render_mode"]
+
+RENDER_MODES = ("ansi",)
+
+
+def check_render_mode(render_mode: str | None) -> str | None:
+    """``render_mode`` if it is known; raises ConfigurationError otherwise."""
+    return None if render_mode is None else check_choice("render_mode", render_mode, RENDER_MODES)
+
+
+class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
+    """Deadline-aware transmission of a diffusion model's intermediate latents over a fading channel.
+
+    ## Description
+
+    An edge server generates a latent x_0 by T reverse diffusion steps, one a slot, after a prompt of B_s
+    bits has come up the link. A device shows what it holds when the deadline, slot T_d, has passed. In any
+    slot in which the channel is idle the server may send its newest latent x_t, quantized to b bits per
+    dimension and coded relative to what the device already holds; the message occupies the link, K Rayleigh
+    block-fading subchannels under waterfilling, until M·b bits have flowed. The score is the mean square
+    error between the latent at the device and x_0.
+
+    The problem and the model are those of Kalør and Ohtsuki, *Progressive Latent Refinement for
+    Deadline-Aware Generative AI over Wireless Channels*; ``docs/model.md`` has the mathematics and every
+    reading of the paper that is made here. Latents come from a cache of recorded trajectories.
+
+    ## Action Space
+
+    ``Discrete(1 + len(bit_depths))``: 0 is WAIT, i is TRANSMIT(bit_depths[i-1]). TRANSMIT is legal while
+    the channel is idle, at least one diffusion step is done, and the server's latent is fresher than the
+    device's. :meth:`action_masks` gives the legal actions as bool ``(n,)``, ``info["action_mask"]`` as int8.
+
+    ## Observation Space
+
+    A ``Dict``; every observation, the terminal one too, lies in it, and it does not depend on the SNR.
+
+    | key | space | meaning |
+    |---|---|---|
+    | ``slot`` | Discrete(T_d+2) | n, 1-based; T_d+1 after the last slot |
+    | ``server_step`` | Discrete(T+1) | t(n), newest latent at the server; T = only noise, 0 = clean |
+    | ``device_step`` | Discrete(T+1) | t_p, latent that the device has decoded; T = the shared noise |
+    | ``channel_history`` | Box float32 (history_length,) | bits per latent dimension of the slots up to the current one, most recent last, 0 before slot 1; saturates at what carries the largest message in one slot |
+    | ``remaining_bits`` | Box float32 (1,) | bits per dimension still to flow of the message in flight, the prompt included; 0 = idle |
+    | ``device_error`` | Box float32 (1,) | predicted coding error per dimension of what the device holds |
+    | ``device_bits`` | Discrete(17) | bit depth of the last delivery, 0 = none |
+
+    ## Rewards
+
+    With M dimensions and ŷ what the device holds:
+
+    - ``"terminal"`` (default): −(1/M)‖ŷ − x_0‖² after the last slot, 0 before; the return is the paper's objective.
+    - ``"improvement"``: the drop of (1/M)‖ŷ − x_0‖² at each delivery.
+    - ``"log"``: −10·log10((1/M)‖ŷ − x_0‖² + 1e-8) after the last slot, 0 before.
+
+    ## Starting State
+
+    Slot 1 with the prompt still to be sent. ``reset(seed=)`` fixes the whole episode: the trajectory, the SNR
+    where it is a range, and the gains of all slots are drawn at reset, in that order.
+    ``reset(options={"trajectory": i, "rates": [...]})`` replays a trajectory (an index of the cache) or a channel
+    (bits per slot, length T_d); what is replayed never changes what else is drawn.
+
+    ## Episode End
+
+    The episode terminates after slot T_d: the deadline is part of the problem. It is never truncated.
+
+    ## Arguments
+
+    | argument | default | meaning |
+    |---|---|---|
+    | ``snr_db`` | 6.0 | mean SNR per subchannel [dB], or [low, high] to draw it for every episode; never observed |
+    | ``cache`` | "default" | name or folder of a trajectory cache; sets T, M and the noise schedule |
+    | ``split`` | "train" | "train", "test" or "all": which trajectories are drawn |
+    | ``deadline`` | 60 | T_d [slots] |
+    | ``bit_depths`` | [3, 4, 8, 10, 16] | 𝓑, ascending, 1 … 16; 16 is lossless |
+    | ``latency_quantile`` | 0.9 | q of the paper's latency model, for policies that use it |
+    | ``link`` | None | object of :class:`refine_env.LinkConfig` arguments; ℓ and B_s scale with M unless told otherwise |
+    | ``latent_dim`` | None | M, only to insist on it: must be the cache's |
+    | ``coder`` | "forward" | the refinement coder: the paper's |
+    | ``payload`` | "latent" | what is sent: x_t |
+    | ``reward`` | "terminal" | see Rewards |
+    | ``illegal_action`` | "wait" | an illegal TRANSMIT is a WAIT (and marked in info), or with "raise" an error |
+    | ``history_length`` | None | slots in ``channel_history``; None: the deadline |
+    | ``decision_epochs`` | False | run through the slots in which only WAIT is legal |
+    | ``render_mode`` | None | "ansi": one line of text a slot |
+
+    ## Info
+
+    The same keys after every step and reset:
+
+    | key | type | meaning |
+    |---|---|---|
+    | ``action_mask`` | int8 (n,) | legal actions now |
+    | ``bits_sent`` | float | bits that the downlink has carried |
+    | ``delivered`` | bool | a delivery completed in this step |
+    | ``illegal_action`` | bool | this step's action was an illegal TRANSMIT, treated as WAIT |
+    | ``latent_mse`` | float | (1/M)‖ŷ − x_0‖² of what the device holds; unknown to a real server |
+    | ``num_deliveries`` | int | deliveries so far |
+    | ``trajectory`` | int | index in the cache |
+    | ``uplink_slots`` | int | T_ul, 0 while the uplink runs |
+
+    ## Vectorized Environment
+
+    ``gymnasium.make_vec(id, num_envs=N)`` gives :class:`refine_env.vector_env.LatentRefinementVectorEnv`,
+    equal bit for bit to ``SyncVectorEnv`` over N of these; it also takes ``autoreset_mode``.
+
+    ## Version History
+
+    - v0: initial version
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 4}
+
+    def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
+        self.render_mode = check_render_mode(render_mode)
+        self._process = DecisionProcess(EnvSettings.from_kwargs(kwargs), num_envs=1)
+        self.observation_space = self._process.observation_space
+        self.action_space = self._process.action_space
+
+    @property
+    def config(self) -> SystemConfig:
+        """The system: all that a policy may know in advance."""
+        return self._process.config
+
+    @property
+    def cache(self) -> TrajectoryCache:
+        """The trajectory cache."""
+        return self._process.cache
+
+    @property
+    def settings(self) -> EnvSettings:
+        """The environment's arguments."""
+        return self._process.settings
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: fixes the whole episode.
+            options: ``"trajectory"`` and ``"rates"`` to replay, see Starting State.
+
+        Raises:
+            ConfigurationError: if an option is unknown or out of range.
+        """
+        checked = self._process.check_options(options)
+        super().reset(seed=seed)
+        self._process.begin(0, self.np_random, checked)
+        return self._observation(), self._info()
+
+    def step(
+        self, action: np.int64 | int
+    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Act in the current slot and pass to the next.
+
+        Raises:
+            ActionError: if the action is not in the action space, or illegal under ``illegal_action="raise"``.
+            ResetNeeded: if the episode is over or none has begun.
+        """
+        process = self._process
+        slot = process.episodes.state["slot"][0]
+        if not 1 <= slot <= process.config.deadline:
+            raise ResetNeeded("The episode must be running to step, got a finished or unstarted one. Call reset().")
+        if isinstance(action, (bool, float)) or not self.action_space.contains(action):
+            raise ActionError(
+                f"`action` must be in 0 … {process.config.num_actions - 1}, got {action!r}. "
+                "0 is WAIT, i is TRANSMIT(bit_depths[i - 1])."
+            )
+        reward = float(process.step(np.array([action], dtype=np.int64))[0])
+        terminated = bool(process.episodes.finished()[0])
+        return self._observation(), reward, terminated, False, self._info()
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which actions are legal now, bool (n,)."""
+        return self._process.episodes.action_mask()[0].astype(np.bool_)
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The current slot as one line of text, under ``render_mode="ansi"``."""
+        return ansi_frame(self._process.episodes, 0) if self.render_mode == "ansi" else None
+
+    def _observation(self) -> dict[str, Any]:
+        return {key: values[0] for key, values in self._process.observations().items()}
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            key: values[0] if values.ndim > 1 else values[0].item() for key, values in self._process.infos().items()
+        }

@@ -1,0 +1,56 @@
+"""The package's own error types; each message is one sentence of what, got, and what to do."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+__all__ = [
+    "ActionError",
+    "CacheError",
+    "CacheFormatError",
+    "ConfigurationError",
+    "MissingExtraError",
+    "import_extra",
+]
+
+
+class ConfigurationError(ValueError):
+    """An argument, or a combination of arguments, that describes no valid system."""
+
+
+class ActionError(ValueError):
+    """An action outside the action space, or an illegal one where the environment raises on these."""
+
+
+class CacheError(Exception):
+    """A trajectory cache that is missing, damaged or cannot be written."""
+
+
+class CacheFormatError(CacheError):
+    """A trajectory cache whose files do not match what its manifest, or this version, says."""
+
+
+class MissingExtraError(ImportError):
+    """A feature whose optional dependencies are not installed."""
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency where it is used.
+
+    Args:
+        module: dotted name, e.g. ``"matplotlib.pyplot"``.
+        extra: the extra of this distribution that installs it.
+
+    Raises:
+        MissingExtraError: if it is not installed; the message names the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtraError(
+            f"`{module.split('.')[0]}` must be installed for this, and it is not. "
+            f"Install the extra: pip install 'refine-env[{extra}]' (from a clone: pip install -e '.[{extra}]')."
+        ) from None

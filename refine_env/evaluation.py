@@ -1,0 +1,278 @@
+"""Paired roll-outs of policies: a table of episodes, its summary, and both as CSV files."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refine_env._validation import check_integer
+from refine_env.config import SystemConfig
+from refine_env.errors import ConfigurationError
+from refine_env.vector_env import LatentRefinementVectorEnv
+
+__all__ = [
+    "EPISODE_COLUMNS",
+    "SUMMARY_COLUMNS",
+    "Policy",
+    "Table",
+    "bootstrap_interval",
+    "episode_seeds",
+    "read_table",
+    "roll_out",
+    "summarize",
+    "write_atomically",
+    "write_table",
+]
+
+Table = list[dict[str, Any]]
+"""Rows of equal keys."""
+
+EPISODE_COLUMNS: dict[str, type] = {
+    "agent": str,
+    "snr_db": float,
+    "episode": int,
+    "seed": int,
+    "trajectory": int,
+    "latent_mse": float,
+    "no_delivery_mse": float,
+    "device_step": int,
+    "device_bits": int,
+    "num_deliveries": int,
+    "bits_sent": float,
+    "uplink_slots": int,
+    "coder": str,
+    "payload": str,
+}
+"""Columns of a table of episodes. ``no_delivery_mse`` is what the episode's device would score with nothing
+delivered, ``device_step`` = T means just that, ``uplink_slots`` = 0 an uplink that never finished."""
+
+SUMMARY_COLUMNS: dict[str, type] = {
+    "agent": str,
+    "snr_db": float,
+    "episodes": int,
+    "latent_mse": float,
+    "ci_low": float,
+    "ci_high": float,
+    "no_delivery_mse": float,
+    "delivered_share": float,
+    "mean_device_step": float,
+    "mean_num_deliveries": float,
+    "mean_bits_sent": float,
+    "coder": str,
+    "payload": str,
+}
+"""Columns of a summary: one row per agent and SNR, ``ci_low`` … ``ci_high`` a 95 % bootstrap interval of the
+mean ``latent_mse``."""
+
+
+class Policy(Protocol):
+    """What a roll-out asks of a policy."""
+
+    name: str
+
+    def reset(self, num_envs: int = 1) -> None:
+        """Forget all episodes; ``num_envs`` new ones begin."""
+
+    def select_action(self, observation: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
+        """Actions (N,) for the vector environment's observation."""
+
+    def check_config(self, config: SystemConfig) -> None:
+        """Raise if the policy was not made for that system."""
+
+
+def episode_seeds(seed: int, episodes: int) -> list[int]:
+    """The environment seed of every episode of an evaluation; more episodes keep the earlier ones' seeds.
+
+    Raises:
+        ConfigurationError: if ``seed`` is negative or ``episodes`` not positive.
+    """
+    check_integer("episodes", episodes, 1, advice="Give the number of episodes, for example 200.")
+    check_integer("seed", seed, 0, advice="Give a non-negative seed, for example 0.")
+    return [int(word) for word in np.random.SeedSequence(seed).generate_state(episodes)]
+
+
+def roll_out(
+    make_policy: Callable[[SystemConfig], Policy],
+    *,
+    env_kwargs: Mapping[str, Any],
+    episodes: int,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> Table:
+    """Play episodes with one policy; episode k has the same seed whatever the policy, hence the same draws.
+
+    Args:
+        make_policy: called once with the environment's configuration.
+        env_kwargs: the environment's arguments; ``split`` defaults to ``"test"`` here.
+        episodes: how many.
+        seed: of the evaluation.
+        batch_size: episodes played at once; the table does not depend on it for a deterministic policy.
+        progress: called with the number of episodes that have just ended.
+
+    Returns:
+        One row per episode, columns :data:`EPISODE_COLUMNS`.
+
+    Raises:
+        ConfigurationError: if an argument is out of range or the policy was made for another system.
+    """
+    seeds = episode_seeds(seed, episodes)
+    size = min(check_integer("batch_size", batch_size, 1, advice="Give for example 256."), episodes)
+    kwargs = {"split": "test", **env_kwargs}
+    rows: Table = []
+    policy: Policy | None = None
+    for start in range(0, episodes, size):
+        batch = seeds[start : start + size]
+        env = LatentRefinementVectorEnv(num_envs=len(batch), **kwargs)
+        if policy is None:
+            policy = make_policy(env.config)
+        policy.check_config(env.config)
+        rows.extend(_play(env, policy, batch, first_episode=start))
+        if progress is not None:
+            progress(len(batch))
+    return rows
+
+
+def _play(env: LatentRefinementVectorEnv, policy: Policy, seeds: Sequence[int], first_episode: int) -> Table:
+    """Play one episode in every environment to its end; with decision epochs they end at different steps."""
+    policy.reset(env.num_envs)
+    observation, info = env.reset(seed=list(seeds))
+    nothing_delivered = info["latent_mse"].copy()
+    rows: Table = [{} for _ in seeds]
+    running = np.ones(env.num_envs, dtype=np.bool_)
+    while running.any():
+        observation, _, terminated, _, info = env.step(policy.select_action(observation, info))
+        for i in np.flatnonzero(running & terminated):
+            rows[i] = {
+                "agent": policy.name,
+                "snr_db": env.config.snr_db,
+                "episode": first_episode + int(i),
+                "seed": seeds[i],
+                "trajectory": int(info["trajectory"][i]),
+                "latent_mse": float(info["latent_mse"][i]),
+                "no_delivery_mse": float(nothing_delivered[i]),
+                "device_step": int(observation["device_step"][i]),
+                "device_bits": int(observation["device_bits"][i]),
+                "num_deliveries": int(info["num_deliveries"][i]),
+                "bits_sent": float(info["bits_sent"][i]),
+                "uplink_slots": int(info["uplink_slots"][i]),
+                "coder": env.config.coder,
+                "payload": env.config.payload,
+            }
+        running &= ~terminated
+    return rows
+
+
+def bootstrap_interval(
+    values: NDArray[np.float64], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean.
+
+    Tables of the same length are resampled alike, so intervals of paired episodes are paired too.
+
+    Args:
+        values: (n,).
+        level: coverage.
+        resamples: bootstrap replicates.
+        seed: of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(values.size, np.full(values.size, 1.0 / values.size), size=resamples)
+    means = counts @ values / values.size
+    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)
+
+
+def summarize(episodes: Table) -> Table:
+    """Mean, interval and averages per agent and SNR, in the order in which they first appear.
+
+    Args:
+        episodes: rows with :data:`EPISODE_COLUMNS`.
+
+    Returns:
+        Rows with :data:`SUMMARY_COLUMNS`.
+    """
+    groups: dict[tuple[Any, ...], Table] = {}
+    for row in episodes:
+        groups.setdefault((row["agent"], row["snr_db"], row["coder"], row["payload"]), []).append(row)
+    summary: Table = []
+    for (agent, snr_db, coder, payload), rows in groups.items():
+
+        def mean(column: str, rows: Table = rows) -> float:
+            return float(np.mean([row[column] for row in rows]))
+
+        values = np.array([row["latent_mse"] for row in rows])
+        low, high = bootstrap_interval(values)
+        summary.append(
+            {
+                "agent": agent,
+                "snr_db": snr_db,
+                "episodes": len(rows),
+                "latent_mse": float(values.mean()),
+                "ci_low": low,
+                "ci_high": high,
+                "no_delivery_mse": mean("no_delivery_mse"),
+                "delivered_share": float(np.mean([row["num_deliveries"] > 0 for row in rows])),
+                "mean_device_step": mean("device_step"),
+                "mean_num_deliveries": mean("num_deliveries"),
+                "mean_bits_sent": mean("bits_sent"),
+                "coder": coder,
+                "payload": payload,
+            }
+        )
+    return summary
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Write a text file so that a reader, or a crash, sees the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, type]) -> None:
+    """Write rows as CSV, atomically; numbers in full precision."""
+    lines = [",".join(columns)]
+    lines.extend(",".join(_cell(row[name]) for name in columns) for row in rows)
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def _cell(value: Any) -> str:
+    text = repr(float(value)) if isinstance(value, float) else str(value)
+    return f'"{text}"' if "," in text else text
+
+
+def read_table(path: Path, columns: Mapping[str, type]) -> Table:
+    """Read what :func:`write_table` wrote.
+
+    Raises:
+        ConfigurationError: if the file is missing, or its columns are not these.
+    """
+    if not path.is_file():
+        raise ConfigurationError(
+            f"`{path.name}` must be a table of an evaluation, got no file at {path}. "
+            "Make one with: python -m agents.evaluate"
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in columns if name not in (reader.fieldnames or [])]
+        if missing:
+            raise ConfigurationError(
+                f"`{path.name}` must have the columns {', '.join(columns)}, got none named {', '.join(missing)}. "
+                "Make it anew with: python -m agents.evaluate"
+            )
+        return [{name: kind(row[name]) for name, kind in columns.items()} for row in reader]

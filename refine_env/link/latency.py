@@ -1,0 +1,60 @@
+"""The paper's latency model: a quantile of the slots that a payload takes ([K] Eq. 11)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from refine_env._validation import check_positive
+from refine_env.errors import ConfigurationError
+from refine_env.link.statistics import RateStatistics
+
+__all__ = ["check_quantile", "latency_quantile", "latency_quantiles"]
+
+
+def check_quantile(value: float, name: str = "quantile") -> float:
+    """``value`` as a float strictly between 0 and 1; raises ConfigurationError otherwise."""
+    number = check_positive(name, value, advice="Give a probability, for example 0.9.")
+    if number >= 1.0:
+        raise ConfigurationError(
+            f"`{name}` must lie strictly between 0 and 1, got {value!r}. Give a probability, for example 0.9."
+        )
+    return number
+
+
+def latency_quantile(bits: float, statistics: RateStatistics, quantile: float = 0.9) -> int:
+    """T̂_q(B) = ⌈x²⌉, x the positive root of R̄x² + Φ^{-1}(1−q) σ_R x − B = 0 ([K] Eq. 11).
+
+    Args:
+        bits: payload B, any positive number of bits.
+        statistics: R̄ and σ_R of the link.
+        quantile: q, the probability with which the payload is through by then.
+
+    Returns:
+        Slots, >= 1.
+
+    Raises:
+        ConfigurationError: if ``bits`` is not positive and finite or ``quantile`` not in (0, 1).
+    """
+    payload = check_positive("bits", bits, advice="Give the payload in bits, M·b.")
+    linear = float(special.ndtri(1.0 - check_quantile(quantile))) * statistics.std
+    # The form of the root that does not cancel, whichever sign the linear term has.
+    discriminant = math.sqrt(linear * linear + 4.0 * statistics.mean * payload)
+    if linear <= 0.0:
+        root = (discriminant - linear) / (2.0 * statistics.mean)
+    else:
+        root = 2.0 * payload / (discriminant + linear)
+    return max(1, math.ceil(root * root))
+
+
+def latency_quantiles(
+    latent_dim: int, bit_depths: Iterable[int], statistics: RateStatistics, quantile: float = 0.9
+) -> NDArray[np.int64]:
+    """T̂_q(M·b) for each bit depth b, shape (len(bit_depths),) [slots]."""
+    return np.array(
+        [latency_quantile(latent_dim * depth, statistics, quantile) for depth in bit_depths], dtype=np.int64
+    )

@@ -1,0 +1,44 @@
+"""Frames of an episode, as text."""
+
+from __future__ import annotations
+
+from refine_env.simulator import EpisodeBatch
+
+__all__ = ["ansi_frame"]
+
+_BAR_WIDTH = 20
+
+
+def _latent_name(step: int, num_steps: int) -> str:
+    return f"x_{step} (noise)" if step == num_steps else f"x_{step}"
+
+
+def ansi_frame(episodes: EpisodeBatch, i: int) -> str:
+    """One line: slot, the server's progress, what is in flight, what the device holds.
+
+    Args:
+        episodes: the batch.
+        i: which of its episodes.
+    """
+    config, s = episodes.config, episodes.state[i]
+    num_steps, deadline = config.num_steps, config.deadline
+    slot = min(int(s["slot"]), deadline)
+    done = round(_BAR_WIDTH * (num_steps - int(s["server_step"])) / num_steps)
+    rate = episodes.rates[i, slot - 1] / config.latent_dim
+    left = episodes.remaining_bits()[i] / config.latent_dim
+    if s["message_size"] == 0.0:
+        channel = "idle"
+    elif s["message_bits"] == 0:
+        channel = f"prompt, {left:.2f} bit/dim left"
+    else:
+        channel = f"x_{s['message_step']} at {s['message_bits']} bit, {left:.2f} bit/dim left"
+    held = _latent_name(int(s["device_step"]), num_steps)
+    if s["device_bits"]:
+        held += f" at {s['device_bits']} bit"
+    ended = "  [deadline]" if s["slot"] > deadline else ""
+    return (
+        f"slot {slot:3d}/{deadline}  "
+        f"server {'█' * done}{'·' * (_BAR_WIDTH - done)} {_latent_name(int(s['server_step']), num_steps):<12}  "
+        f"rate {rate:5.2f} bit/dim  channel {channel:<38}  "
+        f"device {held}, MSE {episodes.latent_mse[i]:.3g}{ended}\n"
+    )

@@ -1,0 +1,110 @@
+"""The keyword arguments of the environments, validated once, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from refine_env._validation import check_choice, check_integer
+from refine_env.config import LinkConfig, SystemConfig
+from refine_env.errors import ConfigurationError
+from refine_env.trajectories import TrajectoryCache
+
+__all__ = ["ILLEGAL_ACTIONS", "REWARDS", "SPLITS", "EnvSettings"]
+
+SPLITS = ("train", "test", "all")
+REWARDS = ("terminal", "improvement", "log")
+ILLEGAL_ACTIONS = ("wait", "raise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSettings:
+    """Arguments of the environments; see the table in :class:`refine_env.env.LatentRefinementEnv`.
+
+    All values are JSON, so an environment's spec can be written out and read back.
+
+    Raises:
+        ConfigurationError: if a value is out of range or does not fit the cache.
+        CacheError: if the cache is missing or damaged.
+    """
+
+    snr_db: float | Sequence[float] = 6.0
+    cache: str = "default"
+    split: str = "train"
+    deadline: int = 60
+    bit_depths: Sequence[int] = (3, 4, 8, 10, 16)
+    latency_quantile: float = 0.9
+    link: Mapping[str, Any] | None = None
+    latent_dim: int | None = None
+    coder: str = "forward"
+    payload: str = "latent"
+    reward: str = "terminal"
+    illegal_action: str = "wait"
+    history_length: int | None = None
+    decision_epochs: bool = False
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> EnvSettings:
+        """The settings given by keyword.
+
+        Raises:
+            ConfigurationError: if a keyword is unknown.
+        """
+        known = [item.name for item in fields(cls)]
+        unknown = sorted(set(kwargs) - set(known))
+        if unknown:
+            raise ConfigurationError(
+                f"Environment arguments must be among {', '.join(known)}, got {', '.join(unknown)}. "
+                "Correct the spelling or leave it out."
+            )
+        return cls(**kwargs)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cache, PathLike):
+            object.__setattr__(self, "cache", fspath(self.cache))
+        if not isinstance(self.cache, str):
+            raise ConfigurationError(
+                f"`cache` must be a cache's name or folder, got {self.cache!r}. Give for example 'default'."
+            )
+        check_choice("split", self.split, SPLITS)
+        check_choice("reward", self.reward, REWARDS)
+        check_choice("illegal_action", self.illegal_action, ILLEGAL_ACTIONS)
+        if not isinstance(self.decision_epochs, bool):
+            raise ConfigurationError(
+                f"`decision_epochs` must be True or False, got {self.decision_epochs!r}. "
+                "True runs through the slots in which only WAIT is legal."
+            )
+        if self.history_length is not None:
+            check_integer(
+                "history_length", self.history_length, 1, advice="Give a number of slots, or None for the deadline."
+            )
+
+    def open_cache(self) -> TrajectoryCache:
+        """The trajectory cache, its structure checked."""
+        return TrajectoryCache.open(Path(self.cache) if Path(self.cache).is_absolute() else self.cache)
+
+    def config_for(self, cache: TrajectoryCache) -> SystemConfig:
+        """The system that these settings describe on that cache's schedule and latents.
+
+        Raises:
+            ConfigurationError: if ``latent_dim`` is not the cache's.
+        """
+        if self.latent_dim is not None and self.latent_dim != cache.latent_dim:
+            raise ConfigurationError(
+                f"`latent_dim` must be that of the cache, {cache.latent_dim}, got {self.latent_dim!r}. "
+                f"Leave it out, or choose a cache of that size (this one is {self.cache!r})."
+            )
+        return SystemConfig(
+            snr_db=self.snr_db if isinstance(self.snr_db, (int, float)) else tuple(self.snr_db),  # type: ignore[arg-type]
+            latent_dim=cache.latent_dim,
+            schedule=cache.schedule,
+            bit_depths=tuple(self.bit_depths),
+            deadline=self.deadline,
+            latency_quantile=self.latency_quantile,
+            link=LinkConfig.from_mapping(self.link),
+            coder=self.coder,
+            payload=self.payload,
+        )

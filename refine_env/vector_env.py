@@ -1,0 +1,224 @@
+"""The natively vectorised environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import ArrayLike, NDArray
+
+from refine_env._validation import check_choice, check_integer
+from refine_env.config import SystemConfig
+from refine_env.env import RENDER_MODES, LatentRefinementEnv, check_render_mode
+from refine_env.errors import ActionError, ConfigurationError
+from refine_env.process import DecisionProcess
+from refine_env.render import ansi_frame
+from refine_env.settings import EnvSettings
+from refine_env.simulator import NO_ACTION
+from refine_env.trajectories import TrajectoryCache
+
+__all__ = ["LatentRefinementVectorEnv"]
+
+_AUTORESET_MODES = {"NextStep": AutoresetMode.NEXT_STEP, "SameStep": AutoresetMode.SAME_STEP}
+
+
+class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDArray[Any]]):
+    """N episodes of :class:`refine_env.env.LatentRefinementEnv` at once, in one compiled loop.
+
+    Equal bit for bit to ``SyncVectorEnv`` over N single environments: each episode has its own generator,
+    seeded with seed + i. It holds no single environments.
+
+    Args:
+        num_envs: N.
+        autoreset_mode: ``"NextStep"`` (default) or ``"SameStep"``, as Gymnasium defines them; the metadata
+            carries the enum. With ``"SameStep"`` a finished episode's last observation and info are in
+            ``infos["final_obs"]`` and ``infos["final_info"]``.
+        render_mode: ``None`` or ``"ansi"``.
+        **kwargs: the single environment's arguments.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {**LatentRefinementEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: str = "NextStep",
+        render_mode: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.num_envs = check_integer("num_envs", num_envs, 1, advice="Give the number of environments.")
+        # Accept the enum too, but document the string: the enum breaks EnvSpec.to_json.
+        mode = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
+        self._autoreset = _AUTORESET_MODES[check_choice("autoreset_mode", mode, tuple(_AUTORESET_MODES))]
+        self.metadata = {**LatentRefinementEnv.metadata, "autoreset_mode": self._autoreset}  # type: ignore[misc]
+        self.render_mode = check_render_mode(render_mode)
+        self._process = DecisionProcess(EnvSettings.from_kwargs(kwargs), self.num_envs)
+        self.single_observation_space = self._process.observation_space
+        self.single_action_space = self._process.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._generators: list[np.random.Generator] = []
+        self._seeds: list[int] = []
+        self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+
+    @property
+    def config(self) -> SystemConfig:
+        """The system: all that a policy may know in advance."""
+        return self._process.config
+
+    @property
+    def cache(self) -> TrajectoryCache:
+        """The trajectory cache."""
+        return self._process.cache
+
+    @property
+    def settings(self) -> EnvSettings:
+        """The environments' arguments."""
+        return self._process.settings
+
+    @property
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The generator of every episode."""
+        self._ensure_generators()
+        return tuple(self._generators)
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seed of every episode's generator."""
+        self._ensure_generators()
+        return tuple(self._seeds)
+
+    def _ensure_generators(self) -> None:
+        while len(self._generators) < self.num_envs:
+            generator, seed = seeding.np_random()
+            self._generators.append(generator)
+            self._seeds.append(seed)
+
+    def _reseed(self, seed: int | Sequence[int | None] | None, selected: NDArray[np.bool_]) -> None:
+        self._ensure_generators()
+        if seed is None:
+            return
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else list(seed)
+        if len(seeds) != self.num_envs:
+            raise ConfigurationError(
+                f"`seed` must be one integer or {self.num_envs} of them, got {len(seeds)}. Give one per environment."
+            )
+        for i in np.flatnonzero(selected):
+            if seeds[i] is not None:
+                self._generators[i], self._seeds[i] = seeding.np_random(int(seeds[i]))
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Start an episode in every environment, or in those of ``options["reset_mask"]``.
+
+        Args:
+            seed: s seeds environment i with s + i; or one seed (or None) for each.
+            options: ``"trajectory"`` (one, or one per environment), ``"rates"`` ((T_d,) or (N, T_d)) to replay, and
+                ``"reset_mask"``, bool (N,).
+
+        Raises:
+            ConfigurationError: if an option or the seeds are not of that form.
+        """
+        given = dict(options or {})
+        mask = given.pop("reset_mask", None)
+        selected = np.ones(self.num_envs, dtype=np.bool_) if mask is None else mask
+        if (
+            not isinstance(selected, np.ndarray)
+            or selected.dtype != np.bool_
+            or selected.shape != (self.num_envs,)
+            or not selected.any()
+        ):
+            raise ConfigurationError(
+                f"`reset_mask` must be a bool array of shape ({self.num_envs},) with a True, got {mask!r}. "
+                "Mark the environments to reset."
+            )
+        checked = self._process.check_options(given)
+        self._reseed(seed, selected)
+        self._ended[selected] = False
+        self._begin(selected, checked)
+        return self._process.observations(), self._masked_infos(self._process.infos(), selected)
+
+    def step(
+        self, actions: ArrayLike
+    ) -> tuple[
+        dict[str, NDArray[Any]], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
+    ]:
+        """Act in every environment.
+
+        Args:
+            actions: integers (N,); ignored, under ``"NextStep"``, where an episode has just ended.
+
+        Raises:
+            ActionError: if an action is not in the action space, or illegal under ``illegal_action="raise"``.
+            ResetNeeded: if no episode has begun.
+        """
+        values = np.array(actions)
+        if values.shape != (self.num_envs,) or not np.issubdtype(values.dtype, np.integer) or (values < 0).any():
+            raise ActionError(
+                f"`actions` must be {self.num_envs} integers in 0 … {self.config.num_actions - 1}, got {actions!r}. "
+                "Give one action per environment."
+            )
+        if not self._generators:
+            raise ResetNeeded("The episodes must have begun to step, got none. Call reset().")
+        everywhere = np.ones(self.num_envs, dtype=np.bool_)
+        fresh = self._ended
+        rewards = self._process.step(np.where(fresh, NO_ACTION, values.astype(np.int64)))
+        if fresh.any():
+            self._begin(fresh, {})
+            rewards[fresh] = 0.0
+        terminated = self._process.episodes.finished()
+        infos: dict[str, Any] = {}
+        if self._autoreset == AutoresetMode.NEXT_STEP:
+            self._ended = terminated.copy()
+        elif terminated.any():
+            infos = self._final(terminated)
+            self._begin(terminated, {})
+        infos.update(self._masked_infos(self._process.infos(), everywhere))
+        return self._process.observations(), rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), infos
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which actions are legal now, bool (N, n)."""
+        return self._process.episodes.action_mask().astype(np.bool_)
+
+    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """The current slot of every episode as one line of text, under ``render_mode="ansi"``."""
+        if self.render_mode not in RENDER_MODES:
+            return None
+        return tuple(ansi_frame(self._process.episodes, i) for i in range(self.num_envs))
+
+    def _begin(self, selected: NDArray[np.bool_], options: dict[str, Any]) -> None:
+        for i in np.flatnonzero(selected):
+            self._process.begin(int(i), self._generators[i], options)
+
+    @staticmethod
+    def _masked_infos(infos: dict[str, NDArray[Any]], selected: NDArray[np.bool_]) -> dict[str, Any]:
+        """Gymnasium's batched form: every key with its values, 0 where not selected, and ``_key``, who has it."""
+        masked: dict[str, Any] = {}
+        for key, values in infos.items():
+            if not selected.all():
+                values[~selected] = 0
+            masked[key], masked[f"_{key}"] = values, selected.copy()
+        return masked
+
+    def _final(self, ended: NDArray[np.bool_]) -> dict[str, Any]:
+        """The last observations and infos of the episodes that just ended."""
+        observations = self._process.observations()
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        for i in np.flatnonzero(ended):
+            final_obs[i] = {key: values[i] for key, values in observations.items()}
+        return {
+            "final_obs": final_obs,
+            "_final_obs": ended.copy(),
+            "final_info": self._masked_infos(self._process.infos(), ended),
+            "_final_info": ended.copy(),
+        }
