@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any
 
 from refine_env._validation import check_choice, check_integer
@@ -84,7 +83,7 @@ class EnvSettings:
 
     def open_cache(self) -> TrajectoryCache:
         """The trajectory cache, its structure checked."""
-        return TrajectoryCache.open(Path(self.cache) if Path(self.cache).is_absolute() else self.cache)
+        return TrajectoryCache.open(self.cache)
 
     def config_for(self, cache: TrajectoryCache) -> SystemConfig:
         """The system that these settings describe on that cache's schedule and latents.
@@ -98,10 +97,10 @@ class EnvSettings:
                 f"Leave it out, or choose a cache of that size (this one is {self.cache!r})."
             )
         return SystemConfig(
-            snr_db=self.snr_db if isinstance(self.snr_db, (int, float)) else tuple(self.snr_db),  # type: ignore[arg-type]
+            snr_db=self.snr_db,  # type: ignore[arg-type]  # a pair is checked and made a tuple there
             latent_dim=cache.latent_dim,
             schedule=cache.schedule,
-            bit_depths=tuple(self.bit_depths),
+            bit_depths=self.bit_depths,  # type: ignore[arg-type]  # likewise
             deadline=self.deadline,
             latency_quantile=self.latency_quantile,
             link=LinkConfig.from_mapping(self.link),

@@ -100,7 +100,7 @@ def waterfill(gains: ArrayLike, total_power: float) -> NDArray[np.float64]:
         ConfigurationError: if a gain is negative or not finite, the power is not positive and finite,
             or ``gains`` has no subchannel axis.
     """
-    values = np.ascontiguousarray(gains, dtype=np.float64)
+    values = np.array(gains, dtype=np.float64, order="C")
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ConfigurationError(
             f"`gains` must have shape (..., K) with K >= 1, got {values.shape}. Put subchannels last."

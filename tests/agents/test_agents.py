@@ -1,0 +1,182 @@
+"""What all policies have in common, and the simple ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import agents
+import refine_env
+from refine_env import ConfigurationError, LatentRefinementVectorEnv, SystemConfig
+
+NAMES = agents.names()
+
+
+def observe(**fields: Any) -> dict[str, Any]:
+    return {"slot": 10, "server_step": 40, "device_step": 50, **fields}
+
+
+def mask(legal: bool = True, count: int = 6) -> dict[str, Any]:
+    return {"action_mask": np.array([1] + [int(legal)] * (count - 1), dtype=np.int8)}
+
+
+def test_names() -> None:
+    assert NAMES == [
+        "lookahead",
+        "lookahead-literal",
+        "lookahead-tight",
+        "final-only",
+        "random",
+        *(f"persistent-q{b}" for b in (3, 4, 8, 10, 16)),
+    ]
+    assert agents.names(SystemConfig(snr_db=0.0, bit_depths=(2, 16)))[-2:] == ["persistent-q2", "persistent-q16"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_name_and_env_kwargs(name: str) -> None:
+    agent = agents.make(name, config=SystemConfig(snr_db=6.0))
+    assert agent.name == name
+    assert agents.env_kwargs(name) == {"coder": "forward", "payload": "latent"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "random"])
+def test_single_and_batch_decide_alike(name: str, gaussian_cache: Path) -> None:
+    env = LatentRefinementVectorEnv(16, cache=str(gaussian_cache), snr_db=9.0)
+    agent, alone = (agents.make(name, env.config) for _ in range(2))
+    agent.reset(16)
+    observation, info = env.reset(seed=0)
+    acted = 0
+    for _ in range(60):
+        actions = agent.select_action(observation, info)
+        assert actions.dtype == np.int64
+        assert actions.shape == (16,)
+        for i in range(16):
+            single = {key: value[i] for key, value in observation.items()}
+            action = alone.select_action(single, {"action_mask": info["action_mask"][i]})
+            assert type(action) is int
+            assert action == actions[i]
+        assert (info["action_mask"][np.arange(16), actions] == 1).all()
+        acted += int((actions > 0).sum())
+        observation, _, _, _, info = env.step(actions)
+    assert acted > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_waits_where_transmit_is_illegal(name: str) -> None:
+    agent = agents.make(name, SystemConfig(snr_db=12.0))
+    for _ in range(20):
+        assert agent.select_action(observe(server_step=0), mask(legal=False)) == 0
+
+
+def test_persistent_q() -> None:
+    agent = agents.make("persistent-q8", SystemConfig(snr_db=6.0))
+    assert agent.select_action(observe(), mask()) == 3
+
+
+def test_final_only() -> None:
+    agent = agents.make("final-only", SystemConfig(snr_db=6.0))
+    assert agent.select_action(observe(server_step=1), mask()) == 0
+    assert agent.select_action(observe(server_step=0), mask()) == 5
+
+
+def test_random_is_uniform_and_seeded() -> None:
+    config = SystemConfig(snr_db=6.0)
+
+    def draw(seed: int) -> list[int]:
+        agent = agents.make("random", config, seed=seed)
+        return [agent.select_action(observe(), mask()) for _ in range(3000)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    # Each of six actions 500 times, standard deviation 20.4; five of them.
+    assert np.abs(np.bincount(draw(1), minlength=6) - 500).max() < 102
+
+
+def test_only_the_mask_of_info_is_read() -> None:
+    class Guarded(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            assert key == "action_mask", key
+            return super().__getitem__(key)
+
+    for name in NAMES:
+        agents.make(name, SystemConfig(snr_db=6.0)).select_action(observe(), Guarded(mask()))
+
+
+@pytest.mark.parametrize("name", ["lookahed", "persistent-q", "persistent-q03", "dp "])
+def test_unknown_name(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="`name` must be one of lookahead, "):
+        agents.make(name, SystemConfig(snr_db=6.0))
+    with pytest.raises(ConfigurationError, match="`name` must be one of lookahead, "):
+        agents.env_kwargs(name)
+
+
+def test_missing_bit_depths() -> None:
+    config = SystemConfig(snr_db=6.0, bit_depths=(3, 8))
+    with pytest.raises(ConfigurationError, match=r"`bits` must be one of the bit depths \[3, 8\], got 16"):
+        agents.make("final-only", config)
+    with pytest.raises(ConfigurationError, match=r"`bits` must be one of the bit depths \[3, 8\], got 4"):
+        agents.make("persistent-q4", config)
+
+
+class TestAnotherSystem:
+    """An agent asked to act under a configuration it was not made for."""
+
+    @pytest.fixture
+    def agent(self) -> agents.Agent:
+        return agents.make("lookahead", SystemConfig(snr_db=6.0))
+
+    def test_other_actions(self, agent: agents.Agent) -> None:
+        with pytest.raises(ConfigurationError, match=r"`action_mask` must have 6 actions for lookahead, got shape"):
+            agent.select_action(observe(), mask(count=4))
+
+    def test_other_steps(self, agent: agents.Agent) -> None:
+        with pytest.raises(ConfigurationError, match="`device_step` must be at most 50 in the system lookahead"):
+            agent.select_action(observe(device_step=100), mask())
+
+    def test_other_deadline(self, agent: agents.Agent) -> None:
+        with pytest.raises(ConfigurationError, match="`slot` must be at most 61 in the system lookahead"):
+            agent.select_action(observe(slot=70), mask())
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"snr_db": 3.0}, r"\(snr_db 6.0\), got 3.0"),
+            ({"latent_dim": 256}, r"\(latent_dim 16384\), got 256"),
+            ({"schedule": refine_env.NoiseSchedule([1, 0.5])}, r"\(schedule its own\), got another schedule"),
+            ({"deadline": 61}, r"\(deadline 60\), got 61"),
+        ],
+    )
+    def test_other_config(self, agent: agents.Agent, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigurationError, match=message):
+            agent.check_config(SystemConfig(**{"snr_db": 6.0, **change}))
+
+    def test_roll_out_checks(self, gaussian_cache: Path) -> None:
+        from refine_env.evaluation import roll_out
+
+        made_elsewhere = agents.make("lookahead", SystemConfig(snr_db=6.0))
+        with pytest.raises(ConfigurationError, match="`config` must be the one that lookahead was made for"):
+            roll_out(lambda config: made_elsewhere, env_kwargs={"cache": str(gaussian_cache)}, episodes=1)
+
+
+def test_decisions_up_to_a_slot_do_not_depend_on_later_rates(gaussian_cache: Path) -> None:
+    env = gym.make(refine_env.ENV_ID, cache=str(gaussian_cache), snr_db=6.0)
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        for change in (20, 35, 50):
+            rates = rng.uniform(100, 180, 60)
+            other = rates.copy()
+            other[change:] = rng.uniform(20, 400, 60 - change)
+            taken = []
+            for channel in (rates, other):
+                agent = agents.make(name, env.unwrapped.config)  # type: ignore[attr-defined]
+                observation, info = env.reset(seed=1, options={"rates": channel, "trajectory": 0})
+                actions = []
+                for _ in range(change):
+                    actions.append(agent.select_action(observation, info))
+                    observation, _, _, _, info = env.step(actions[-1])
+                taken.append(actions)
+            assert taken[0] == taken[1], name

@@ -1,0 +1,264 @@
+"""The comparison: common draws, tables, intervals, figures, exit codes, and the paper's ordering."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import agents
+import refine_env
+from agents import evaluate as evaluate_module
+from agents.evaluate import DEFAULT_AGENTS, DEFAULT_SNRS_DB, evaluate
+from agents.figures import draw_fig3a
+from refine_env import ConfigurationError
+from refine_env.evaluation import (
+    EPISODE_COLUMNS,
+    SUMMARY_COLUMNS,
+    bootstrap_interval,
+    episode_seeds,
+    read_table,
+    roll_out,
+    summarize,
+    write_atomically,
+    write_table,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def lookahead(config: Any) -> agents.Agent:
+    return agents.make("lookahead", config)
+
+
+@pytest.fixture(scope="module")
+def fig3a(gaussian_cache: Path) -> dict[tuple[str, float], dict[str, Any]]:
+    """Summary rows by (agent, SNR) on ideal trajectories."""
+    rows = evaluate(
+        DEFAULT_AGENTS,
+        (0.0, 3.0, 6.0, 9.0, 12.0, 15.0, 21.0, 24.0),
+        episodes=300,
+        seed=0,
+        env_kwargs={"cache": str(gaussian_cache), "split": "all"},
+    )
+    return {(row["agent"], row["snr_db"]): row for row in summarize(rows)}
+
+
+@pytest.mark.parametrize("snr_db", [0.0, 3.0, 6.0, 9.0, 12.0, 15.0])
+def test_lookahead_is_lowest(fig3a: dict[tuple[str, float], dict[str, Any]], snr_db: float) -> None:
+    means = {agent: fig3a[agent, snr_db]["latent_mse"] for agent in DEFAULT_AGENTS}
+    assert min(means, key=lambda agent: means[agent]) == "lookahead"
+
+
+@pytest.mark.parametrize("snr_db", [2.0, 5.0])
+def test_persistent_q3_wins_between_them(gaussian_cache: Path, snr_db: float) -> None:
+    """3,000 paired episodes; Persistent-Q's tail is heavy, since a last delivery that misses costs two steps."""
+    rows = evaluate(
+        ("lookahead", "persistent-q3"),
+        (snr_db,),
+        episodes=3000,
+        seed=0,
+        env_kwargs={"cache": str(gaussian_cache), "split": "all"},
+    )
+    ours, theirs = np.array([row["latent_mse"] for row in rows]).reshape(2, -1)
+    assert bootstrap_interval(theirs - ours, resamples=2000)[1] < 0.0
+
+
+def test_final_only_fails_up_to_21_db_and_delivers_at_24(fig3a: dict[tuple[str, float], dict[str, Any]]) -> None:
+    for snr_db in (0.0, 12.0, 21.0):
+        row = fig3a["final-only", snr_db]
+        assert row["delivered_share"] == 0.0
+        assert row["latent_mse"] == row["no_delivery_mse"]
+    assert fig3a["final-only", 24.0]["delivered_share"] >= 0.98
+
+
+@pytest.mark.parametrize(
+    ("snr_db", "expected"), [(0.0, 0.119), (3.0, 0.0500), (6.0, 2.13e-3), (9.0, 4.92e-4), (12.0, 2.77e-4)]
+)
+def test_lookahead_reaches_the_reference(
+    fig3a: dict[tuple[str, float], dict[str, Any]], snr_db: float, expected: float
+) -> None:
+    """References at M = 16384 and other draws; within 20 %, the heavy-tailed 6 and 12 dB included."""
+    assert fig3a["lookahead", snr_db]["latent_mse"] == pytest.approx(expected, rel=0.2)
+
+
+def test_rows_are_paired_and_replayable(gaussian_cache: Path) -> None:
+    kwargs = {"cache": str(gaussian_cache), "snr_db": 3.0}
+    tables = [
+        roll_out(lambda config, name=name: agents.make(name, config), env_kwargs=kwargs, episodes=12, seed=5)
+        for name in ("lookahead", "persistent-q3")
+    ]
+    for a, b in zip(*tables, strict=True):
+        for column in ("episode", "seed", "trajectory", "no_delivery_mse", "uplink_slots"):
+            assert a[column] == b[column]
+    assert {row["trajectory"] for row in tables[0]} <= set(range(8, 16))  # the test split
+    env = gym.make(refine_env.ENV_ID, split="test", **kwargs)
+    agent = lookahead(env.unwrapped.config)  # type: ignore[attr-defined]
+    for row in tables[0][:3]:
+        observation, info = env.reset(seed=row["seed"])
+        terminated = False
+        while not terminated:
+            observation, reward, terminated, _, info = env.step(agent.select_action(observation, info))
+        assert -reward == row["latent_mse"]
+        assert info["trajectory"] == row["trajectory"]
+        assert observation["device_step"] == row["device_step"]
+        assert info["bits_sent"] == row["bits_sent"]
+
+
+@pytest.mark.parametrize("epochs", [False, True])
+def test_batch_size_and_decision_epochs_change_nothing(gaussian_cache: Path, epochs: bool) -> None:
+    kwargs = {"cache": str(gaussian_cache), "snr_db": 6.0}
+    expected = roll_out(lookahead, env_kwargs=kwargs, episodes=11, seed=2)
+    for size in (1, 4, 11, 500):
+        other = roll_out(
+            lookahead, env_kwargs={**kwargs, "decision_epochs": epochs}, episodes=11, seed=2, batch_size=size
+        )
+        assert other == expected
+
+
+def test_episode_seeds() -> None:
+    assert episode_seeds(3, 5) == episode_seeds(3, 9)[:5]
+    assert episode_seeds(3, 5) != episode_seeds(4, 5)
+    assert len(set(episode_seeds(0, 1000))) == 1000
+    with pytest.raises(ConfigurationError, match="`episodes` must be an integer >= 1, got 0"):
+        episode_seeds(0, 0)
+    with pytest.raises(ConfigurationError, match="`seed` must be an integer >= 0, got -1"):
+        episode_seeds(-1, 3)
+
+
+def test_bootstrap_covers_the_mean_as_often_as_it_says() -> None:
+    """200 samples of 100: coverage 95 % has a standard deviation of 1.5 %."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        low, high = bootstrap_interval(rng.normal(1.0, 2.0, 100), resamples=1000)
+        hits += low <= 1.0 <= high
+    assert 0.89 <= hits / 200 <= 0.985
+    assert bootstrap_interval(np.full(10, 3.0)) == (3.0, 3.0)
+
+
+def test_bootstrap_width_is_that_of_the_normal_theory() -> None:
+    values = np.random.default_rng(1).normal(size=400)
+    low, high = bootstrap_interval(values)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)
+
+
+def test_tables_survive_the_disk(gaussian_cache: Path, tmp_path: Path) -> None:
+    rows = roll_out(lookahead, env_kwargs={"cache": str(gaussian_cache)}, episodes=5)
+    write_table(tmp_path / "episodes.csv", rows, EPISODE_COLUMNS)
+    assert read_table(tmp_path / "episodes.csv", EPISODE_COLUMNS) == rows
+    summary = summarize(rows)
+    write_table(tmp_path / "summary.csv", summary, SUMMARY_COLUMNS)
+    assert read_table(tmp_path / "summary.csv", SUMMARY_COLUMNS) == summary
+    with pytest.raises(ConfigurationError, match="`summary.csv` must have the columns .* got none named episode"):
+        read_table(tmp_path / "summary.csv", EPISODE_COLUMNS)
+    with pytest.raises(ConfigurationError, match="`none.csv` must be a table of an evaluation, got no file"):
+        read_table(tmp_path / "none.csv", EPISODE_COLUMNS)
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "table.csv"
+    write_atomically(path, "old")
+
+    def fail(*args: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def run_evaluate(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agents.evaluate", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_command_line(gaussian_cache: Path, tmp_path: Path) -> None:
+    names = "lookahead,persistent-q8,final-only"
+    common = ("--agents", names, "--snr-db", "0,30", "--episodes", "6", "--cache", str(gaussian_cache))
+    for out in ("a", "b"):
+        result = run_evaluate(*common, "--out", str(tmp_path / out))
+        assert result.returncode == 0, result.stderr
+        assert "latent MSE at the deadline" in result.stdout
+    files = {path.name for path in (tmp_path / "a").iterdir()}
+    assert files == {"episodes.csv", "summary.csv", "run.json", "fig3a.png", "fig3a.pdf"}
+    for name in ("episodes.csv", "summary.csv", "run.json", "fig3a.png", "fig3a.pdf"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    run = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert run["cache"]["sha256"] == refine_env.TrajectoryCache.open(gaussian_cache).sha256
+    assert run["versions"]["refine-env"] == refine_env.__version__
+    assert run["config"]["lookahead"]["latent_dim"] == 256
+    rows = read_table(tmp_path / "a" / "episodes.csv", EPISODE_COLUMNS)
+    assert len(rows) == 3 * 2 * 6
+    for path in (tmp_path / "a").glob("fig3a.*"):
+        path.unlink()
+    redraw = subprocess.run(
+        [sys.executable, "-m", "agents.figures", str(tmp_path / "a")], cwd=ROOT, capture_output=True, check=True
+    )
+    assert redraw.returncode == 0
+    assert (tmp_path / "a" / "fig3a.png").read_bytes() == (tmp_path / "b" / "fig3a.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--agents", "lookahed"), 2, "`name` must be one of"),
+        (("--agents", "random,random"), 2, "`--agents` must be a comma-separated list without repetition"),
+        (("--snr-db", "zero"), 2, "`--snr-db` must be a comma-separated list"),
+        (("--snr-db", "nan"), 2, "`snr_db` must be a finite number"),
+        (("--episodes", "0"), 2, "`episodes` must be an integer >= 1"),
+        (("--bit-depths", "4,3"), 2, "`bit_depths` must be strictly ascending"),
+        (("--cache", "nowhere"), 3, "nowhere"),
+    ],
+)
+def test_bad_arguments_end_in_one_sentence(
+    arguments: tuple[str, ...], code: int, message: str, tmp_path: Path, gaussian_cache: Path
+) -> None:
+    base = () if "--cache" in arguments else ("--cache", str(gaussian_cache))
+    result = run_evaluate(*arguments, *base, "--out", str(tmp_path / "out"))
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_defaults_are_the_paper_s() -> None:
+    assert DEFAULT_SNRS_DB == (0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30)
+    assert len(DEFAULT_AGENTS) == 7
+
+
+def test_missing_matplotlib_costs_only_the_figure(
+    gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    evaluate_module.main(
+        agent_names="final-only", snr_db="0", episodes=2, out=tmp_path / "out", cache=str(gaussian_cache)
+    )
+    assert "pip install 'refine-env[plot]'" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"episodes.csv", "summary.csv", "run.json"}
+
+
+def test_figure_of_zeros_and_unknown_agents(tmp_path: Path) -> None:
+    row = dict.fromkeys(SUMMARY_COLUMNS, 0.0)
+    summary = [
+        {**row, "agent": agent, "snr_db": snr, "latent_mse": mse, "ci_high": mse, "no_delivery_mse": 1.85}
+        for agent, snr, mse in (("final-only", 24.0, 0.0), ("final-only", 21.0, 1.8), ("mine", 24.0, 1e-3))
+    ]
+    written = draw_fig3a(summary, tmp_path)
+    assert [path.name for path in written] == ["fig3a.png", "fig3a.pdf"]
+    assert all(path.stat().st_size > 5000 for path in written)

@@ -1,0 +1,97 @@
+"""The coder's kernels against plain NumPy, bit for bit, and the coder against the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from refine_env import ConfigurationError, NoiseSchedule
+from refine_env.coding import ForwardCoder, LloydMax, base_distortion, kernels, make_coder
+from refine_env.distortion import residual_variance
+
+SCHEDULE = NoiseSchedule.stable_diffusion()
+BIT_DEPTHS = (1, 3, 4, 8, 10, 12, 16)
+
+
+def plain_refine(
+    latent: NDArray[np.float16], device: NDArray[np.float32], gain: float, scale: float, bits: int
+) -> NDArray[np.float32]:
+    """x̂ = g x̂_p + s Q_b((x − g x̂_p)/s) in float32."""
+    quantizer = LloydMax(bits)
+    prediction = np.float32(gain) * device
+    z = (latent.astype(np.float32) - prediction) / np.float32(scale)
+    return prediction + np.float32(scale) * quantizer.quantize(z)
+
+
+def forward_trajectory(rng: np.random.Generator, dim: int) -> NDArray[np.float16]:
+    x = [rng.standard_normal(dim)]
+    for alpha in SCHEDULE.alpha:
+        x.append(np.sqrt(alpha) * x[-1] + np.sqrt(1 - alpha) * rng.standard_normal(dim))
+    return np.array(x).astype(np.float16)
+
+
+def test_every_finite_float16_is_decoded_exactly() -> None:
+    patterns = np.arange(65536, dtype=np.uint16)
+    decoded = np.empty(65536, dtype=np.float32)
+    kernels.decode_float16(patterns, decoded)
+    expected = patterns.view(np.float16).astype(np.float32)
+    finite = np.isfinite(expected)
+    assert finite.sum() == 65536 - 2 * 1024
+    assert np.array_equal(decoded[finite].view(np.uint32), expected[finite].view(np.uint32))
+
+
+@pytest.mark.parametrize("bits", [b for b in BIT_DEPTHS if b != 16])
+def test_kernel_equals_plain_numpy_bit_for_bit(bits: int, rng: np.random.Generator) -> None:
+    latent, clean = (rng.standard_normal(5000).astype(np.float16) for _ in range(2))
+    held = rng.standard_normal(5000).astype(np.float32)
+    for gain, scale in ((0.0, 1.0), (1.01, 0.1), (7.3, 5.0)):
+        device = held.copy()
+        mse = kernels.refine(
+            latent.view(np.uint16), clean.view(np.uint16), device, gain, scale, LloydMax(bits).table
+        )
+        assert np.array_equal(device, plain_refine(latent, held, gain, scale, bits))
+        assert mse == pytest.approx(np.mean((device.astype(float) - clean.astype(float)) ** 2), rel=1e-12)
+
+
+def test_chain_of_deliveries_equals_plain_numpy(rng: np.random.Generator) -> None:
+    x = forward_trajectory(rng, 512)
+    coder = ForwardCoder(SCHEDULE, BIT_DEPTHS)
+    ab = SCHEDULE.alpha_bar
+    device, expected = x[50].astype(np.float32), x[50].astype(np.float32)
+    previous = 50
+    for step, bits in ((41, 3), (30, 8), (12, 4), (3, 10)):
+        mse, error = coder.deliver(x.view(np.uint16), device, step, previous, bits, 0.0)
+        if previous == 50:  # the first transmission codes x_t itself
+            gain, variance = 0.0, 1.0
+        else:
+            gain, variance = np.sqrt(ab[step] / ab[previous]), (ab[step] - ab[previous]) / ab[previous]
+        expected = plain_refine(x[step], expected, gain, np.sqrt(variance), bits)
+        assert np.array_equal(device, expected)
+        assert error == pytest.approx(variance * base_distortion(bits), rel=1e-12)
+        assert mse == pytest.approx(np.mean((expected.astype(float) - x[0].astype(float)) ** 2), rel=1e-12)
+        previous = step
+    mse, error = coder.deliver(x.view(np.uint16), device, 0, previous, 16, 0.0)
+    assert np.array_equal(device, x[0].astype(np.float32))
+    assert mse == 0.0
+    assert error == 0.0
+
+
+def test_residual_variance_by_hand() -> None:
+    variance = residual_variance(NoiseSchedule([1.0, 0.8, 0.4, 0.1]))
+    assert variance[0, 1] == pytest.approx(0.25)
+    assert variance[1, 2] == pytest.approx(1.0)
+    assert variance[0, 2] == pytest.approx(1.5)
+    assert variance[:3, 3].tolist() == [1.0, 1.0, 1.0]  # first transmission
+    assert variance[2, 1] == 0.0
+
+
+def test_max_error_bounds_every_delivery() -> None:
+    coder = ForwardCoder(SCHEDULE, BIT_DEPTHS)
+    errors = [coder.refinement(t, p, b, 0.0).error for p in range(1, 51) for t in range(p) for b in BIT_DEPTHS]
+    assert max(errors) == pytest.approx(coder.max_error)
+
+
+def test_unknown_coder() -> None:
+    with pytest.raises(ConfigurationError, match="`coder` must be one of 'forward', got 'nearest'"):
+        make_coder("nearest", SCHEDULE, BIT_DEPTHS)

@@ -1,0 +1,73 @@
+"""Small systems that can be computed by hand, and small caches, shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import refine_env
+from refine_env import NoiseSchedule, SystemConfig
+from refine_env.trajectories import generate_gaussian
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20261121)
+
+
+@pytest.fixture(scope="session")
+def gaussian_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 ideal trajectories from white Gaussian latents, T = 50, M = 256."""
+    folder = tmp_path_factory.mktemp("caches") / "gaussian"
+    generate_gaussian(folder, num_trajectories=16, latent_shape=(4, 8, 8), num_steps=50, seed=7)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 trajectories with T = 4 and M = 4."""
+    folder = tmp_path_factory.mktemp("caches") / "tiny"
+    schedule = NoiseSchedule([1.0, 0.9, 0.6, 0.3, 0.05])
+    generate_gaussian(folder, num_trajectories=4, latent_shape=(1, 2, 2), schedule=schedule, seed=3)
+    return folder
+
+
+@pytest.fixture
+def tiny_config() -> SystemConfig:
+    """T = 4, T_d = 8, M = 4, 𝓑 = {1, 2, 16}; the prompt is 6 bits, so the numbers can be followed by hand."""
+    return SystemConfig(
+        snr_db=0.0,
+        latent_dim=4,
+        schedule=NoiseSchedule([1.0, 0.9, 0.6, 0.3, 0.05]),
+        bit_depths=(1, 2, 16),
+        deadline=8,
+        link=refine_env.LinkConfig(uplink_bits=6.0, symbols_per_slot=0.05, reference_latent_dim=None),
+    )
+
+
+@pytest.fixture
+def tiny_kwargs(tiny_cache: Path) -> dict[str, Any]:
+    """The environment arguments that describe ``tiny_config``."""
+    return {
+        "cache": str(tiny_cache),
+        "snr_db": 0.0,
+        "bit_depths": [1, 2, 16],
+        "deadline": 8,
+        "link": {"uplink_bits": 6.0, "symbols_per_slot": 0.05, "reference_latent_dim": None},
+        "split": "all",
+    }
+
+
+@pytest.fixture
+def make_env(gaussian_cache: Path) -> Callable[..., gym.Env[Any, Any]]:
+    """``gym.make`` on the small Gaussian cache."""
+
+    def make(**kwargs: Any) -> gym.Env[Any, Any]:
+        return gym.make(refine_env.ENV_ID, **{"cache": str(gaussian_cache), **kwargs})
+
+    return make

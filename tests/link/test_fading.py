@@ -1,0 +1,48 @@
+"""The fading law, statistically: 200,000 draws, tolerances of four standard errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from refine_env.link import draw_gains, draw_rates, slot_rates, total_power
+
+SLOTS, SUBCHANNELS = 20_000, 10
+DRAWS = SLOTS * SUBCHANNELS
+
+
+@pytest.fixture(scope="module")
+def gains() -> np.ndarray:
+    return draw_gains(np.random.default_rng(1), SLOTS, SUBCHANNELS)
+
+
+def test_gains_are_exponential_with_mean_1(gains: np.ndarray) -> None:
+    assert gains.shape == (SLOTS, SUBCHANNELS)
+    assert gains.mean() == pytest.approx(1.0, abs=4 / np.sqrt(DRAWS))  # standard deviation 1
+    assert gains.var() == pytest.approx(1.0, abs=4 * np.sqrt(8 / DRAWS))  # fourth central moment 9
+    # Kolmogorov–Smirnov distance below its 1e-5 quantile, √(ln(2/1e-5)/2n)
+    ordered = np.sort(gains.ravel())
+    distance = np.abs(np.arange(1, DRAWS + 1) / DRAWS - (1.0 - np.exp(-ordered))).max()
+    assert distance < np.sqrt(np.log(2e5) / (2 * DRAWS))
+
+
+def test_gains_are_independent_over_slots_and_subchannels(gains: np.ndarray) -> None:
+    centred = gains - 1.0
+    bound = 4.5 / np.sqrt(SLOTS)  # of 45 + 10 sample correlations
+    across = np.corrcoef(centred.T) - np.eye(SUBCHANNELS)
+    along = (centred[1:] * centred[:-1]).mean(axis=0)
+    assert np.abs(across).max() < bound
+    assert np.abs(along).max() < bound
+
+
+def test_same_seed_same_channel_other_seed_other_channel() -> None:
+    def draw(seed: int) -> np.ndarray:
+        return draw_rates(np.random.default_rng(seed), 60, 60, total_power(0.0, 60), 70.0)
+
+    assert np.array_equal(draw(5), draw(5))
+    assert not np.array_equal(draw(5), draw(6))
+
+
+def test_channel_is_drawn_then_applied() -> None:
+    rates = draw_rates(np.random.default_rng(5), 30, 8, 4.0, 2.5)
+    assert np.array_equal(rates, slot_rates(draw_gains(np.random.default_rng(5), 30, 8), 4.0, 2.5))

@@ -1,0 +1,349 @@
+"""The single environment: the checkers, the spaces, seeds, replay, rewards, bad input."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+
+import refine_env
+from refine_env import ActionError, CacheError, ConfigurationError
+from refine_env.process import INFO_KEYS
+
+MakeEnv = Callable[..., gym.Env[Any, Any]]
+REWARDS = ("terminal", "improvement", "log")
+
+
+def play(env: gym.Env[Any, Any], policy: Any, **reset: Any) -> list[tuple[Any, float, bool, bool, Any]]:
+    """One episode: the reset as a first transition, then all steps."""
+    observation, info = env.reset(**reset)
+    steps = [(observation, 0.0, False, False, info)]
+    while not steps[-1][2]:
+        steps.append(env.step(policy(steps[-1][0], steps[-1][4])))
+    return steps
+
+
+def random_policy(seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    return lambda observation, info: int(rng.integers(info["action_mask"].size))
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(np.array_equal(a, b)) and np.asarray(a).dtype == np.asarray(b).dtype
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"decision_epochs": True}, {"reward": "log", "history_length": 5}])
+def test_gymnasium_checker(make_env: MakeEnv, kwargs: dict[str, Any]) -> None:
+    check_env(make_env(**kwargs).unwrapped)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"decision_epochs": True}, {"snr_db": [0, 24]}])
+def test_stable_baselines_checker(make_env: MakeEnv, kwargs: dict[str, Any]) -> None:
+    env_checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env_checker.check_env(make_env(**kwargs).unwrapped)
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("epochs", [False, True])
+@pytest.mark.parametrize("snr_db", [-200.0, -20.0, 6.0, 60.0])
+def test_every_observation_lies_in_the_space(make_env: MakeEnv, reward: str, epochs: bool, snr_db: float) -> None:
+    env = make_env(reward=reward, decision_epochs=epochs, snr_db=snr_db, bit_depths=[1, 4, 16])
+    for seed in range(4):
+        steps = play(env, random_policy(seed), seed=seed)
+        for observation, value, terminated, truncated, info in steps:
+            assert observation in env.observation_space
+            assert type(value) is float
+            assert np.isfinite(value)
+            assert type(terminated) is bool
+            assert truncated is False
+            assert tuple(sorted(info)) == INFO_KEYS
+        assert steps[-1][0]["slot"] == 61
+        assert len(steps) == 61 or epochs
+
+
+def test_info_types(make_env: MakeEnv) -> None:
+    _, info = make_env().reset(seed=0)
+    kinds = {key: type(value) for key, value in info.items()}
+    assert kinds == {
+        "action_mask": np.ndarray,
+        "bits_sent": float,
+        "delivered": bool,
+        "illegal_action": bool,
+        "latent_mse": float,
+        "num_deliveries": int,
+        "trajectory": int,
+        "uplink_slots": int,
+    }
+    assert info["action_mask"].dtype == np.int8
+
+
+def test_nothing_tells_the_snr(make_env: MakeEnv) -> None:
+    """The same rates replayed under any SNR give the same observations and infos."""
+    rates = np.full(60, 200.0)
+    episodes = [
+        play(make_env(snr_db=snr), lambda o, i: 1, seed=4, options={"rates": rates, "trajectory": 2})
+        for snr in (0.0, 30.0)
+    ]
+    assert same(*episodes)
+
+
+def test_seed_fixes_the_whole_episode(make_env: MakeEnv) -> None:
+    env, other = make_env(), make_env()
+    first = play(env, random_policy(0), seed=11)
+    assert same(first, play(other, random_policy(0), seed=11))
+    assert same(first, play(env, random_policy(0), seed=11))
+    assert not same(first, play(env, random_policy(0)))  # the generator runs on
+    assert not same(first, play(env, random_policy(0), seed=12))
+
+
+def test_draws_do_not_depend_on_the_actions(make_env: MakeEnv) -> None:
+    env = make_env()
+    histories = []
+    for policy in (random_policy(0), lambda o, i: 0):
+        play(env, policy, seed=3)
+        histories.append(play(env, policy)[-1][0]["channel_history"])
+    assert np.array_equal(*histories)
+
+
+def test_replay_changes_nothing_else_that_is_drawn(make_env: MakeEnv) -> None:
+    env = make_env(split="all")
+    plain = play(env, random_policy(1), seed=5)
+    following = play(env, random_policy(2))
+    rates = np.linspace(50, 300, 60)
+    replayed = play(env, random_policy(1), seed=5, options={"rates": rates})
+    assert replayed[0][4]["trajectory"] == plain[0][4]["trajectory"]
+    assert np.allclose(replayed[-1][0]["channel_history"], rates / 256, rtol=1e-6)
+    assert same(following, play(env, random_policy(2)))
+    chosen = (plain[0][4]["trajectory"] + 1) % 16
+    moved = play(env, random_policy(1), seed=5, options={"trajectory": chosen})
+    assert moved[0][4]["trajectory"] == chosen
+    assert np.array_equal(moved[-1][0]["channel_history"], plain[-1][0]["channel_history"])
+
+
+def test_returns_of_the_three_rewards(make_env: MakeEnv) -> None:
+    returns = {}
+    for reward in REWARDS:
+        steps = play(make_env(reward=reward), lambda o, i: 2, seed=8)
+        returns[reward] = [step[1] for step in steps]
+        mse = [step[4]["latent_mse"] for step in steps]
+    assert returns["terminal"] == [0.0] * 60 + [-mse[-1]]
+    assert returns["log"] == [0.0] * 60 + [-10 * np.log10(mse[-1] + 1e-8)]
+    assert returns["improvement"] == pytest.approx([0.0, *(a - b for a, b in zip(mse, mse[1:], strict=False))])
+    assert sum(returns["improvement"]) == pytest.approx(mse[0] - mse[-1])
+    assert sum(value != 0.0 for value in returns["improvement"]) == steps[-1][4]["num_deliveries"] > 1
+
+
+def test_lossless_x0_scores_exactly_zero(make_env: MakeEnv) -> None:
+    env = make_env()
+    steps = play(
+        env,
+        lambda o, i: 5 if o["server_step"] == 0 else 0,
+        seed=0,
+        options={"rates": np.full(60, 1e9)},
+    )
+    assert steps[-1][1] == 0.0
+    assert steps[-1][4]["latent_mse"] == 0.0
+    assert steps[-1][0]["device_bits"] == 16
+    assert steps[-1][0] in env.observation_space  # the history saturates
+
+
+def test_decision_epochs_see_the_same_episode(make_env: MakeEnv) -> None:
+    def policy(observation: Any, info: Any) -> int:
+        return 2 if observation["slot"] % 3 == 0 else 0
+
+    every = play(make_env(), policy, seed=2)
+    epochs = play(make_env(decision_epochs=True), policy, seed=2)
+    legal = [step for step in every if step[4]["action_mask"][1]]
+    assert [int(step[0]["slot"]) for step in epochs[:-1]] == [int(step[0]["slot"]) for step in legal]
+    assert same(epochs[-1][0], every[-1][0])
+    assert epochs[-1][1] == every[-1][1]
+    assert all(step[4]["action_mask"][1] for step in epochs[:-1])
+
+
+def test_illegal_actions(make_env: MakeEnv) -> None:
+    env = make_env()
+    env.reset(seed=0)
+    info = env.step(3)[4]
+    assert info["illegal_action"] is True
+    assert env.step(0)[4]["illegal_action"] is False
+    env = make_env(illegal_action="raise")
+    env.reset(seed=0)
+    with pytest.raises(ActionError, match="`action` must be legal in slot 1, got 3"):
+        env.step(3)
+
+
+@pytest.mark.parametrize("action", [-1, 6, 1.0, True, None, "1"])
+def test_actions_outside_the_space(make_env: MakeEnv, action: Any) -> None:
+    env = make_env().unwrapped
+    env.reset(seed=0)
+    with pytest.raises(ActionError, match=r"`action` must be in 0 … 5, got"):
+        env.step(action)
+
+
+def test_stepping_without_an_episode(make_env: MakeEnv) -> None:
+    env = make_env().unwrapped
+    with pytest.raises(ResetNeeded, match="must be running to step"):
+        env.step(0)
+    play(env, lambda o, i: 0, seed=0)
+    with pytest.raises(ResetNeeded, match="must be running to step"):
+        env.step(0)
+
+
+def test_masks_agree(make_env: MakeEnv) -> None:
+    env = make_env()
+    observation, info = env.reset(seed=1)
+    for _ in range(60):
+        mask = env.unwrapped.action_masks()
+        assert mask.dtype == np.bool_
+        assert np.array_equal(mask, info["action_mask"].astype(bool))
+        observation, _, _, _, info = env.step(1)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_copies_mid_episode_go_on_alike(make_env: MakeEnv, clone: Any) -> None:
+    env = make_env().unwrapped
+    env.reset(seed=9)
+    for _ in range(20):
+        env.step(1)
+    twin = clone(env)
+    while True:
+        a, b = env.step(2), twin.step(2)
+        assert same(a, b)
+        if a[2]:
+            break
+    assert same(env.reset(), twin.reset())
+
+
+def test_spec_round_trip(gaussian_cache: Path) -> None:
+    kwargs = {
+        "cache": str(gaussian_cache),
+        "snr_db": [0, 24],
+        "link": {"num_subchannels": 30},
+        "bit_depths": [1, 2, 16],
+        "reward": "log",
+    }
+    env = gym.make(refine_env.ENV_ID, **kwargs)
+    spec = env.spec
+    assert spec is not None
+    restored = gym.make(EnvSpec.from_json(spec.to_json()))
+    assert restored.unwrapped.config == env.unwrapped.config
+    assert same(play(env, random_policy(0), seed=1), play(restored, random_policy(0), seed=1))
+
+
+def test_never_truncated_and_no_step_limit() -> None:
+    assert gym.spec(refine_env.ENV_ID).max_episode_steps is None
+
+
+def test_ansi_frames(make_env: MakeEnv) -> None:
+    env = make_env(render_mode="ansi")
+    env.reset(seed=0, options={"rates": [300.0] * 60})
+    assert "prompt, 0.50 bit/dim left" in env.render()
+    for _ in range(9):
+        env.step(2)
+    frame = env.render()
+    assert "slot  10/60" in frame
+    assert "x_42" in frame
+    assert frame.count("\n") == 1
+    while not env.step(0)[2]:
+        pass
+    assert "[deadline]" in env.render()
+    quiet = make_env().unwrapped
+    quiet.reset(seed=0)
+    assert quiet.render() is None
+
+
+def test_snr_range_is_drawn_per_episode(make_env: MakeEnv) -> None:
+    env = make_env(snr_db=[0, 24])
+    means = [play(env, lambda o, i: 0, seed=seed)[-1][0]["channel_history"].mean() for seed in range(12)]
+    assert max(means) / min(means) > 2.5
+    fixed = make_env(snr_db=6.0)
+    means = [play(fixed, lambda o, i: 0, seed=seed)[-1][0]["channel_history"].mean() for seed in range(12)]
+    assert max(means) / min(means) < 1.1
+
+
+BAD_KWARGS: list[tuple[dict[str, Any], str]] = [
+    ({"snr_db": float("nan")}, "`snr_db` must be a finite number, got nan"),
+    ({"snr_db": float("inf")}, "`snr_db` must be a finite number, got inf"),
+    ({"snr_db": [3]}, "`snr_db` must be one number or a pair"),
+    ({"snr_db": [24, 0]}, "`snr_db` must be a pair with low < high"),
+    ({"snr_db": "6"}, "`snr_db` must be a finite number, got '6'"),
+    ({"bit_depths": []}, "`bit_depths` must be a non-empty sequence"),
+    ({"bit_depths": [8, 4]}, "`bit_depths` must be strictly ascending"),
+    ({"bit_depths": [4, 4]}, "`bit_depths` must be strictly ascending"),
+    ({"bit_depths": [0, 4]}, "`bit_depths` must be an integer in 1 … 16, got 0"),
+    ({"bit_depths": [4, 17]}, "`bit_depths` must be an integer in 1 … 16, got 17"),
+    ({"bit_depths": [4.5]}, "`bit_depths` must be an integer in 1 … 16, got 4.5"),
+    ({"latent_dim": 128}, "`latent_dim` must be that of the cache, 256, got 128"),
+    ({"deadline": 0}, "`deadline` must be an integer >= 1, got 0"),
+    ({"latency_quantile": 1.5}, "`latency_quantile` must lie strictly between 0 and 1"),
+    ({"split": "validation"}, "`split` must be one of 'train', 'test', 'all', got 'validation'"),
+    ({"reward": "dense"}, "`reward` must be one of"),
+    ({"illegal_action": "ignore"}, "`illegal_action` must be one of"),
+    ({"coder": "nearest"}, "`coder` must be one of"),
+    ({"payload": "pixels"}, "`payload` must be one of"),
+    ({"history_length": 0}, "`history_length` must be an integer >= 1"),
+    ({"decision_epochs": 1}, "`decision_epochs` must be True or False"),
+    ({"link": {"subchannels": 60}}, "`link` must be an object with keys among num_subchannels"),
+    ({"link": {"uplink_bits": 0.0}}, "`uplink_bits` must be > 0"),
+    ({"render_mode": "human3d"}, "`render_mode` must be one of 'ansi'"),
+    ({"snr": 6.0}, "Environment arguments must be among .*got snr"),
+    ({"cache": 3}, "`cache` must be a cache's name or folder, got 3"),
+]
+
+
+@pytest.mark.parametrize(("kwargs", "message"), BAD_KWARGS, ids=lambda value: str(value)[:40])
+def test_bad_arguments(gaussian_cache: Path, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        refine_env.LatentRefinementEnv(**{"cache": str(gaussian_cache), **kwargs})
+    if "render_mode" not in kwargs:
+        with pytest.raises(ConfigurationError, match=message):
+            refine_env.LatentRefinementVectorEnv(2, **{"cache": str(gaussian_cache), **kwargs})
+
+
+def test_missing_cache(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="nowhere"):
+        refine_env.LatentRefinementEnv(cache=str(tmp_path / "nowhere"))
+
+
+BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"trajectory": 16}, "`trajectory` must be in 0 … 15, got 16"),
+    ({"trajectory": -1}, "`trajectory` must be in 0 … 15, got -1"),
+    ({"trajectory": 1.5}, "`trajectory` must be an integer"),
+    ({"rates": [1.0] * 59}, r"`rates` must have length T_d = 60, got shape \(59,\)"),
+    ({"rates": [[1.0] * 60] * 5}, r"`rates` must have length T_d = 60, got shape \(5, 60\)"),
+    ({"rates": "fast"}, "`rates` must have length T_d = 60"),
+    ({"rates": [-1.0] * 60}, "`rates` must be finite and >= 0"),
+    ({"rates": [float("nan")] * 60}, "`rates` must be finite and >= 0"),
+    ({"prompt": 1}, "`options` must have keys among trajectory, rates, got prompt"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
+def test_bad_reset_options_lose_nothing(make_env: MakeEnv, options: dict[str, Any], message: str) -> None:
+    env = make_env()
+    expected = play(env, random_policy(0), seed=6)
+    env.reset(seed=6)
+    with pytest.raises(ConfigurationError, match=message):
+        env.reset(options=options)
+    # The running episode goes on as if the bad call had not been made.
+    policy = random_policy(0)
+    steps = [expected[0]]
+    while not steps[-1][2]:
+        steps.append(env.step(policy(steps[-1][0], steps[-1][4])))
+    assert same(expected, steps)

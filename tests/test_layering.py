@@ -1,0 +1,153 @@
+"""Data moves one way: an import points only to what is upstream, and the core stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Every room with the rooms that it may import; within a package of refine_env, its own siblings too.
+BASE = {"errors", "_compiled", "_validation"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "_compiled": set(),
+    "_validation": {"errors"},
+    "schedule": {"errors", "_validation"},
+    "distortion": {"schedule"},
+    "trajectories": BASE | {"schedule"},
+    "models": set(),
+    "link": BASE,
+    "coding": BASE | {"schedule", "distortion"},
+    "config": BASE | {"schedule", "link", "coding"},
+    "simulator": BASE | {"config", "coding"},
+    "settings": BASE | {"config", "trajectories"},
+    "process": BASE | {"config", "coding", "link", "settings", "simulator", "trajectories"},
+    "render": {"simulator"},
+    "env": BASE | {"config", "process", "render", "settings", "trajectories"},
+    "vector_env": BASE | {"config", "env", "process", "render", "settings", "simulator", "trajectories"},
+    "evaluation": BASE | {"config", "vector_env"},
+    "cli": BASE | {"schedule", "trajectories"},
+}
+# What the policies may use of the package: descriptions and models, never the simulator or a cache.
+AGENTS_ALLOWED = {"", "_compiled", "errors", "coding", "distortion", "link", "schedule", "config"}
+TOOLS_ALLOWED = AGENTS_ALLOWED | {"evaluation", "settings"}
+AGENT_TOOLS = {"evaluate.py", "figures.py"}
+
+
+def imported(path: Path, package: str) -> set[str]:
+    """Rooms of ``package`` that a file imports; ``""`` is the package itself."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == package:
+                found.add(parts[1] if len(parts) > 1 else "")
+    return found
+
+
+def violations(root: Path) -> list[str]:
+    bad = []
+    for path in sorted((root / "refine_env").rglob("*.py")):
+        relative = path.relative_to(root / "refine_env")
+        room = relative.parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        if room not in ALLOWED:
+            bad.append(f"{relative}: a room that the layering does not know")
+            continue
+        for target in sorted(imported(path, "refine_env") - ALLOWED[room] - {room}):
+            # ``from refine_env import __version__`` is the one name that may come from the top.
+            if target or not _only_version(path):
+                bad.append(f"{relative}: {room} must not import {target or 'the package itself'}")
+        bad.extend(f"{relative}: must not import {package}" for package in ("agents", "train") if imported(path, package))
+    for path in sorted((root / "agents").glob("*.py")):
+        allowed = TOOLS_ALLOWED if path.name in AGENT_TOOLS else AGENTS_ALLOWED
+        bad.extend(
+            f"agents/{path.name}: must not import refine_env.{target}"
+            for target in sorted(imported(path, "refine_env") - allowed)
+        )
+        if imported(path, "train"):
+            bad.append(f"agents/{path.name}: must not import train")
+    return bad
+
+
+def _only_version(path: Path) -> bool:
+    names = [
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "refine_env"
+        for alias in node.names
+    ]
+    return names == ["__version__"]
+
+
+def test_imports_point_upstream() -> None:
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "complaint"),
+    [
+        ("refine_env/link/fading.py", "from refine_env.env import x", "link must not import env"),
+        ("refine_env/simulator.py", "import refine_env.process", "simulator must not import process"),
+        ("refine_env/env.py", "import agents", "must not import agents"),
+        ("refine_env/config.py", "from refine_env import link", "config must not import the package itself"),
+        ("agents/lookahead.py", "from refine_env.simulator import x", "must not import refine_env.simulator"),
+        ("agents/fixed.py", "import train.ppo", "must not import train"),
+    ],
+)
+def test_a_wrong_import_is_seen(tmp_path: Path, file: str, line: str, complaint: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(f"def f():\n    {line}\n")
+    assert any(complaint in violation for violation in violations(tmp_path))
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    return result.stdout.strip()
+
+
+HEAVY = ("torch", "diffusers", "transformers", "matplotlib", "stable_baselines3", "lpips", "pandas", "scipy.stats")
+
+
+@pytest.mark.parametrize("module", ["refine_env", "agents", "agents.evaluate", "agents.figures", "refine_env.cli"])
+def test_import_is_light(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    assert run_python(code) == "[]"
+
+
+def test_command_line_libraries_are_not_the_core_s() -> None:
+    code = "import sys, refine_env, agents; print([m for m in ('typer', 'rich', 'tqdm') if m in sys.modules])"
+    assert run_python(code) == "[]"
+
+
+def test_registration_is_idempotent() -> None:
+    code = (
+        "import warnings; warnings.simplefilter('error');"
+        "import importlib, gymnasium, refine_env; importlib.reload(refine_env);"
+        "print(gymnasium.spec('refine_env/LatentRefinement-v0').id)"
+    )
+    assert run_python(code) == "refine_env/LatentRefinement-v0"
+
+
+def test_id_with_the_module_s_name_registers_itself(gaussian_cache: Path) -> None:
+    code = (
+        "import gymnasium;"
+        f"env = gymnasium.make('refine_env:refine_env/LatentRefinement-v0', cache={str(gaussian_cache)!r});"
+        "print(type(env.unwrapped).__name__)"
+    )
+    assert run_python(code) == "LatentRefinementEnv"
