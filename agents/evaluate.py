@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +40,7 @@ DEFAULT_AGENTS = (
     "final-only",
 )
 DEFAULT_SNRS_DB = tuple(float(snr_db) for snr_db in range(0, 31, 3))
+_DEFAULT_SNR_LIST = ",".join(f"{snr_db:g}" for snr_db in DEFAULT_SNRS_DB)
 
 
 def evaluate(
@@ -69,7 +71,7 @@ def evaluate(
         for name in names:
             rows.extend(
                 roll_out(
-                    lambda config, name=name: agents.make(name, config),
+                    partial(agents.make, name),
                     env_kwargs={**env_kwargs, **agents.env_kwargs(name), "snr_db": snr_db},
                     episodes=episodes,
                     seed=seed,
@@ -142,12 +144,10 @@ def print_table(summary: Table) -> None:
 
 
 def main(
-    agent_names: Annotated[
-        str, typer.Option("--agents", help="Comma-separated policies.")
-    ] = ",".join(DEFAULT_AGENTS),
+    agent_names: Annotated[str, typer.Option("--agents", help="Comma-separated policies.")] = ",".join(DEFAULT_AGENTS),
     snr_db: Annotated[
         str, typer.Option("--snr-db", help="Comma-separated mean SNRs per subchannel [dB].")
-    ] = ",".join(f"{value:g}" for value in DEFAULT_SNRS_DB),
+    ] = _DEFAULT_SNR_LIST,
     episodes: Annotated[int, typer.Option(help="Episodes per policy and SNR.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation; the same seed gives the same draws.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("results/fig3a"),
@@ -195,9 +195,7 @@ def _run(
     }
     run = describe_run(names, snrs_db, episodes, seed, env_kwargs)
     with tqdm(total=len(names) * len(snrs_db) * episodes, unit="episode", desc="evaluate") as bar:
-        table = evaluate(
-            names, snrs_db, episodes=episodes, seed=seed, env_kwargs=env_kwargs, progress=bar.update
-        )
+        table = evaluate(names, snrs_db, episodes=episodes, seed=seed, env_kwargs=env_kwargs, progress=bar.update)
     summary = summarize(table)
     write_table(out / "episodes.csv", table, EPISODE_COLUMNS)
     write_table(out / "summary.csv", summary, SUMMARY_COLUMNS)

@@ -18,7 +18,12 @@ __all__ = ["draw_fig3a", "main"]
 # Okabe and Ito's palette: distinguishable with any colour vision; markers and dashes serve in print.
 _STYLES: dict[str, dict[str, Any]] = {
     "lookahead": {"label": "Look-ahead", "color": "#000000", "marker": "o", "linewidth": 2.0, "zorder": 5},
-    "lookahead-literal": {"label": "Look-ahead, literal", "color": "#666666", "marker": "P", "linestyle": ":"},
+    "lookahead-literal": {
+        "label": "Look-ahead, literal",
+        "color": "#666666",
+        "marker": "P",
+        "linestyle": ":",
+    },
     "lookahead-tight": {"label": "Look-ahead, tight", "color": "#666666", "marker": "X", "linestyle": "--"},
     "persistent-q3": {"label": "Persistent-Q (3 bit)", "color": "#E69F00", "marker": "s"},
     "persistent-q4": {"label": "Persistent-Q (4 bit)", "color": "#56B4E9", "marker": "^"},
@@ -65,7 +70,10 @@ def draw_fig3a(summary: Table, out: Path) -> list[Path]:
         snrs = [row["snr_db"] for row in rows]
         means = [row["latent_mse"] or floor for row in rows]
         style = {"linewidth": 1.3, "markersize": 5.0, **_style(agent, position)}
-        below = [mean - max(row["ci_low"], floor) if row["latent_mse"] else 0.0 for mean, row in zip(means, rows, strict=True)]
+        below = [
+            mean - max(row["ci_low"], floor) if row["latent_mse"] else 0.0
+            for mean, row in zip(means, rows, strict=True)
+        ]
         above = [max(0.0, row["ci_high"] - mean) for mean, row in zip(means, rows, strict=True)]
         axes.errorbar(snrs, means, yerr=[[max(0.0, b) for b in below], above], capsize=2.0, **style)
         at_floor = [snr for snr, row in zip(snrs, rows, strict=True) if row["latent_mse"] == 0.0]
@@ -115,9 +123,7 @@ def draw_fig3a(summary: Table, out: Path) -> list[Path]:
     for suffix in ("png", "pdf"):
         path, temporary = out / f"fig3a.{suffix}", out / f"fig3a.{suffix}.tmp"
         # No dates in the files: the same table gives the same bytes.
-        figure.savefig(
-            temporary, format=suffix, dpi=200, metadata={"CreationDate": None} if suffix == "pdf" else None
-        )
+        figure.savefig(temporary, format=suffix, dpi=200, metadata={"CreationDate": None} if suffix == "pdf" else None)
         temporary.replace(path)
         written.append(path)
     return written

@@ -118,12 +118,12 @@ class Lookahead(Agent):
         self.latency = latency_quantiles(
             config.latent_dim, config.bit_depths, config.rate_statistics, config.latency_quantile
         )
-        distortion = total_distortion(
-            config.schedule, np.array([base_distortion(bits) for bits in config.bit_depths])
-        )
+        distortion = total_distortion(config.schedule, np.array([base_distortion(bits) for bits in config.bit_depths]))
         self.table = _action_table(distortion, self.latency, config.deadline, int(tight), literal)
 
     def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Look the actions up."""
-        actions = self.table[observation["slot"], observation["server_step"], observation["device_step"]]
+        actions: NDArray[np.int8] = self.table[
+            observation["slot"], observation["server_step"], observation["device_step"]
+        ]
         return actions.astype(np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -21,6 +21,6 @@ def kernel(function: F) -> F:
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
     try:
-        return numba.njit(cache=True, **options)(function)
+        return cast(F, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # no writable place for the cache
-        return numba.njit(**options)(function)
+        return cast(F, numba.njit(**options)(function))

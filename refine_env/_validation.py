@@ -19,8 +19,8 @@ def check_integer(name: str, value: Any, minimum: int, maximum: int | None = Non
     if (
         isinstance(value, bool)
         or not isinstance(value, Integral)
-        or value < minimum
-        or (maximum is not None and value > maximum)
+        or int(value) < minimum
+        or (maximum is not None and int(value) > maximum)
     ):
         span = f">= {minimum}" if maximum is None else f"in {minimum} … {maximum}"
         raise ConfigurationError(f"`{name}` must be an integer {span}, got {value!r}. {advice}")

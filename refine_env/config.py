@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -53,9 +54,7 @@ class LinkConfig:
         check_positive("uplink_bits", self.uplink_bits, advice="Give the prompt's size, for example 8192.")
         check_choice("snr_reference", self.snr_reference, SNR_REFERENCES)
         if self.reference_latent_dim is not None:
-            check_integer(
-                "reference_latent_dim", self.reference_latent_dim, 1, advice="Give M, for example 16384."
-            )
+            check_integer("reference_latent_dim", self.reference_latent_dim, 1, advice="Give M, for example 16384.")
 
     def scale(self, latent_dim: int) -> float:
         """Factor on ℓ and B_s for latents of ``latent_dim`` dimensions."""
@@ -86,7 +85,7 @@ def _check_bit_depths(value: Sequence[int]) -> tuple[int, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)) or len(value) == 0:
         raise ConfigurationError(f"`bit_depths` must be a non-empty sequence, got {value!r}. {advice}")
     depths = tuple(check_integer("bit_depths", depth, 1, LOSSLESS_BITS, advice=advice) for depth in value)
-    if any(a >= b for a, b in zip(depths, depths[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(depths)):
         raise ConfigurationError(f"`bit_depths` must be strictly ascending, got {list(depths)}. {advice}")
     return depths
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -127,7 +127,7 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
     - v0: initial version
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 4}
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 4}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         self.render_mode = check_render_mode(render_mode)
@@ -167,9 +167,7 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
         self._process.begin(0, self.np_random, checked)
         return self._observation(), self._info()
 
-    def step(
-        self, action: np.int64 | int
-    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Act in the current slot and pass to the next.
 
         Raises:
@@ -191,9 +189,10 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions are legal now, bool (n,)."""
-        return self._process.episodes.action_mask()[0].astype(np.bool_)
+        legal: NDArray[np.bool_] = self._process.episodes.legal_actions()[0]
+        return legal
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The current slot as one line of text, under ``render_mode="ansi"``."""
         return ansi_frame(self._process.episodes, 0) if self.render_mode == "ansi" else None
 

@@ -149,11 +149,11 @@ def _play(env: LatentRefinementVectorEnv, policy: Policy, seeds: Sequence[int], 
     running = np.ones(env.num_envs, dtype=np.bool_)
     while running.any():
         observation, _, terminated, _, info = env.step(policy.select_action(observation, info))
-        for i in np.flatnonzero(running & terminated):
+        for i in map(int, np.flatnonzero(running & terminated)):
             rows[i] = {
                 "agent": policy.name,
                 "snr_db": env.config.snr_db,
-                "episode": first_episode + int(i),
+                "episode": first_episode + i,
                 "seed": seeds[i],
                 "trajectory": int(info["trajectory"][i]),
                 "latent_mse": float(info["latent_mse"][i]),

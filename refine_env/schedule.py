@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +121,7 @@ class NoiseSchedule:
             )
         scheduler.set_timesteps(num_steps)
         timesteps = [int(tau) for tau in scheduler.timesteps]
-        if len(timesteps) != num_steps or any(a <= b for a, b in zip(timesteps, timesteps[1:], strict=False)):
+        if len(timesteps) != num_steps or any(a <= b for a, b in itertools.pairwise(timesteps)):
             raise ConfigurationError(
                 f"`scheduler` must evaluate the network once at each of {num_steps} falling timesteps, got "
                 f"{len(timesteps)} from {name}. Use DDPMScheduler (the paper's) or DDIMScheduler."

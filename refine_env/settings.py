@@ -78,7 +78,10 @@ class EnvSettings:
             )
         if self.history_length is not None:
             check_integer(
-                "history_length", self.history_length, 1, advice="Give a number of slots, or None for the deadline."
+                "history_length",
+                self.history_length,
+                1,
+                advice="Give a number of slots, or None for the deadline.",
             )
 
     def open_cache(self) -> TrajectoryCache:

@@ -153,19 +153,13 @@ def _advance(
                 delivered[i] = True
                 predecessor[i] = held
                 deliveries += 1
-            if (
-                not until_decision
-                or s.slot > deadline
-                or _may_transmit(s, num_steps, deadline, refreshes)
-            ):
+            if not until_decision or s.slot > deadline or _may_transmit(s, num_steps, deadline, refreshes):
                 break
     return deliveries
 
 
 @kernel
-def _skip_forced_slots(
-    s: Any, rates: NDArray[np.float64], num_steps: int, deadline: int, refreshes: bool
-) -> None:
+def _skip_forced_slots(s: Any, rates: NDArray[np.float64], num_steps: int, deadline: int, refreshes: bool) -> None:
     while s.slot < deadline and not _may_transmit(s, num_steps, deadline, refreshes):
         _pass_slot(s, rates[s.slot - 1], num_steps)
 
@@ -322,6 +316,10 @@ class EpisodeBatch:
         num_steps, deadline, _ = self._system
         _fill_action_mask(self.state, num_steps, deadline, self.coder.refreshes_held_step, mask)
         return mask
+
+    def legal_actions(self) -> NDArray[np.bool_]:
+        """:meth:`action_mask` as bool (N, 1 + |𝓑|)."""
+        return self.action_mask().view(np.bool_)
 
     def finished(self) -> NDArray[np.bool_]:
         """Which episodes are past their last slot, bool (N,)."""

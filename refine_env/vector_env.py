@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -42,7 +42,10 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         **kwargs: the single environment's arguments.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {**LatentRefinementEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata = {  # noqa: RUF012 - as Gymnasium declares it
+        **LatentRefinementEnv.metadata,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(
         self,
@@ -56,7 +59,7 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         # Accept the enum too, but document the string: the enum breaks EnvSpec.to_json.
         mode = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
         self._autoreset = _AUTORESET_MODES[check_choice("autoreset_mode", mode, tuple(_AUTORESET_MODES))]
-        self.metadata = {**LatentRefinementEnv.metadata, "autoreset_mode": self._autoreset}  # type: ignore[misc]
+        self.metadata = {**LatentRefinementEnv.metadata, "autoreset_mode": self._autoreset}
         self.render_mode = check_render_mode(render_mode)
         self._process = DecisionProcess(EnvSettings.from_kwargs(kwargs), self.num_envs)
         self.single_observation_space = self._process.observation_space
@@ -82,7 +85,7 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         """The environments' arguments."""
         return self._process.settings
 
-    @property
+    @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The generator of every episode."""
         self._ensure_generators()
@@ -110,8 +113,9 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
                 f"`seed` must be one integer or {self.num_envs} of them, got {len(seeds)}. Give one per environment."
             )
         for i in np.flatnonzero(selected):
-            if seeds[i] is not None:
-                self._generators[i], self._seeds[i] = seeding.np_random(int(seeds[i]))
+            own = seeds[i]
+            if own is not None:
+                self._generators[i], self._seeds[i] = seeding.np_random(int(own))
 
     def reset(
         self,
@@ -150,9 +154,7 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
 
     def step(
         self, actions: ArrayLike
-    ) -> tuple[
-        dict[str, NDArray[Any]], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
-    ]:
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Act in every environment.
 
         Args:
@@ -184,13 +186,19 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
             infos = self._final(terminated)
             self._begin(terminated, {})
         infos.update(self._masked_infos(self._process.infos(), everywhere))
-        return self._process.observations(), rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), infos
+        return (
+            self._process.observations(),
+            rewards,
+            terminated,
+            np.zeros(self.num_envs, dtype=np.bool_),
+            infos,
+        )
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions are legal now, bool (N, n)."""
-        return self._process.episodes.action_mask().astype(np.bool_)
+        return self._process.episodes.legal_actions()
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[str, ...] | None:
         """The current slot of every episode as one line of text, under ``render_mode="ansi"``."""
         if self.render_mode not in RENDER_MODES:
             return None

@@ -5,8 +5,6 @@ A mean square of Gaussian values then has a standard error of √(2/393216) = 0.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 

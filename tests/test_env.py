@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import warnings
 from collections.abc import Callable
@@ -144,7 +145,7 @@ def test_returns_of_the_three_rewards(make_env: MakeEnv) -> None:
         mse = [step[4]["latent_mse"] for step in steps]
     assert returns["terminal"] == [0.0] * 60 + [-mse[-1]]
     assert returns["log"] == [0.0] * 60 + [-10 * np.log10(mse[-1] + 1e-8)]
-    assert returns["improvement"] == pytest.approx([0.0, *(a - b for a, b in zip(mse, mse[1:], strict=False))])
+    assert returns["improvement"] == pytest.approx([0.0, *(a - b for a, b in itertools.pairwise(mse))])
     assert sum(returns["improvement"]) == pytest.approx(mse[0] - mse[-1])
     assert sum(value != 0.0 for value in returns["improvement"]) == steps[-1][4]["num_deliveries"] > 1
 
@@ -207,12 +208,12 @@ def test_stepping_without_an_episode(make_env: MakeEnv) -> None:
 
 def test_masks_agree(make_env: MakeEnv) -> None:
     env = make_env()
-    observation, info = env.reset(seed=1)
+    _, info = env.reset(seed=1)
     for _ in range(60):
         mask = env.unwrapped.action_masks()
         assert mask.dtype == np.bool_
         assert np.array_equal(mask, info["action_mask"].astype(bool))
-        observation, _, _, _, info = env.step(1)
+        *_, info = env.step(1)
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])

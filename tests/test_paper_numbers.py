@@ -106,7 +106,9 @@ def test_final_only_needs_23_db_per_subchannel() -> None:
     """16·M bits in the slots after x_0: T_ul = 1, x_0 in slot 52, 9 slots left with mean rate R̄."""
     needed = 16 * M / 9
     assert rate_statistics(23.2).mean < needed < rate_statistics(23.4).mean
-    assert rate_statistics(41.0, snr_reference="total").mean < needed < rate_statistics(41.3, snr_reference="total").mean
+    assert (
+        rate_statistics(41.0, snr_reference="total").mean < needed < rate_statistics(41.3, snr_reference="total").mean
+    )
 
 
 def test_latent_scaling_keeps_bits_per_dimension() -> None:

@@ -64,7 +64,12 @@ def test_an_episode_by_hand(batch: EpisodeBatch) -> None:
     act(batch, 3)
     state = act(batch, 0)
     assert batch.finished()[0]
-    assert (state["slot"], state["device_step"], state["device_bits"], state["num_deliveries"]) == (9, 0, 16, 3)
+    assert (state["slot"], state["device_step"], state["device_bits"], state["num_deliveries"]) == (
+        9,
+        0,
+        16,
+        3,
+    )
     assert state["bits_sent"] == 8.0 + 4.0 + 64.0
     assert batch.latent_mse[0] == 0.0
     assert batch.action_mask().tolist() == [[1, 0, 0, 0]]

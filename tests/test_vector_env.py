@@ -56,9 +56,7 @@ def sync_env(cache: Path, num_envs: int, mode: str, **kwargs: Any) -> SyncVector
     ids=["default", "epochs"],
 )
 def test_equals_sync_vector_env(gaussian_cache: Path, num_envs: int, mode: str, kwargs: dict[str, Any]) -> None:
-    ours = gym.make_vec(
-        refine_env.ENV_ID, num_envs=num_envs, cache=str(gaussian_cache), autoreset_mode=mode, **kwargs
-    )
+    ours = gym.make_vec(refine_env.ENV_ID, num_envs=num_envs, cache=str(gaussian_cache), autoreset_mode=mode, **kwargs)
     theirs = sync_env(gaussian_cache, num_envs, mode, **kwargs)
     assert isinstance(ours, LatentRefinementVectorEnv)
     assert ours.observation_space == theirs.observation_space

@@ -45,9 +45,7 @@ def mean_square_error(device: NDArray[np.float32], clean: NDArray[np.uint16]) ->
 
 
 @kernel
-def receive(
-    latent: NDArray[np.uint16], clean: NDArray[np.uint16], device: NDArray[np.float32]
-) -> float:
+def receive(latent: NDArray[np.uint16], clean: NDArray[np.uint16], device: NDArray[np.float32]) -> float:
     """The device takes over ``latent`` as it is: shared randomness, or a lossless delivery.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -57,12 +57,12 @@ class QuantizerTable:
 
 @kernel
 def level_index(
-    value: float,
+    value: Any,
     thresholds: NDArray[np.float32],
     first_index: NDArray[np.int32],
-    origin: float,
-    bins_per_unit: float,
-) -> int:
+    origin: Any,
+    bins_per_unit: Any,
+) -> Any:
     """Index of the cell of ``value``: the number of thresholds below it.
 
     Equal to ``numpy.searchsorted(thresholds, value, side="left")``.
@@ -125,7 +125,7 @@ def _solve_positive_levels(bits: int) -> NDArray[np.float64]:
     """
     count = 2 ** (bits - 1)
     # Panter–Dite: the optimal level density is ∝ φ^{1/3}, a Gaussian of variance 3.
-    levels = math.sqrt(3.0) * special.ndtri((count + np.arange(count) + 1.0) / (2 * count + 1))
+    levels: NDArray[np.float64] = math.sqrt(3.0) * special.ndtri((count + np.arange(count) + 1.0) / (2 * count + 1))
     residual = np.array([np.inf])
     for _ in range(_MAX_ITERATIONS):
         ends = _lower_ends(levels)
@@ -161,7 +161,7 @@ def _mean_square_error(positive_levels: NDArray[np.float64]) -> float:
     return 2.0 * float(inner + tail)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _solution(bits: int) -> tuple[NDArray[np.float64], NDArray[np.float64], float, QuantizerTable]:
     positive = _solve_positive_levels(bits)
     levels = np.concatenate([-positive[::-1], positive])
@@ -208,7 +208,11 @@ class LloydMax:
 
     def __init__(self, bits: int) -> None:
         self.bits = check_integer(
-            "bits", bits, 1, MAX_QUANTIZER_BITS, advice="16 bits are the latent's own float16 values: lossless."
+            "bits",
+            bits,
+            1,
+            MAX_QUANTIZER_BITS,
+            advice="16 bits are the latent's own float16 values: lossless.",
         )
         self.levels, self.thresholds, self.distortion, self._table = _solution(self.bits)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,7 +65,7 @@ def _expectation_above_cutoff(cutoff: float, value: object) -> float:
     knots = sorted({0.0, min(upper, max(0.0, math.log(1.0 / cutoff))), upper})
     return math.fsum(
         integrate.quad(integrand, low, high, epsabs=0.0, epsrel=1e-12, limit=200)[0]
-        for low, high in zip(knots, knots[1:], strict=False)
+        for low, high in itertools.pairwise(knots)
     )
 
 
@@ -109,6 +110,4 @@ def rate_statistics(
     )
     mean = symbols * num_subchannels * float(special.exp1(cutoff)) / math.log(2.0)
     std = _slot_std(cutoff, num_subchannels, symbols, lambda u: u / math.log(2.0))
-    return RateStatistics(
-        cutoff=cutoff, mean=mean, std=std, num_subchannels=num_subchannels, symbols_per_slot=symbols
-    )
+    return RateStatistics(cutoff=cutoff, mean=mean, std=std, num_subchannels=num_subchannels, symbols_per_slot=symbols)

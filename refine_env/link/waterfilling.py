@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -29,14 +32,14 @@ def total_power(snr_db: float, num_subchannels: int, snr_reference: str = "subch
     Raises:
         ConfigurationError: if an argument is out of range.
     """
-    snr = 10.0 ** (check_snr_db(snr_db) / 10.0)
+    snr = math.pow(10.0, check_snr_db(snr_db) / 10.0)
     count = check_integer("num_subchannels", num_subchannels, 1, advice="Give K, for example 60.")
     reference = check_choice("snr_reference", snr_reference, SNR_REFERENCES)
     return count * snr if reference == "subchannel" else snr
 
 
 @kernel
-def water_level(gains: NDArray[np.float64], power: float, floors: NDArray[np.float64]) -> float:
+def water_level(gains: NDArray[np.float64], power: float, floors: NDArray[np.float64]) -> Any:
     """Water level 1/λ over one set of gains, by finite active-set elimination.
 
     All subchannels with a gain above 0 start active. The level that spends the power on the active
@@ -111,8 +114,7 @@ def waterfill(gains: ArrayLike, total_power: float) -> NDArray[np.float64]:
         )
     if not (np.isfinite(total_power) and total_power > 0.0):
         raise ConfigurationError(
-            f"`total_power` must be finite and > 0, got {total_power!r}. "
-            "Give K·SNR (see refine_env.link.total_power)."
+            f"`total_power` must be finite and > 0, got {total_power!r}. Give K·SNR (see refine_env.link.total_power)."
         )
     powers = np.empty_like(values)
     columns = values.shape[-1]

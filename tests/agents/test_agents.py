@@ -25,15 +25,18 @@ def mask(legal: bool = True, count: int = 6) -> dict[str, Any]:
 
 
 def test_names() -> None:
-    assert NAMES == [
+    assert [
         "lookahead",
         "lookahead-literal",
         "lookahead-tight",
         "final-only",
         "random",
         *(f"persistent-q{b}" for b in (3, 4, 8, 10, 16)),
+    ] == NAMES
+    assert agents.names(SystemConfig(snr_db=0.0, bit_depths=(2, 16)))[-2:] == [
+        "persistent-q2",
+        "persistent-q16",
     ]
-    assert agents.names(SystemConfig(snr_db=0.0, bit_depths=(2, 16)))[-2:] == ["persistent-q2", "persistent-q16"]
 
 
 @pytest.mark.parametrize("name", NAMES)

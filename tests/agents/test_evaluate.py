@@ -70,7 +70,9 @@ def test_persistent_q3_wins_between_them(gaussian_cache: Path, snr_db: float) ->
     assert bootstrap_interval(theirs - ours, resamples=2000)[1] < 0.0
 
 
-def test_final_only_fails_up_to_21_db_and_delivers_at_24(fig3a: dict[tuple[str, float], dict[str, Any]]) -> None:
+def test_final_only_fails_up_to_21_db_and_delivers_at_24(
+    fig3a: dict[tuple[str, float], dict[str, Any]],
+) -> None:
     for snr_db in (0.0, 12.0, 21.0):
         row = fig3a["final-only", snr_db]
         assert row["delivered_share"] == 0.0
@@ -207,7 +209,10 @@ def test_command_line(gaussian_cache: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "a").glob("fig3a.*"):
         path.unlink()
     redraw = subprocess.run(
-        [sys.executable, "-m", "agents.figures", str(tmp_path / "a")], cwd=ROOT, capture_output=True, check=True
+        [sys.executable, "-m", "agents.figures", str(tmp_path / "a")],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
     assert redraw.returncode == 0
     assert (tmp_path / "a" / "fig3a.png").read_bytes() == (tmp_path / "b" / "fig3a.png").read_bytes()

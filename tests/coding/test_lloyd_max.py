@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,7 +29,7 @@ def test_distortion_equals_the_integral(bits: int) -> None:
         return float(error**2 * np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi))
 
     ends = [-12.0, *quantizer.thresholds, 12.0]
-    total = sum(integrate.quad(integrand, a, b)[0] for a, b in zip(ends, ends[1:], strict=False))
+    total = sum(integrate.quad(integrand, a, b)[0] for a, b in itertools.pairwise(ends))
     assert quantizer.distortion == pytest.approx(total, rel=1e-9)
 
 
@@ -57,9 +59,7 @@ def test_quantize_gives_level_values_in_the_input_dtype(dtype: type) -> None:
 @given(st.integers(1, 12), st.floats(-40, 40, width=32))
 def test_table_lookup_equals_searchsorted(bits: int, value: float) -> None:
     table = LloydMax(bits).table
-    found = level_index(
-        np.float32(value), table.thresholds, table.first_index, table.origin, table.bins_per_unit
-    )
+    found = level_index(np.float32(value), table.thresholds, table.first_index, table.origin, table.bins_per_unit)
     assert found == np.searchsorted(table.thresholds, np.float32(value), side="left")
 
 
@@ -68,9 +68,7 @@ def test_table_lookup_at_and_beside_every_threshold(bits: int) -> None:
     table = LloydMax(bits).table
     exact = table.thresholds
     values = np.concatenate([exact, np.nextafter(exact, np.float32(99)), np.nextafter(exact, np.float32(-99))])
-    found = [
-        level_index(value, exact, table.first_index, table.origin, table.bins_per_unit) for value in values
-    ]
+    found = [level_index(value, exact, table.first_index, table.origin, table.bins_per_unit) for value in values]
     assert found == np.searchsorted(exact, values, side="left").tolist()
 
 

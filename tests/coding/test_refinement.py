@@ -47,9 +47,7 @@ def test_kernel_equals_plain_numpy_bit_for_bit(bits: int, rng: np.random.Generat
     held = rng.standard_normal(5000).astype(np.float32)
     for gain, scale in ((0.0, 1.0), (1.01, 0.1), (7.3, 5.0)):
         device = held.copy()
-        mse = kernels.refine(
-            latent.view(np.uint16), clean.view(np.uint16), device, gain, scale, LloydMax(bits).table
-        )
+        mse = kernels.refine(latent.view(np.uint16), clean.view(np.uint16), device, gain, scale, LloydMax(bits).table)
         assert np.array_equal(device, plain_refine(latent, held, gain, scale, bits))
         assert mse == pytest.approx(np.mean((device.astype(float) - clean.astype(float)) ** 2), rel=1e-12)
 

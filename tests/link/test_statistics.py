@@ -41,6 +41,7 @@ def test_latency_solves_equation_11() -> None:
     statistics = rate_statistics(6.0)
     for bits in (10.0, 8601.0, 49152.0, 1e6, 1e7 + 0.5):
         slots = latency_quantile(bits, statistics, 0.9)
+
         # Pr(S_N >= B) reaches q at the first real N below the reported one, and not a slot earlier.
         def probability(n: float, bits: float = bits) -> float:
             return float(1 - ndtr((bits - n * statistics.mean) / (np.sqrt(n) * statistics.std)))
