@@ -7,6 +7,7 @@ matplotlib is installed.
 from __future__ import annotations
 
 import json
+import math
 import platform
 from functools import partial
 from importlib import metadata
@@ -122,25 +123,41 @@ def _parse_list(name: str, text: str, kind: type) -> tuple[Any, ...]:
 
 
 def print_table(summary: Table) -> None:
-    """The summary on the terminal: one row an SNR, one column an agent, the lowest mean marked."""
+    """The summary on the terminal, within 80 columns: one row an SNR, one column an agent, the lowest mean marked."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
 
     order = list(dict.fromkeys(row["agent"] for row in summary))
     cells = {(row["snr_db"], row["agent"]): row for row in summary}
-    view = RichTable(title="latent MSE at the deadline [95 % bootstrap interval of the mean]", show_lines=False)
-    view.add_column("SNR [dB]", justify="right")
+    view = RichTable(
+        title="latent MSE at the deadline, mean over episodes",
+        caption="second line: 95 % bootstrap interval, in the mean's power of ten; bold: lowest",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    view.add_column("SNR\n[dB]", justify="right")
     for agent in order:
-        view.add_column(agent, justify="right")
+        view.add_column(agent.replace("-", "\n", 1), justify="right", no_wrap=True)
     for snr_db in dict.fromkeys(row["snr_db"] for row in summary):
         best = min(cells[snr_db, agent]["latent_mse"] for agent in order)
         line = [f"{snr_db:g}"]
         for agent in order:
             row = cells[snr_db, agent]
-            text = f"{row['latent_mse']:.3g}\n[dim]{row['ci_low']:.2g} … {row['ci_high']:.2g}[/dim]"
-            line.append(f"[bold green]{text}[/bold green]" if row["latent_mse"] == best else text)
+            mean, interval = _scientific(row["latent_mse"], row["ci_low"], row["ci_high"])
+            marked = f"[bold]{mean}[/bold]" if row["latent_mse"] == best else mean
+            line.append(f"{marked}\n[dim]{interval}[/dim]")
         view.add_row(*line)
     Console().print(view)
+
+
+def _scientific(mean: float, low: float, high: float) -> tuple[str, str]:
+    """A mean as 1.83e-3 and its interval as 1.7–2.0, in the mean's power of ten; exact zeros as 0."""
+    if mean == 0.0:
+        return "0", ""
+    exponent = math.floor(math.log10(mean))
+    unit = 10.0**exponent
+    return f"{mean / unit:.2f}e{exponent}", f"{low / unit:.1f}–{high / unit:.1f}"
 
 
 def main(

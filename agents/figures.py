@@ -44,6 +44,12 @@ def _style(agent: str, position: int) -> dict[str, Any]:
     return {"label": label, "color": _SPARE_COLORS[position % len(_SPARE_COLORS)], "marker": "h"}
 
 
+def _handles(axes: Any) -> tuple[list[Any], list[str]]:
+    """Legend entries without their error bars."""
+    handles, labels = axes.get_legend_handles_labels()
+    return [handle[0] for handle in handles], labels
+
+
 def draw_fig3a(summary: Table, out: Path) -> list[Path]:
     """Latent MSE at the deadline against SNR ([K] Fig. 3a), log axis, with 95 % intervals.
 
@@ -62,7 +68,7 @@ def draw_fig3a(summary: Table, out: Path) -> list[Path]:
     figure_module = import_extra("matplotlib.figure", "plot")
     positive = [row["latent_mse"] for row in summary if row["latent_mse"] > 0.0]
     floor = 10.0 ** (math.floor(math.log10(min(positive, default=1.0))) - 1)
-    figure = figure_module.Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = figure_module.Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
     zeros = False
     for position, agent in enumerate(dict.fromkeys(row["agent"] for row in summary)):
@@ -117,7 +123,8 @@ def draw_fig3a(summary: Table, out: Path) -> list[Path]:
     axes.set_xlabel("mean SNR per subchannel [dB]")
     axes.set_ylabel("latent MSE at the deadline")
     axes.grid(visible=True, which="major", linewidth=0.4, alpha=0.5)
-    axes.legend(fontsize=8, loc="lower left" if not zeros else "center left", framealpha=0.9)
+    axes.set_xticks(sorted({row["snr_db"] for row in summary}))
+    figure.legend(*_handles(axes), fontsize=8, loc="outside upper center", ncols=4, frameon=False)
     written = []
     out.mkdir(parents=True, exist_ok=True)
     for suffix in ("png", "pdf"):
