@@ -1,0 +1,452 @@
+"""The command line `refine-env`: generate trajectory caches, describe them, check them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tqdm import tqdm
+
+from refine_env.errors import CacheError, ConfigurationError, MissingExtraError
+from refine_env.schedule import NoiseSchedule
+from refine_env.trajectories import (
+    TrajectoryCache,
+    find_cache,
+    find_damage,
+    generate_diffusers,
+    generate_forward_process,
+    generate_gaussian,
+    read_manifest,
+)
+from refine_env.trajectories.pipeline import ModelNotFoundError
+
+__all__ = ["app", "main"]
+
+EXIT_DAMAGED = 1
+EXIT_USAGE = 2
+EXIT_CACHE = 3
+EXIT_MISSING = 4
+EXIT_INTERRUPTED = 130
+
+_EXIT_CODES = """
+Exit codes: 0 done; 1 `verify` found damaged shards; 2 an argument or an input file is not valid; 3 a cache
+is missing, of another format, or cannot be read or written; 4 an optional dependency or a model's weights are
+missing; 130 interrupted.
+"""
+
+app = typer.Typer(
+    name="refine-env",
+    help="Trajectory caches of refine-env: generate, describe and check them.",
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+generate = typer.Typer(
+    help="""Generate a trajectory cache.
+
+    A generation that was interrupted goes on where it stopped when the same command is run again, and ends
+    in the same bytes. A finished cache is never replaced without --overwrite, and then only when the new one
+    is complete.
+    """,
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.add_typer(generate, name="generate")
+
+Out = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the new cache.", show_default=False)
+]
+Seed = Annotated[int, typer.Option(help="Base seed; every sample has its own seed, derived from it.")]
+NumTrain = Annotated[
+    int | None,
+    typer.Option(
+        help="Size of the train split: the first trajectories. The rest is the test split.",
+        show_default="half",
+    ),
+]
+ShardSize = Annotated[int, typer.Option(help="Trajectories in one file.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished cache.")]
+Note = Annotated[
+    str | None,
+    typer.Option(help="Free text for the manifest, such as the license of the samples.", show_default=False),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")]
+Cache = Annotated[
+    str,
+    typer.Argument(
+        metavar="CACHE",
+        help="A cache's folder, or its name in `cached_trajectories/` (`default` is bundled).",
+        show_default=False,
+    ),
+]
+
+
+@generate.command("gaussian", epilog=_EXIT_CODES)
+def _gaussian(
+    out: Out,
+    num_trajectories: Annotated[int, typer.Option("--num-trajectories", "-n", help="How many.")] = 128,
+    latent_shape: Annotated[str, typer.Option(help="Shape of one latent, C,H,W.")] = "4,64,64",
+    num_steps: Annotated[int, typer.Option(help="T, steps of Stable Diffusion v1-5's schedule.")] = 50,
+    seed: Seed = 0,
+    num_train: NumTrain = None,
+    shard_size: ShardSize = 16,
+    note: Note = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ideal trajectories from i.i.d. N(0, 1) clean latents.
+
+    The forward process, read backwards. Needs no torch.
+
+    Example: refine-env generate gaussian -n 500 --out cached_trajectories/gaussian
+    """
+    with _progress(quiet) as progress:
+        cache = generate_gaussian(
+            out,
+            num_trajectories,
+            _parse_shape(latent_shape),
+            num_steps=num_steps,
+            seed=seed,
+            num_train=num_train,
+            shard_size=shard_size,
+            overwrite=overwrite,
+            note=note,
+            progress=progress,
+        )
+    _print_done(cache, quiet)
+
+
+@generate.command("forward-process", epilog=_EXIT_CODES)
+def _forward_process(
+    clean_latents: Annotated[
+        str,
+        typer.Option(
+            "--clean-latents",
+            "-c",
+            metavar="FILE|CACHE",
+            help="Clean latents (N, C, H, W): a .npy or .safetensors file, or a cache whose x_0 are taken.",
+            show_default=False,
+        ),
+    ],
+    out: Out,
+    num_steps: Annotated[
+        int | None,
+        typer.Option(help="T, steps of Stable Diffusion v1-5's schedule.", show_default="the cache's schedule, or 50"),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts, one per line and latent; blank lines are skipped.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    num_train: NumTrain = None,
+    shard_size: ShardSize = 16,
+    note: Note = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ideal trajectories from given clean latents.
+
+    x_0 is noised step by step, and read backwards. Needs no torch.
+
+    Example: refine-env generate forward-process --clean-latents default --out cached_trajectories/ideal
+    """
+    texts = None if prompts is None else _read_prompts(prompts)
+    with _progress(quiet) as progress:
+        cache = generate_forward_process(
+            out,
+            clean_latents,
+            num_steps=num_steps,
+            prompts=texts,
+            seed=seed,
+            num_train=num_train,
+            shard_size=shard_size,
+            overwrite=overwrite,
+            note=note,
+            progress=progress,
+        )
+    _print_done(cache, quiet)
+
+
+@generate.command("diffusers", epilog=_EXIT_CODES)
+def _diffusers(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="ID|FOLDER",
+            help="Hub id, local folder, or `emoji` (bundled). The paper's is "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5.",
+            show_default=False,
+        ),
+    ],
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            "--prompts",
+            "-p",
+            metavar="FILE",
+            help="Prompts, one per line and trajectory; blank lines are skipped.",
+            show_default=False,
+        ),
+    ],
+    out: Out,
+    num_steps: Annotated[int, typer.Option(help="T, the reverse diffusion steps.")] = 50,
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            metavar="ddpm|ddim|model",
+            help="Sampler: ddpm (the paper's: ancestral, posterior variance), ddim, or the model's own.",
+        ),
+    ] = "ddpm",
+    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 7.5,
+    seed: Seed = 0,
+    batch_size: Annotated[
+        int, typer.Option(help="Samples at once. Part of the recipe: the last bits depend on it.")
+    ] = 8,
+    device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(metavar="float32|float16|bfloat16", help="Number format that the network runs in.")
+    ] = "float32",
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)
+    ] = None,
+    num_train: NumTrain = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(help="Trajectories in one file.", show_default="least multiple of the batch size >= 16"),
+    ] = None,
+    note: Note = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Trajectories of a diffusion model: any text-to-image latent pipeline of diffusers.
+
+    Records x_T … x_0 and the network's estimate of the clean sample at every step, in the model's own units.
+    Equal bytes are for one machine, one number of threads and the library versions in the manifest; the noise
+    is the same everywhere. Needs the extra `generate`.
+
+    Example: refine-env generate diffusers --model emoji --prompts prompts.txt --out cached_trajectories/mine
+    """
+    texts = _read_prompts(prompts)
+    with _progress(quiet) as progress:
+        cache = generate_diffusers(
+            out,
+            model,
+            texts,
+            num_steps=num_steps,
+            scheduler=scheduler,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            num_train=num_train,
+            shard_size=shard_size,
+            overwrite=overwrite,
+            note=note,
+            progress=progress,
+        )
+    _print_done(cache, quiet)
+
+
+@app.command("info", epilog=_EXIT_CODES)
+def _info(
+    cache: Cache,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Describe a cache; the data are not read."""
+    summary = _summary(TrajectoryCache.open(cache))
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+        return
+    by_step = summary.pop("by_step")
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in summary.items():
+        if value is not None:
+            facts.add_row(name, Text(_text(value)))
+    steps = Table("t", "ᾱ_t", "E‖x_t‖²/M", "E‖y_t − x_0‖²/M", box=None, pad_edge=False)
+    for row in by_step:
+        steps.add_row(str(row["t"]), f"{row['alpha_bar']:.6f}", f"{row['mean_square']:.4f}", f"{row['mmse']:.4g}")
+    console = Console()
+    console.print(facts)
+    console.print()
+    console.print(steps)
+
+
+@app.command("verify", epilog=_EXIT_CODES)
+def _verify(cache: Cache, quiet: Quiet = False) -> None:
+    """Read a whole cache, compare each shard with its hash, and name the damaged ones."""
+    folder = find_cache(cache)
+    manifest, sha256 = read_manifest(folder)
+    with _progress(quiet) as progress:
+        damage = find_damage(folder, manifest, partial(progress, "verifying"))
+    for sentence in damage:
+        print(sentence, file=sys.stderr)
+    count = len(manifest.shards)
+    if damage:
+        print(
+            f"{len(damage)} of {count} shards of {folder} are damaged. Restore these files, or generate the "
+            "cache again with --overwrite.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_DAMAGED)
+    if not quiet:
+        typer.echo(f"{count} of {count} shards of {folder} are whole (manifest SHA-256 {sha256}).")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; every error is one sentence on stderr and an exit code.
+
+    Args:
+        arguments: default `sys.argv[1:]`.
+    """
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="refine-env")
+    except ConfigurationError as error:
+        _fail(error, EXIT_USAGE)
+    except (MissingExtraError, ModelNotFoundError) as error:
+        _fail(error, EXIT_MISSING)
+    except CacheError as error:  # after ModelNotFoundError, which is one
+        _fail(error, EXIT_CACHE)
+    sys.exit(0)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    print(f"refine-env: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parse_shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigurationError(
+            f"`--latent-shape` must be integers C,H,W, got {text!r}. Write for instance 4,64,64."
+        ) from None
+
+
+def _read_prompts(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigurationError(
+            f"`--prompts` must be a readable UTF-8 text file, got {str(file)!r} ({reason}). Check the path."
+        ) from None
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ConfigurationError(
+            f"`--prompts` must hold at least one prompt, got {str(file)!r} without any. Write one per line."
+        )
+    return prompts
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, float, int], None]]:
+    """A bar on stderr with the time left for each phase; gives what it is called with: phase, done, total.
+
+    Where stderr is no terminal, it writes a line now and then.
+    """
+    bars: dict[str, tqdm[NoReturn]] = {}
+
+    def update(phase: str, done: float, total: int) -> None:
+        if phase not in bars:
+            for bar in bars.values():
+                bar.close()
+            count = "" if phase == "verifying" else " {n:.0f}/{total:.0f}"  # of bytes, nobody wants to know
+            bars[phase] = tqdm(
+                desc=phase,
+                total=total,
+                initial=done,  # what an earlier run did says nothing about the time left
+                bar_format=f"{{desc}} {{percentage:3.0f}}% |{{bar}}|{count} [{{elapsed}} < {{remaining}}]",
+                mininterval=0.1 if sys.stderr.isatty() else 10.0,
+                disable=quiet,
+            )
+        bars[phase].update(done - bars[phase].n)
+
+    try:
+        yield update
+    except KeyboardInterrupt:
+        for bar in bars.values():
+            bar.close()
+        print(
+            "refine-env: interrupted. Run the same command again; a generation goes on where it stopped.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def _print_done(cache: TrajectoryCache, quiet: bool) -> None:
+    if not quiet:
+        typer.echo(f"{len(cache)} trajectories in {cache.path} (manifest SHA-256 {cache.sha256}).")
+
+
+def _summary(cache: TrajectoryCache) -> dict[str, Any]:
+    recipe = cache.manifest.recipe
+    schedule: NoiseSchedule = cache.schedule
+    steps = sorted({round(fraction * cache.num_steps) for fraction in (0, 0.02, 0.1, 0.2, 0.4, 0.6, 0.8, 1)})
+    return {
+        "path": str(cache.path),
+        "sha256": cache.sha256,
+        "source": recipe.source,
+        "model": recipe.model,
+        "scheduler": None if recipe.scheduler is None else recipe.scheduler["class"],
+        "guidance_scale": recipe.guidance_scale,
+        "batch_size": recipe.batch_size,
+        "model_dtype": recipe.model_dtype,
+        "device": recipe.device,
+        "clean_latents": recipe.clean_latents,
+        "clean_estimates": recipe.clean_estimates,
+        "units": recipe.units,
+        "note": recipe.note,
+        "generator": recipe.generator,
+        "seed": recipe.seed,
+        "num_steps": cache.num_steps,
+        "latent_shape": list(cache.latent_shape),
+        "latent_dim": cache.latent_dim,
+        "trajectories": {split: len(cache.indices(split)) for split in ("all", "train", "test")},
+        "shards": len(cache.manifest.shards),
+        "bytes": sum(shard.bytes for shard in cache.manifest.shards),
+        "by_step": [
+            {
+                "t": t,
+                "alpha_bar": float(schedule.alpha_bar[t]),
+                "mean_square": float(cache.mean_square[t]),
+                "mmse": float(cache.mmse[t]),
+            }
+            for t in steps
+        ],
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    if isinstance(value, list):
+        return "×".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    main()

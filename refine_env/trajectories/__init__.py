@@ -1,0 +1,25 @@
+"""Trajectory caches: read, write and generate them. Imports NumPy and safetensors, nothing heavier."""
+
+from refine_env.trajectories.cache import TrajectoryCache, find_cache, find_damage, read_manifest
+from refine_env.trajectories.generate import (
+    generate_diffusers,
+    generate_forward_process,
+    generate_gaussian,
+    sample_seed,
+)
+from refine_env.trajectories.manifest import Manifest, Recipe, Shard, Trajectory
+
+__all__ = [
+    "Manifest",
+    "Recipe",
+    "Shard",
+    "Trajectory",
+    "TrajectoryCache",
+    "find_cache",
+    "find_damage",
+    "generate_diffusers",
+    "generate_forward_process",
+    "generate_gaussian",
+    "read_manifest",
+    "sample_seed",
+]

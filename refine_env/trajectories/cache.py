@@ -1,0 +1,442 @@
+"""Read a trajectory cache: memory-mapped, one view per trajectory, nothing copied."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.resources
+import json
+import mmap
+import operator
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refine_env.errors import CacheError, CacheFormatError, ConfigurationError
+from refine_env.schedule import NoiseSchedule
+from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Span
+
+__all__ = ["TrajectoryCache", "find_cache", "find_damage", "read_manifest"]
+
+STAGING_SUFFIX = ".partial"
+"""Suffix of the folder beside a cache in which it grows until it is complete."""
+
+_MAX_OPEN_SHARDS = 256  # each map holds a file descriptor, and 1024 are a usual limit
+_MAX_HEADER_BYTES = 1 << 20
+_HASH_BLOCK_BYTES = 1 << 20
+_REMEDY = "Restore the file, or generate the cache again."
+
+
+class TrajectoryCache:
+    """The trajectories of one model, schedule and set of prompts, in files.
+
+    Open one with `TrajectoryCache.open`. Trajectories are numbered 0 … N−1. Every array is float16, "16 bits
+    per dimension, lossless", and a read-only view into a memory-mapped file: opening a cache of 100 GB reads
+    its manifest and the shards' headers. The object is immutable; it pickles as its path, and each process
+    maps the files for itself.
+
+    Latents are in the model's own units (VAE scaling factor applied) and indexed by the step t: 0 is the
+    clean latent, T only noise.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, sha256: str, offsets: tuple[tuple[int, int], ...]) -> None:
+        self._path = path
+        self._manifest = manifest
+        self._sha256 = sha256
+        self._offsets = offsets
+        self._starts = [shard.start for shard in manifest.shards]
+        self._maps: OrderedDict[int, tuple[NDArray[np.float16], NDArray[np.float16]]] = OrderedDict()
+
+    @classmethod
+    def open(cls, cache: str | os.PathLike[str]) -> TrajectoryCache:
+        """Open a cache and check its structure: the manifest, and each shard's size and header.
+
+        The data are not read; `verify` does that.
+
+        Args:
+            cache: a folder, or a name, looked up as `find_cache` says. ``"default"`` is the bundled cache.
+
+        Raises:
+            CacheError: if there is no such cache, or it cannot be read.
+            CacheFormatError: if a file is missing or does not match the manifest, or the manifest is not of
+                this format version; the message names the file and the field.
+        """
+        folder = find_cache(cache)
+        manifest, sha256 = read_manifest(folder)
+        offsets = tuple(check_shard(folder, shard, manifest.recipe, num_bytes=shard.bytes) for shard in manifest.shards)
+        return cls(folder, manifest, sha256, offsets)
+
+    def __len__(self) -> int:
+        """Number of trajectories."""
+        return self._manifest.recipe.num_trajectories
+
+    def __repr__(self) -> str:
+        recipe = self._manifest.recipe
+        return (
+            f"TrajectoryCache({str(self._path)!r}, {len(self)} trajectories, source={recipe.source!r}, "
+            f"num_steps={recipe.num_steps}, latent_shape={recipe.latent_shape})"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (str(self._path), self._sha256)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrajectoryCache:
+        return self  # immutable
+
+    @property
+    def path(self) -> Path:
+        """The folder, absolute."""
+        return self._path
+
+    @property
+    def manifest(self) -> Manifest:
+        """All that the cache says about itself."""
+        return self._manifest
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the manifest, which holds the hashes of all shards: identifies the cache."""
+        return self._sha256
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of reverse diffusion steps."""
+        return self._manifest.recipe.num_steps
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, (C, H, W)."""
+        return self._manifest.recipe.latent_shape
+
+    @property
+    def latent_dim(self) -> int:
+        """M, the dimensions of one latent."""
+        return self._manifest.recipe.latent_dim
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule that the trajectories follow."""
+        return self._manifest.recipe.schedule
+
+    @property
+    def mean_square(self) -> NDArray[np.float64]:
+        """E‖x_t‖²/M over all trajectories, shape (T+1,), indexed by t."""
+        return self._manifest.mean_square
+
+    @property
+    def second_moments(self) -> NDArray[np.float64]:
+        """G[t, t'] = E⟨x_t, x_t'⟩/M over the train split, shape (T+1, T+1)."""
+        return self._manifest.second_moments
+
+    @property
+    def clean_second_moments(self) -> NDArray[np.float64]:
+        """E⟨y_t, y_t'⟩/M of the clean-sample estimates over the train split, shape (T, T)."""
+        return self._manifest.clean_second_moments
+
+    @cached_property
+    def mmse(self) -> NDArray[np.float64]:
+        """E‖y_t − x_0‖²/M over the train split, shape (T+1,), indexed by t; y_T := 0.
+
+        So mmse[T] = E‖x_0‖²/M, and mmse[0] = 0 as y_0 = x_0.
+        """
+        moments = self.clean_second_moments
+        errors = np.append(np.diag(moments) - 2.0 * moments[0] + moments[0, 0], moments[0, 0])
+        errors[0] = 0.0
+        errors.setflags(write=False)
+        return errors
+
+    def indices(self, split: str) -> NDArray[np.int64]:
+        """The trajectories of a split: ``"train"``, ``"test"`` or ``"all"``; int64, ascending.
+
+        Raises:
+            ConfigurationError: if there is no such split.
+        """
+        recipe = self._manifest.recipe
+        bounds = {
+            "train": (0, recipe.num_train),
+            "test": (recipe.num_train, len(self)),
+            "all": (0, len(self)),
+        }
+        if split not in bounds:
+            raise ConfigurationError(
+                f"`split` must be one of 'train', 'test', 'all', got {split!r}. Choose one of them."
+            )
+        return np.arange(*bounds[split], dtype=np.int64)
+
+    def latents(self, index: int) -> NDArray[np.float16]:
+        """x_0 … x_T of a trajectory: float16 (T+1, C, H, W), indexed by t, a read-only view of the file.
+
+        Raises:
+            IndexError: if ``index`` is not in 0 … N−1.
+        """
+        shard, row = self._locate(index)
+        view: NDArray[np.float16] = self._map(shard)[0][row]
+        return view
+
+    def clean_estimates(self, index: int) -> NDArray[np.float16]:
+        """y_0 … y_{T−1} of a trajectory: float16 (T, C, H, W), indexed by t, a read-only view of the file.
+
+        y_t = E[x_0 | x_{t+1}], what the server knew of the clean latent when it had computed x_t (diffusers'
+        `pred_original_sample` of the step from x_{t+1} to x_t); y_0 = x_0 exactly.
+
+        Raises:
+            IndexError: if ``index`` is not in 0 … N−1.
+        """
+        shard, row = self._locate(index)
+        view: NDArray[np.float16] = self._map(shard)[1][row]
+        return view
+
+    def prompt(self, index: int) -> str | None:
+        """The prompt of a trajectory; None where the source has none.
+
+        Raises:
+            IndexError: if ``index`` is not in 0 … N−1.
+        """
+        return self._manifest.recipe.trajectories[self._index(index)].prompt
+
+    def seed(self, index: int) -> int:
+        """The seed that all draws of a trajectory come from.
+
+        For a ``diffusers`` cache, `torch.Generator().manual_seed(cache.seed(i))` handed to the pipeline draws
+        the same noise.
+
+        Raises:
+            IndexError: if ``index`` is not in 0 … N−1.
+        """
+        return self._manifest.recipe.trajectories[self._index(index)].seed
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Read every shard and compare it with its hash.
+
+        Args:
+            progress: called with the bytes read so far and their total.
+
+        Raises:
+            CacheFormatError: naming every damaged shard.
+        """
+        damage = find_damage(self._path, self._manifest, progress)
+        if damage:
+            raise CacheFormatError(
+                f"{self._path} must hold the shards its manifest lists, got {'; '.join(damage)}. Restore "
+                "these files, or generate the cache again with --overwrite."
+            )
+
+    def _index(self, index: int) -> int:
+        number = operator.index(index)
+        if not 0 <= number < len(self):
+            raise IndexError(
+                f"`index` must be in 0 … {len(self) - 1}, got {number}. The cache {self._path.name!r} holds "
+                f"{len(self)} trajectories."
+            )
+        return number
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        number = self._index(index)
+        shard = bisect_right(self._starts, number) - 1
+        return shard, number - self._starts[shard]
+
+    def _map(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        """Latents and clean estimates of a shard, mapped on first use."""
+        if number in self._maps:
+            self._maps.move_to_end(number)
+            return self._maps[number]
+        shard = self._manifest.shards[number]
+        file = self._path / shard.file
+        try:
+            with file.open("rb") as handle:
+                buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise CacheError(f"{file} must be readable, got {_reason(error)}. {_REMEDY}") from error
+        if len(buffer) != shard.bytes:
+            raise CacheFormatError(
+                f"{file} must have {shard.bytes} bytes, got {len(buffer)}. It changed since the cache was "
+                "opened; open it again."
+            )
+        arrays = (
+            _view(buffer, offset, shape)
+            for offset, shape in zip(
+                self._offsets[number], tensor_shapes(shard, self._manifest.recipe).values(), strict=True
+            )
+        )
+        self._maps[number] = (next(arrays), next(arrays))
+        if len(self._maps) > _MAX_OPEN_SHARDS:
+            self._maps.popitem(last=False)  # views that are still in use keep their map alive
+        return self._maps[number]
+
+
+def find_cache(cache: str | os.PathLike[str]) -> Path:
+    """The folder of a cache.
+
+    Looked up in this order: the folder ``cache`` itself, where it holds a manifest; then, for a bare name,
+    `cached_trajectories/<name>` of the clone that the package runs from, of the current directory, and of the
+    installed package.
+
+    Raises:
+        CacheError: if it is nowhere; the message says where it was looked for.
+    """
+    path = Path(cache)
+    candidates = [path]
+    if path.name == os.fspath(cache) and path.name not in ("", ".", ".."):
+        package = Path(str(importlib.resources.files("refine_env")))
+        if (package.parent / "pyproject.toml").is_file():
+            candidates.append(package.parent / "cached_trajectories" / path)
+        candidates.append(Path.cwd() / "cached_trajectories" / path)
+        candidates.append(package / "cached_trajectories" / path)
+    for candidate in candidates:
+        if (candidate / MANIFEST_FILE).is_file():
+            return candidate.resolve()
+    unfinished = path.with_name(path.name + STAGING_SUFFIX) if path.name else path
+    if (unfinished / "generation.json").is_file():
+        raise CacheError(
+            f"`cache` must be a finished trajectory cache, got {os.fspath(cache)!r}, whose generation was "
+            "interrupted. Run the same `refine-env generate` command again to finish it."
+        )
+    looked = ", ".join(dict.fromkeys(str(candidate) for candidate in candidates))
+    raise CacheError(
+        f"`cache` must be the name or the folder of a trajectory cache, got {os.fspath(cache)!r} (no "
+        f"{MANIFEST_FILE} in: {looked}). Make one with `refine-env generate gaussian --out FOLDER`, or see "
+        "`refine-env generate --help`."
+    )
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest in a folder, and the SHA-256 of its bytes.
+
+    Raises:
+        CacheError: if it cannot be read.
+        CacheFormatError: if it is not a manifest of this format version.
+    """
+    file = folder / MANIFEST_FILE
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise CacheError(f"{file} must be readable, got {_reason(error)}. {_REMEDY}") from error
+    return Manifest.from_bytes(raw, str(file)), hashlib.sha256(raw).hexdigest()
+
+
+def find_damage(folder: Path, manifest: Manifest, progress: Callable[[int, int], None] | None = None) -> list[str]:
+    """Read every shard; one sentence for each that is missing, of another structure, or of another hash.
+
+    Args:
+        folder: the cache's folder.
+        manifest: its manifest.
+        progress: called with the bytes read so far and their total.
+    """
+    damage = []
+    total = sum(shard.bytes for shard in manifest.shards)
+    done = 0
+    for shard in manifest.shards:
+        try:
+            check_shard(folder, shard, manifest.recipe, num_bytes=shard.bytes)
+            digest = hash_file(folder / shard.file)
+        except CacheError as error:
+            damage.append(str(error).removesuffix(f" {_REMEDY}"))
+        except OSError as error:
+            damage.append(f"{folder / shard.file} cannot be read: {_reason(error)}")
+        else:
+            if digest != shard.sha256:
+                damage.append(f"{folder / shard.file} must have SHA-256 {shard.sha256}, got {digest}")
+        done += shard.bytes
+        if progress is not None:
+            progress(done, total)
+    return damage
+
+
+def tensor_shapes(span: Span, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a shard's two tensors, both float16."""
+    count, steps, latent = span.stop - span.start, recipe.num_steps, recipe.latent_shape
+    return {"latents": (count, steps + 1, *latent), "clean_estimates": (count, steps, *latent)}
+
+
+def check_shard(folder: Path, span: Span, recipe: Recipe, *, num_bytes: int | None = None) -> tuple[int, int]:
+    """Check a shard's size and safetensors header, without reading its data.
+
+    A safetensors file is the header's length (8 bytes, little-endian), a JSON header, and the tensors' bytes,
+    at the offsets that the header gives.
+
+    Args:
+        folder: the cache's folder.
+        span: the shard.
+        recipe: what it must hold.
+        num_bytes: the size it must have, where known.
+
+    Returns:
+        Where in the file the latents and the clean estimates begin [bytes].
+
+    Raises:
+        CacheFormatError: if something does not match, by name.
+        CacheError: if the file cannot be read.
+    """
+    file = folder / span.file
+    try:
+        with file.open("rb") as handle:
+            size = os.fstat(handle.fileno()).st_size
+            if num_bytes is not None and size != num_bytes:
+                raise CacheFormatError(f"{file} must have {num_bytes} bytes, got {size}. {_REMEDY}")
+            length = int.from_bytes(handle.read(8), "little")
+            raw = handle.read(length) if length <= min(size - 8, _MAX_HEADER_BYTES) else b""
+    except FileNotFoundError:
+        raise CacheFormatError(f"{file} must exist, got no such file. {_REMEDY}") from None
+    except OSError as error:
+        raise CacheError(f"{file} must be readable, got {_reason(error)}. {_REMEDY}") from error
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        entries = {
+            name: (str(entry["dtype"]), tuple(entry["shape"]), tuple(map(int, entry["data_offsets"])))
+            for name, entry in header.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise CacheFormatError(f"{file} must begin with a safetensors header, got none. {_REMEDY}") from None
+    begin = []
+    for name, shape in tensor_shapes(span, recipe).items():
+        if name not in entries:
+            raise CacheFormatError(f"{file} must hold a tensor `{name}`, got {sorted(entries)}. {_REMEDY}")
+        dtype, stored_shape, offsets = entries[name]
+        if dtype != "F16":
+            raise CacheFormatError(f"`{name}` in {file} must be of dtype F16, got {dtype}. {_REMEDY}")
+        if stored_shape != shape:
+            raise CacheFormatError(f"`{name}` in {file} must have shape {shape}, got {stored_shape}. {_REMEDY}")
+        first = offsets[0] if offsets else -1
+        if first < 0 or offsets != (first, first + 2 * prod(shape)) or 8 + length + offsets[1] > size:
+            raise CacheFormatError(
+                f"`{name}` in {file} must lie within the file's {size} bytes, got offsets {offsets}. {_REMEDY}"
+            )
+        begin.append(8 + length + first)
+    return begin[0], begin[1]
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as handle:
+        while block := handle.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _view(buffer: mmap.mmap, offset: int, shape: tuple[int, ...]) -> NDArray[np.float16]:
+    return np.frombuffer(buffer, dtype="<f2", count=prod(shape), offset=offset).reshape(shape)
+
+
+def _reason(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    return f"{os.strerror(number)} ({errno.errorcode.get(number, number)})" if number else str(error)
+
+
+def _reopen(path: str, sha256: str) -> TrajectoryCache:
+    cache = TrajectoryCache.open(path)
+    if cache.sha256 != sha256:
+        raise CacheError(
+            f"{path} must be the cache that was pickled (manifest SHA-256 {sha256}), got {cache.sha256}. It "
+            "was generated anew since; pickle again."
+        )
+    return cache

@@ -1,0 +1,509 @@
+"""Generate trajectory caches from three sources: Gaussian latents, given clean latents, a diffusion model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+
+from refine_env._validation import check_integer
+from refine_env.errors import CacheError, ConfigurationError
+from refine_env.schedule import NoiseSchedule
+from refine_env.trajectories.cache import TrajectoryCache, tensor_shapes
+from refine_env.trajectories.forward_process import clean_generator, forward_process, noise_generator
+from refine_env.trajectories.manifest import Recipe, Trajectory
+from refine_env.trajectories.writer import CacheWriter
+
+__all__ = ["Progress", "generate_diffusers", "generate_forward_process", "generate_gaussian", "sample_seed"]
+
+DEFAULT_NUM_STEPS = 50
+DEFAULT_SHARD_SIZE = 16
+
+Progress = Callable[[str, float, int], None]
+"""Called with what is being done (``"sampling"`` or ``"checking"``), the trajectories done (a fraction within
+a batch counts), and their number."""
+
+_Chunk = tuple[NDArray[np.float16], NDArray[np.float16]]
+_Sampler = Callable[[int, int, Callable[[float], None]], Iterator[_Chunk]]
+"""(start, stop, report) -> latents (n, T+1, …) and clean estimates (n, T, …) of the trajectories start … stop
+− 1 in order, n at a time; ``report`` takes the share of work done on the next n, in trajectories."""
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """The seed of one sample, from which all of its draws come.
+
+    A hash of base seed and index (NumPy's SeedSequence), so that caches of neighboring base seeds share no
+    sample; below 2⁵³, so that every JSON reader keeps it exact.
+
+    Args:
+        seed: the cache's base seed, >= 0.
+        index: the sample's index in the cache.
+    """
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]) >> 11
+
+
+def generate_gaussian(
+    path: str | os.PathLike[str],
+    num_trajectories: int,
+    latent_shape: Sequence[int] = (4, 64, 64),
+    *,
+    num_steps: int | None = None,
+    schedule: NoiseSchedule | None = None,
+    seed: int = 0,
+    num_train: int | None = None,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+    note: str | None = None,
+    progress: Progress | None = None,
+) -> TrajectoryCache:
+    """Ideal trajectories from i.i.d. N(0, 1) clean latents: the forward process, read backwards.
+
+    Needs no torch. The same arguments give the same bytes; a call that was interrupted goes on where it
+    stopped.
+
+    Args:
+        path: folder of the new cache.
+        num_trajectories: N.
+        latent_shape: (C, H, W); any shape is allowed.
+        num_steps: T of Stable Diffusion v1-5's schedule, default 50.
+        schedule: another schedule, instead of ``num_steps``.
+        seed: base seed; sample k draws from `sample_seed(seed, k)`.
+        num_train: size of the train split, default one half.
+        shard_size: trajectories in a file.
+        overwrite: replace a finished cache at ``path``.
+        note: free text for the manifest.
+        progress: called as the work goes on.
+
+    Returns:
+        The cache, opened.
+
+    Raises:
+        ConfigurationError: if an argument is not valid.
+        CacheError: if the cache cannot be written, or something else stands at ``path``.
+    """
+    schedule = _resolve_schedule(schedule, num_steps)
+    shape = _check_shape(latent_shape)
+    num_trajectories = check_integer("num_trajectories", num_trajectories, 1, advice="Ask for at least one trajectory.")
+    recipe = _recipe(
+        source="gaussian",
+        schedule=schedule,
+        latent_shape=shape,
+        prompts=[None] * num_trajectories,
+        num_train=num_train,
+        shard_size=shard_size,
+        seed=seed,
+        clean_estimates="linear-mmse",
+        units="unit power: clean latents are i.i.d. N(0, 1)",
+        generator={"numpy": np.__version__},
+        note=note,
+    )
+
+    def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[_Chunk]:
+        for trajectory in recipe.trajectories[start:stop]:
+            clean = clean_generator(trajectory.seed).standard_normal(shape, dtype=np.float32)
+            latents, estimates = forward_process(clean, schedule, noise_generator(trajectory.seed))
+            yield latents[None], estimates[None]
+
+    return _write(path, recipe, sample, overwrite, progress)
+
+
+def generate_forward_process(
+    path: str | os.PathLike[str],
+    clean_latents: ArrayLike | TrajectoryCache | str | os.PathLike[str],
+    *,
+    num_steps: int | None = None,
+    schedule: NoiseSchedule | None = None,
+    prompts: Sequence[str] | None = None,
+    seed: int = 0,
+    num_train: int | None = None,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+    note: str | None = None,
+    progress: Progress | None = None,
+) -> TrajectoryCache:
+    """Ideal trajectories from given clean latents: x_0 is noised step by step, and read backwards.
+
+    Latents are taken as they are, in the model's own units. The clean-sample estimates are linear ones that
+    assume E‖x_0‖²/M = 1; see `forward_process`.
+
+    Args:
+        path: folder of the new cache.
+        clean_latents: an array (N, C, H, W); or a file with one, `.npy` or `.safetensors` (its only tensor,
+            or the one called ``latents``); or a cache, open or by name or folder, whose x_0 are taken, and
+            whose schedule, prompts and train split are the defaults.
+        num_steps: T of Stable Diffusion v1-5's schedule, default 50.
+        schedule: another schedule, instead of ``num_steps``.
+        prompts: one per latent.
+        seed: base seed of the noise; sample k draws from `sample_seed(seed, k)`.
+        num_train: size of the train split, default one half.
+        shard_size: trajectories in a file.
+        overwrite: replace a finished cache at ``path``.
+        note: free text for the manifest.
+        progress: called as the work goes on.
+
+    Returns:
+        The cache, opened.
+
+    Raises:
+        ConfigurationError: if an argument is not valid, or the clean latents are not such an array.
+        CacheError: if the cache cannot be written or read, or something else stands at ``path``.
+    """
+    name, latents, origin = _load_clean_latents(clean_latents)
+    if origin is not None:
+        if schedule is None and num_steps is None:
+            schedule = origin.schedule
+        if num_train is None:
+            num_train = origin.manifest.recipe.num_train
+    schedule = _resolve_schedule(schedule, num_steps)
+    count = len(latents)
+    if prompts is not None:
+        texts: list[str | None] = list(_check_prompts(prompts))
+        if len(texts) != count:
+            raise ConfigurationError(
+                f"`prompts` must be one per clean latent, {count}, got {len(texts)}. Leave them out if there are none."
+            )
+    else:
+        texts = [None] * count if origin is None else [origin.prompt(index) for index in range(count)]
+    recipe = _recipe(
+        source="forward-process",
+        schedule=schedule,
+        latent_shape=_check_shape(latents[0].shape),
+        prompts=texts,
+        num_train=num_train,
+        shard_size=shard_size,
+        seed=seed,
+        clean_estimates="linear-mmse",
+        units="those of the clean latents, taken as they are",
+        generator={"numpy": np.__version__},
+        clean_latents={"name": name, "sha256": _hash_latents(latents)},
+        note=note,
+    )
+
+    def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[_Chunk]:
+        for index in range(start, stop):
+            clean = np.asarray(latents[index], dtype=np.float32)
+            noise = noise_generator(recipe.trajectories[index].seed)
+            noisy, estimates = forward_process(clean, schedule, noise)
+            yield noisy[None], estimates[None]
+
+    return _write(path, recipe, sample, overwrite, progress)
+
+
+def generate_diffusers(
+    path: str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    prompts: Sequence[str],
+    *,
+    num_steps: int = DEFAULT_NUM_STEPS,
+    scheduler: Any = "ddpm",
+    guidance_scale: float = 7.5,
+    seed: int = 0,
+    batch_size: int = 8,
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str | None = None,
+    num_train: int | None = None,
+    shard_size: int | None = None,
+    overwrite: bool = False,
+    note: str | None = None,
+    progress: Progress | None = None,
+) -> TrajectoryCache:
+    """Trajectories of a diffusion model: any text-to-image latent pipeline of diffusers.
+
+    Sample k has its own `torch.Generator` on the CPU, seeded `sample_seed(seed, k)`; x_T and every step's
+    noise come from it, so they are the same bits whatever the batch and the device. The network's own last
+    bits depend on the batch size (it is part of the recipe; the last batch is padded with repeats), the
+    machine and its number of threads; with these equal, the trajectory is the same bits whatever its
+    neighbors.
+
+    Args:
+        path: folder of the new cache.
+        model: a hub id, such as ``stable-diffusion-v1-5/stable-diffusion-v1-5`` (the paper's); a local
+            folder; or ``emoji``, the bundled model.
+        prompts: one per sample. A prompt longer than the tokenizer takes is truncated, as the pipeline does.
+        num_steps: T.
+        scheduler: ``ddpm`` (the paper's: ancestral sampling with variance β̃_t, [K] Eq. 3), ``ddim``,
+            ``model`` (the pipeline's own), or a diffusers scheduler with `alphas_cumprod`.
+        guidance_scale: scale of the classifier-free guidance; 1 is none.
+        seed: base seed.
+        batch_size: samples that the network sees at once.
+        device: a torch device.
+        dtype: number format that the network runs in: ``float32``, ``float16`` or ``bfloat16``.
+        revision: branch, tag or commit of a hub model.
+        num_train: size of the train split, default one half.
+        shard_size: trajectories in a file; default the least multiple of ``batch_size`` that is at least 16.
+        overwrite: replace a finished cache at ``path``.
+        note: free text for the manifest, for instance the license of the samples.
+        progress: called as the work goes on.
+
+    Returns:
+        The cache, opened.
+
+    Raises:
+        ConfigurationError: if an argument is not valid, the model is no text-to-image latent pipeline, or the
+            scheduler has no `alphas_cumprod`.
+        ModelNotFoundError: if the model's weights are missing, or cannot be loaded.
+        MissingExtraError: if torch or diffusers is not installed.
+        CacheError: if a latent is not finite or exceeds float16, the cache cannot be written, or something
+            else stands at ``path``.
+    """
+    from refine_env.trajectories.pipeline import LatentSampler
+
+    texts = _check_prompts(prompts)
+    batch_size = check_integer("batch_size", batch_size, 1, advice="Use 1 where memory is short.")
+    if shard_size is None:
+        shard_size = batch_size * -(-DEFAULT_SHARD_SIZE // batch_size)
+    check_integer("seed", seed, 0, advice="Give a base seed such as 0.")
+    sampler = LatentSampler(
+        model,
+        num_steps=num_steps,
+        scheduler=scheduler,
+        guidance_scale=guidance_scale,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+    )
+    recipe = _recipe(
+        source="diffusers",
+        schedule=sampler.schedule,
+        latent_shape=sampler.latent_shape,
+        prompts=list(texts),
+        num_train=num_train,
+        shard_size=shard_size,
+        seed=seed,
+        clean_estimates="denoiser",
+        units="the model's own, VAE scaling factor applied",
+        generator=sampler.versions,
+        model={"id": sampler.model_id, "revision": sampler.revision},
+        scheduler=sampler.scheduler_config,
+        timesteps=sampler.timesteps,
+        guidance_scale=sampler.guidance_scale,
+        batch_size=batch_size,
+        model_dtype=dtype,
+        device=sampler.device_kind,
+        note=note,
+    )
+
+    def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[_Chunk]:
+        for first in range(start, stop, batch_size):
+            batch = list(recipe.trajectories[first : min(first + batch_size, stop)])
+            count = len(batch)
+            batch += batch[-1:] * (batch_size - count)  # an equal batch size keeps the last bits equal
+            latents, estimates = sampler.sample(
+                [trajectory.prompt or "" for trajectory in batch],
+                [trajectory.seed for trajectory in batch],
+                partial(_scaled, report, count),
+            )
+            yield latents[:count], estimates[:count]
+
+    return _write(path, recipe, sample, overwrite, progress)
+
+
+def _scaled(report: Callable[[float], None], count: int, fraction: float) -> None:
+    report(fraction * count)
+
+
+def _write(
+    path: str | os.PathLike[str],
+    recipe: Recipe,
+    sample: _Sampler,
+    overwrite: bool,
+    progress: Progress | None,
+) -> TrajectoryCache:
+    """Draw the missing shards of a recipe and finish the cache."""
+    total = recipe.num_trajectories
+
+    done = 0
+
+    def report(phase: str, count: float) -> None:
+        if progress is not None:
+            progress(phase, count, total)
+
+    def report_begun(begun: float) -> None:
+        report("sampling", done + begun)
+
+    with CacheWriter(path, recipe, overwrite=overwrite) as writer:
+        missing = writer.missing()
+        done = total - sum(span.stop - span.start for span in missing)
+        report("sampling", done)
+        for span in missing:
+            shapes = tensor_shapes(span, recipe)
+            shard = {name: np.empty(shape, dtype=np.float16) for name, shape in shapes.items()}
+            row = 0
+            for chunk in sample(span.start, span.stop, report_begun):
+                for name, values in zip(shard, chunk, strict=True):
+                    _check_finite(name, values, span.start + row)
+                    shard[name][row : row + len(values)] = values
+                row += len(chunk[0])
+                done += len(chunk[0])
+                report("sampling", done)
+            writer.write(span, **shard)
+        return writer.finish(lambda checked, _: report("checking", checked))
+
+
+def _check_finite(name: str, values: NDArray[np.float16], first: int) -> None:
+    """Check a chunk (n, steps, …) of trajectories, the first of which has the index ``first``."""
+    bad = (values.view(np.uint16) & np.uint16(0x7C00)) == 0x7C00  # all ones in the exponent: inf or nan
+    if bad.any():
+        where = np.unravel_index(int(bad.argmax()), bad.shape)
+        raise CacheError(
+            f"`{name}` of trajectory {first + int(where[0])} must be finite and within float16's ±65504, got "
+            f"{values[where]} at t = {where[1]}. Check the model, its scheduler and number format (float32 "
+            "is the safest), or the clean latents."
+        )
+
+
+def _recipe(
+    *,
+    source: str,
+    schedule: NoiseSchedule,
+    latent_shape: tuple[int, ...],
+    prompts: Sequence[str | None],
+    num_train: int | None,
+    shard_size: int,
+    seed: int,
+    generator: dict[str, str],
+    **details: Any,
+) -> Recipe:
+    from refine_env import __version__
+
+    count = len(prompts)
+    seed = check_integer("seed", seed, 0, advice="Give a base seed such as 0.")
+    if num_train is None:
+        num_train = max(1, count // 2)
+    return Recipe(
+        source=source,
+        alpha_bar=tuple(schedule.alpha_bar.tolist()),
+        latent_shape=latent_shape,
+        trajectories=tuple(
+            Trajectory(prompt=prompt, seed=sample_seed(seed, index)) for index, prompt in enumerate(prompts)
+        ),
+        num_train=check_integer(
+            "num_train", num_train, 1, count, advice="The rest of the trajectories is the test split."
+        ),
+        shard_size=check_integer("shard_size", shard_size, 1, advice="Give the trajectories in one file."),
+        seed=seed,
+        generator={"refine-env": __version__, **generator},
+        **details,
+    )
+
+
+def _resolve_schedule(schedule: NoiseSchedule | None, num_steps: int | None) -> NoiseSchedule:
+    if schedule is None:
+        return NoiseSchedule.stable_diffusion(
+            check_integer(
+                "num_steps",
+                DEFAULT_NUM_STEPS if num_steps is None else num_steps,
+                1,
+                999,
+                advice="[K] takes 50.",
+            )
+        )
+    if num_steps is not None and num_steps != schedule.num_steps:
+        raise ConfigurationError(
+            f"`num_steps` must be the schedule's own {schedule.num_steps}, got {num_steps}. Give only one of the two."
+        )
+    return schedule
+
+
+def _check_shape(latent_shape: Sequence[int]) -> tuple[int, ...]:
+    shape = tuple(latent_shape)
+    if not shape:
+        raise ConfigurationError(
+            "`latent_shape` must have at least one dimension, got (). Give (C, H, W), for instance (4, 64, 64)."
+        )
+    return tuple(
+        check_integer("latent_shape", size, 1, advice="Give (C, H, W), for instance (4, 64, 64).") for size in shape
+    )
+
+
+def _check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ConfigurationError(
+            f"`prompts` must be a sequence of at least one text, got {prompts!r:.60}. Give one prompt per sample."
+        )
+    return tuple(prompts)
+
+
+def _load_clean_latents(
+    source: ArrayLike | TrajectoryCache | str | os.PathLike[str],
+) -> tuple[str, Any, TrajectoryCache | None]:
+    """Name, latents (anything that is indexed by the sample), and the cache that they come from, if any."""
+    cache: TrajectoryCache | None = None
+    name = "array"
+    if isinstance(source, str | os.PathLike):
+        file = Path(source)
+        name = file.name
+        if file.suffix in (".npy", ".safetensors"):
+            latents = _load_latent_file(file)
+        else:
+            cache = TrajectoryCache.open(file)
+    elif isinstance(source, TrajectoryCache):
+        cache = source
+    else:
+        latents = np.asarray(source)
+    if cache is not None:
+        return cache.path.name, _CleanLatents(cache), cache
+    if latents.ndim < 2 or len(latents) == 0 or latents.dtype.kind != "f":
+        raise ConfigurationError(
+            f"`clean_latents` must be a floating-point array (N, C, H, W), N >= 1, got {latents.dtype} of "
+            f"shape {latents.shape}. Stack the latents along the first axis."
+        )
+    for index, latent in enumerate(latents):
+        if not np.isfinite(latent).all():
+            raise ConfigurationError(
+                f"`clean_latents` must be finite, got {latent[~np.isfinite(latent)][0]} in latent {index}. "
+                "Leave it out."
+            )
+    return name, latents, None
+
+
+def _load_latent_file(file: Path) -> NDArray[Any]:
+    try:
+        if file.suffix == ".npy":
+            return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+        with safe_open(file, framework="numpy") as tensors:
+            names = list(tensors.keys())
+            wanted = names[0] if len(names) == 1 else "latents"
+            if wanted not in names:
+                raise ConfigurationError(
+                    f"`clean_latents` must be a file with one tensor, or one called 'latents', got {names} "
+                    f"in {file}. Save the latents alone."
+                )
+            return np.asarray(tensors.get_tensor(wanted))
+    except (OSError, ValueError, TypeError, EOFError, SafetensorError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(
+            "`clean_latents` must be a readable .npy or .safetensors file of float16, float32 or float64, "
+            f"got {file}: {error}. Check the path and the file."
+        ) from error
+
+
+class _CleanLatents:
+    """The x_0 of a cache, as a sequence of latents; none is read before it is asked for."""
+
+    def __init__(self, cache: TrajectoryCache) -> None:
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitem__(self, index: int) -> NDArray[np.float16]:
+        latent: NDArray[np.float16] = self.cache.latents(index)[0]
+        return latent
+
+
+def _hash_latents(latents: Any) -> str:
+    """SHA-256 of the latents as float32, with their number and shape."""
+    digest = hashlib.sha256(repr((len(latents), tuple(latents[0].shape))).encode())
+    for index in range(len(latents)):
+        digest.update(np.ascontiguousarray(latents[index], dtype="<f4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,470 @@
+"""What a trajectory cache says about itself: `manifest.json`, format version 1.
+
+A cache is a folder of safetensors shards beside one manifest. The manifest is a *recipe* (everything that was
+known before the first sample was drawn, and all that is needed to draw the same samples again) and the
+results: statistics and one hash per shard. It holds no time, host name or absolute path, so the same recipe
+gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refine_env.errors import CacheFormatError, ConfigurationError
+from refine_env.schedule import NoiseSchedule
+
+__all__ = [
+    "CLEAN_ESTIMATE_KINDS",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MANIFEST_FILE",
+    "Manifest",
+    "Recipe",
+    "Shard",
+    "Span",
+    "Trajectory",
+]
+
+FORMAT = "refine-env trajectory cache"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+DTYPE = "float16"
+
+SOURCES = ("gaussian", "forward-process", "diffusers")
+CLEAN_ESTIMATE_KINDS = ("denoiser", "linear-mmse")
+"""``denoiser``: the network's own `pred_original_sample`. ``linear-mmse``: √ᾱ_{t+1} x_{t+1}."""
+
+_SHARD_NAME = re.compile(r"trajectories-\d{5}-of-\d{5}\.safetensors")
+_REMEDY = "Restore the file, or generate the cache again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """One sample: the seed that all of its draws come from, and its prompt (None where there is none)."""
+
+    prompt: str | None
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """One shard's place in the cache: the file and the trajectories ``start … stop − 1`` in it."""
+
+    file: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard(Span):
+    """A written shard: its span, its size in bytes and the SHA-256 of the file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that determines a cache's samples.
+
+    Args:
+        source: ``gaussian``, ``forward-process`` or ``diffusers``.
+        alpha_bar: ᾱ_0 … ᾱ_T, indexed by the step t.
+        latent_shape: shape of one latent, (C, H, W).
+        trajectories: prompt and seed of each sample.
+        num_train: the first ``num_train`` trajectories are the train split, the others the test split.
+        shard_size: trajectories in a shard (the last one may hold fewer).
+        seed: the base seed that the samples' seeds were derived from.
+        clean_estimates: what the clean-sample estimates are, one of `CLEAN_ESTIMATE_KINDS`.
+        units: the units of the latents, in words.
+        generator: version of each library that drew the samples.
+        model: ``id`` and ``revision`` of the diffusion model.
+        scheduler: ``class`` and ``config`` of the sampler.
+        timesteps: τ_T > … > τ_1, the sampler's own timesteps.
+        guidance_scale: scale of the classifier-free guidance (1 is none).
+        batch_size: samples the network saw at once; part of the recipe, as the last bits depend on it.
+        model_dtype: number format the network ran in.
+        device: kind of device the network ran on.
+        clean_latents: ``name`` and ``sha256`` of the clean latents that a forward process started from.
+        note: free text, for instance the license of the samples.
+    """
+
+    source: str
+    alpha_bar: tuple[float, ...]
+    latent_shape: tuple[int, ...]
+    trajectories: tuple[Trajectory, ...]
+    num_train: int
+    shard_size: int
+    seed: int
+    clean_estimates: str
+    units: str
+    generator: Mapping[str, str]
+    model: Mapping[str, str] | None = None
+    scheduler: Mapping[str, Any] | None = None
+    timesteps: tuple[int, ...] | None = None
+    guidance_scale: float | None = None
+    batch_size: int | None = None
+    model_dtype: str | None = None
+    device: str | None = None
+    clean_latents: Mapping[str, str] | None = None
+    note: str | None = None
+
+    @property
+    def num_trajectories(self) -> int:
+        """Number of trajectories."""
+        return len(self.trajectories)
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of reverse diffusion steps."""
+        return len(self.alpha_bar) - 1
+
+    @property
+    def latent_dim(self) -> int:
+        """M, the dimensions of one latent."""
+        return prod(self.latent_shape)
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule ᾱ_0 … ᾱ_T."""
+        return NoiseSchedule(self.alpha_bar)
+
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """Every shard's file name and trajectories, in order."""
+        starts = range(0, self.num_trajectories, self.shard_size)
+        return tuple(
+            Span(
+                file=f"trajectories-{number:05d}-of-{len(starts):05d}.safetensors",
+                start=start,
+                stop=min(start + self.shard_size, self.num_trajectories),
+            )
+            for number, start in enumerate(starts)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON values, in the manifest's order."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "generator": dict(self.generator),
+            "source": self.source,
+            "model": None if self.model is None else dict(self.model),
+            "scheduler": None if self.scheduler is None else dict(self.scheduler),
+            "guidance_scale": self.guidance_scale,
+            "batch_size": self.batch_size,
+            "model_dtype": self.model_dtype,
+            "device": self.device,
+            "clean_latents": None if self.clean_latents is None else dict(self.clean_latents),
+            "seed": self.seed,
+            "num_steps": self.num_steps,
+            "latent_shape": list(self.latent_shape),
+            "dtype": DTYPE,
+            "units": self.units,
+            "note": self.note,
+            "clean_estimates": self.clean_estimates,
+            "alpha_bar": list(self.alpha_bar),
+            "timesteps": None if self.timesteps is None else list(self.timesteps),
+            "splits": {"train": [0, self.num_train], "test": [self.num_train, self.num_trajectories]},
+            "shard_size": self.shard_size,
+            "trajectories": [{"prompt": sample.prompt, "seed": sample.seed} for sample in self.trajectories],
+        }
+
+    def to_bytes(self) -> bytes:
+        """The recipe as JSON text, the same bytes for the same recipe."""
+        return _dump(self.to_dict())
+
+    def differences(self, other: Recipe) -> list[str]:
+        """The fields in which ``other`` differs, as ``name = other's instead of own``."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [
+            f"{name} = {_short(theirs[name])} instead of {_short(mine[name])}"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, where: str) -> Recipe:
+        """Read a recipe back.
+
+        Args:
+            raw: JSON text of a recipe, or of a whole manifest.
+            where: the file's name, for the messages.
+
+        Raises:
+            CacheFormatError: naming the first field that is not as format version 1 has it.
+        """
+        return cls._from_fields(_Fields.parse(raw, where))
+
+    @classmethod
+    def _from_fields(cls, fields: _Fields) -> Recipe:
+        fields.check_format()
+        alpha_bar = fields.numbers("alpha_bar")
+        try:
+            NoiseSchedule(alpha_bar)
+        except ConfigurationError as error:
+            raise CacheFormatError(f"{fields.where}: {error} {_REMEDY}") from None
+        num_steps = fields.integer("num_steps", minimum=1)
+        if num_steps != len(alpha_bar) - 1:
+            fields.fail("num_steps", f"len(alpha_bar) - 1 = {len(alpha_bar) - 1}", num_steps)
+        if (dtype := fields.text("dtype")) != DTYPE:
+            fields.fail("dtype", repr(DTYPE), dtype)
+        trajectories = tuple(
+            Trajectory(prompt=entry.optional_text("prompt"), seed=entry.integer("seed", minimum=0))
+            for entry in fields.entries("trajectories")
+        )
+        splits = fields.entry("splits")
+        train, test = splits.integers("train"), splits.integers("test")
+        if not (len(train) == len(test) == 2 and train[0] == 0 < train[1] == test[0] <= test[1] == len(trajectories)):
+            fields.fail(
+                "splits",
+                f"two adjacent ranges covering 0 … {len(trajectories)}, train first and not empty",
+                {"train": train, "test": test},
+            )
+        latent_shape = fields.integers("latent_shape")
+        if not latent_shape or min(latent_shape) < 1:
+            fields.fail("latent_shape", "positive integers", list(latent_shape))
+        return cls(
+            source=fields.choice("source", SOURCES),
+            alpha_bar=alpha_bar,
+            latent_shape=latent_shape,
+            trajectories=trajectories,
+            num_train=train[1],
+            shard_size=fields.integer("shard_size", minimum=1),
+            seed=fields.integer("seed", minimum=0),
+            clean_estimates=fields.choice("clean_estimates", CLEAN_ESTIMATE_KINDS),
+            units=fields.text("units"),
+            generator=fields.mapping("generator"),
+            model=fields.optional_mapping("model"),
+            scheduler=fields.optional_mapping("scheduler"),
+            timesteps=None if fields.absent("timesteps") else fields.integers("timesteps"),
+            guidance_scale=None if fields.absent("guidance_scale") else fields.number("guidance_scale"),
+            batch_size=None if fields.absent("batch_size") else fields.integer("batch_size", minimum=1),
+            model_dtype=fields.optional_text("model_dtype"),
+            device=fields.optional_text("device"),
+            clean_latents=fields.optional_mapping("clean_latents"),
+            note=fields.optional_text("note"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Manifest:
+    """A finished cache: its recipe, its statistics and its shards.
+
+    All statistics are float64, computed from the float16 values as stored.
+
+    Args:
+        recipe: what the samples were drawn from.
+        mean_square: E‖x_t‖²/M over all trajectories, shape (T+1,), indexed by t.
+        second_moments: G[t, t'] = E⟨x_t, x_t'⟩/M over the train split, shape (T+1, T+1).
+        clean_second_moments: the same of the clean-sample estimates, E⟨y_t, y_t'⟩/M over the train split,
+            shape (T, T); y_0 = x_0.
+        shards: the shards in order, with sizes and hashes.
+    """
+
+    recipe: Recipe
+    mean_square: NDArray[np.float64]
+    second_moments: NDArray[np.float64]
+    clean_second_moments: NDArray[np.float64]
+    shards: tuple[Shard, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as JSON values, in the order of the file."""
+        return self.recipe.to_dict() | {
+            "mean_square": self.mean_square.tolist(),
+            "second_moments": self.second_moments.tolist(),
+            "clean_second_moments": self.clean_second_moments.tolist(),
+            "shards": [
+                {
+                    "file": shard.file,
+                    "start": shard.start,
+                    "stop": shard.stop,
+                    "bytes": shard.bytes,
+                    "sha256": shard.sha256,
+                }
+                for shard in self.shards
+            ],
+        }
+
+    def to_bytes(self) -> bytes:
+        """The JSON text of `manifest.json`, the same bytes for the same content."""
+        return _dump(self.to_dict())
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, where: str) -> Manifest:
+        """Read a manifest.
+
+        Args:
+            raw: content of `manifest.json`.
+            where: the file's name, for the messages.
+
+        Raises:
+            CacheFormatError: naming the first field that is not as format version 1 has it.
+        """
+        fields = _Fields.parse(raw, where)
+        recipe = Recipe._from_fields(fields)
+        shards = tuple(
+            Shard(
+                file=entry.text("file"),
+                start=entry.integer("start", minimum=0),
+                stop=entry.integer("stop", minimum=0),
+                bytes=entry.integer("bytes", minimum=1),
+                sha256=entry.text("sha256"),
+            )
+            for entry in fields.entries("shards")
+        )
+        listed = [(shard.file, shard.start, shard.stop) for shard in shards]
+        if listed != [(span.file, span.start, span.stop) for span in recipe.spans]:
+            fields.fail(
+                "shards",
+                f"{len(recipe.spans)} files of {recipe.shard_size} of the {recipe.num_trajectories} "
+                "trajectories "
+                f"each, the first {recipe.spans[0].file}",
+                listed,
+            )
+        steps = recipe.num_steps
+        return cls(
+            recipe=recipe,
+            mean_square=fields.array("mean_square", (steps + 1,)),
+            second_moments=fields.array("second_moments", (steps + 1, steps + 1)),
+            clean_second_moments=fields.array("clean_second_moments", (steps, steps)),
+            shards=shards,
+        )
+
+
+def is_cache_file(name: str) -> bool:
+    """Whether a file of this name belongs to a cache."""
+    return name == MANIFEST_FILE or _SHARD_NAME.fullmatch(name) is not None
+
+
+class _Fields:
+    """The fields of one JSON object, each read with a check that fails by name."""
+
+    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+        self.values = values
+        self.where = where
+        self.prefix = prefix
+
+    @classmethod
+    def parse(cls, raw: bytes, where: str) -> _Fields:
+        try:
+            values = json.loads(raw)
+        except ValueError as error:
+            raise CacheFormatError(f"{where} must be JSON, got {error}. {_REMEDY}") from None
+        if not isinstance(values, dict):
+            raise CacheFormatError(f"{where} must be a JSON object, got {_short(values)}. {_REMEDY}")
+        return cls(values, where)
+
+    def fail(self, name: str, must: str, got: Any) -> NoReturn:
+        raise CacheFormatError(f"`{self.prefix}{name}` in {self.where} must be {must}, got {_short(got)}. {_REMEDY}")
+
+    def check_format(self) -> None:
+        if (name := self.values.get("format")) != FORMAT:
+            self.fail("format", repr(FORMAT), name)
+        version = self.values.get("format_version")
+        if type(version) is not int or version != FORMAT_VERSION:
+            raise CacheFormatError(
+                f"`format_version` in {self.where} must be {FORMAT_VERSION}, got {_short(version)}. Generate "
+                "the cache again, or use the version of refine-env that wrote it."
+            )
+
+    def absent(self, name: str) -> bool:
+        return self.values.get(name) is None
+
+    def text(self, name: str) -> str:
+        value = self.values.get(name)
+        if not isinstance(value, str):
+            self.fail(name, "a text", value)
+        return value
+
+    def optional_text(self, name: str) -> str | None:
+        return None if self.absent(name) else self.text(name)
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        value = self.text(name)
+        if value not in choices:
+            self.fail(name, "one of " + ", ".join(map(repr, choices)), value)
+        return value
+
+    def integer(self, name: str, *, minimum: int) -> int:
+        value = self.values.get(name)
+        if type(value) is not int or value < minimum:
+            self.fail(name, f"an integer >= {minimum}", value)
+        return value
+
+    def number(self, name: str) -> float:
+        value: Any = self.values.get(name)
+        if type(value) not in (int, float) or not np.isfinite(value):
+            self.fail(name, "a finite number", value)
+        return float(value)
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        value = self.values.get(name)
+        if not isinstance(value, list) or any(type(item) is not int for item in value):
+            self.fail(name, "a list of integers", value)
+        return tuple(value)
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        value = self.values.get(name)
+        if not isinstance(value, list) or any(type(item) not in (int, float) for item in value):
+            self.fail(name, "a list of numbers", value)
+        return tuple(map(float, value))
+
+    def array(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        value = self.values.get(name)
+        try:
+            array = np.array(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            array = np.empty(0)
+        if array.shape != shape or not np.isfinite(array).all():
+            self.fail(name, f"finite numbers of shape {shape}", value)
+        array.setflags(write=False)
+        return array
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        value = self.values.get(name)
+        if not isinstance(value, dict):
+            self.fail(name, "an object", value)
+        return value
+
+    def optional_mapping(self, name: str) -> dict[str, Any] | None:
+        return None if self.absent(name) else self.mapping(name)
+
+    def entry(self, name: str) -> _Fields:
+        return _Fields(self.mapping(name), self.where, f"{name}.")
+
+    def entries(self, name: str) -> list[_Fields]:
+        value = self.values.get(name)
+        if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
+            self.fail(name, "a list of objects, at least one", value)
+        return [_Fields(item, self.where, f"{name}[{index}].") for index, item in enumerate(value)]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]} … {text[-15:]}"
+
+
+def _dump(values: Mapping[str, Any]) -> bytes:
+    """JSON text with one field per line, and one line per row of a nested list; deterministic."""
+
+    def compact(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], list | dict):
+            rows = ",\n".join("    " + compact(row) for row in value)
+            lines.append(f"  {compact(name)}: [\n{rows}\n  ]")
+        else:
+            lines.append(f"  {compact(name)}: {compact(value)}")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()

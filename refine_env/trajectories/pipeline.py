@@ -1,0 +1,462 @@
+"""Diffusion models through diffusers: load a pipeline, sample while recording every step, decode.
+
+The only module that touches torch and diffusers, and only inside functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.resources
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from refine_env._validation import check_choice, check_finite, check_integer
+from refine_env.errors import CacheError, ConfigurationError, import_extra
+from refine_env.schedule import NoiseSchedule
+
+__all__ = ["BUNDLED_MODEL", "LatentDecoder", "LatentSampler", "ModelNotFoundError"]
+
+BUNDLED_MODEL = "emoji"
+EXTRA = "generate"
+SCHEDULERS = ("ddpm", "ddim", "model")
+DTYPES = ("float32", "float16", "bfloat16")
+
+_INDEX_FILE = "model_index.json"
+_MODEL_SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".bin")
+
+
+class ModelNotFoundError(CacheError):
+    """A diffusion model whose weights are not here, or cannot be loaded."""
+
+
+class LatentSampler:
+    """A text-to-image latent pipeline that records x_T … x_0 and the clean-sample estimates.
+
+    The pipeline runs as it is; only its scheduler's `step` is watched. So what is recorded is, bit for bit,
+    what the pipeline itself computes, for every pipeline and scheduler alike.
+
+    Args:
+        model: hub id, local folder, or ``emoji`` (bundled).
+        num_steps: T.
+        scheduler: ``ddpm``, ``ddim``, ``model``, or a diffusers scheduler.
+        guidance_scale: scale of the classifier-free guidance; 1 is none.
+        device: torch device.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        revision: branch, tag or commit of a hub model.
+
+    Attributes:
+        model_id: the hub id, the folder's name, or ``emoji``.
+        revision: the hub's commit, or a hash of the model's files.
+        schedule: ᾱ_0 … ᾱ_T.
+        timesteps: τ_T > … > τ_1.
+        scheduler_config: class and config of the scheduler.
+        latent_shape: (C, H, W).
+        guidance_scale: as given.
+        device_kind: ``cpu``, ``cuda``, …
+        versions: of the libraries that the samples depend on.
+
+    Raises:
+        ConfigurationError: if an argument is not valid, the model is no text-to-image latent pipeline, or the
+            scheduler has no `alphas_cumprod` or does not evaluate the network once per step.
+        ModelNotFoundError: if the weights are missing, or cannot be loaded.
+        MissingExtraError: if torch, diffusers or transformers is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        num_steps: int,
+        scheduler: Any = "ddpm",
+        guidance_scale: float = 7.5,
+        device: str = "cpu",
+        dtype: str = "float32",
+        revision: str | None = None,
+    ) -> None:
+        if isinstance(scheduler, str):
+            check_choice("scheduler", scheduler, SCHEDULERS)
+        num_steps = check_integer("num_steps", num_steps, 1, advice="[K] takes 50.")
+        self.guidance_scale = check_finite("guidance_scale", guidance_scale, advice="1 is no guidance.")
+        torch_device, torch_dtype = _torch_device(device), _torch_dtype(dtype)
+        self.device_kind: str = torch_device.type
+        folder, self.model_id, self.revision = _find_model(model, revision)
+        _check_index(folder, self.model_id)
+        self._pipeline = _load_pipeline(folder, self.model_id, torch_dtype).to(torch_device)
+        self._pipeline.set_progress_bar_config(disable=True)
+        _check_signature(self._pipeline)
+        self._scheduler = self._pipeline.scheduler = _build_scheduler(self._pipeline.scheduler, scheduler)
+        with _quiet():
+            self.schedule = NoiseSchedule.from_scheduler(self._scheduler, num_steps)
+        self.timesteps = tuple(int(tau) for tau in self._scheduler.timesteps)
+        self.scheduler_config = {
+            "class": type(self._scheduler).__name__,
+            "config": _public_config(self._scheduler),
+        }
+        self.latent_shape = _latent_shape(self._pipeline)
+        self.versions = {
+            name: str(import_extra(name, EXTRA).__version__) for name in ("torch", "diffusers", "transformers")
+        }
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        report: Callable[[float], None] | None = None,
+    ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        """Sample one batch.
+
+        Sample k's x_T and then the noise of each step come from its own CPU generator, seeded ``seeds[k]``.
+
+        Args:
+            prompts: one per sample.
+            seeds: one per sample.
+            report: called with the share of steps done.
+
+        Returns:
+            Latents (B, T+1, C, H, W) and clean estimates (B, T, C, H, W), float16, indexed by t, in the
+            model's own units. Schedulers that keep x_t/√ᾱ_t (Euler, LMS) are recorded as x_t. y_0 = x_0. A
+            value beyond float16's range is ±inf; the caller checks.
+        """
+        torch = import_extra("torch", EXTRA)
+        num_steps = self.schedule.num_steps
+        samples: list[Any] = []
+        estimates: list[Any] = []
+
+        def record(sample: Any, previous: Any, estimate: Any) -> None:
+            if not samples:
+                samples.append(sample.detach().cpu())
+            samples.append(previous.detach().cpu())
+            estimates.append(estimate.detach().cpu())
+            if report is not None:
+                report(len(estimates) / num_steps)
+
+        with _watched(self._scheduler, record):
+            self._pipeline(
+                prompt=list(prompts),
+                num_inference_steps=num_steps,
+                guidance_scale=self.guidance_scale,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="latent",
+            )
+        expected = (len(prompts), *self.latent_shape)
+        if len(estimates) != num_steps or tuple(samples[0].shape) != expected:
+            raise ConfigurationError(
+                f"`model` must give latents of shape {expected} in {num_steps} scheduler steps, got "
+                f"{tuple(samples[0].shape) if samples else None} in {len(estimates)} from "
+                f"{type(self._pipeline).__name__}. Use a pipeline such as StableDiffusionPipeline."
+            )
+        scale = self._scale()
+        latents = _stack([sample * factor for sample, factor in zip(samples, scale, strict=True)])
+        clean = _stack(estimates)
+        clean[:, 0] = latents[:, 0]
+        return latents, clean
+
+    def _scale(self) -> list[float]:
+        """Factors from what the scheduler keeps for x_T … x_0 to x_t itself: 1, or √ᾱ_t = 1/√(1 + σ_t²)."""
+        if float(self._scheduler.init_noise_sigma) == 1.0:
+            return [1.0] * (self.schedule.num_steps + 1)
+        sigmas = np.asarray(self._scheduler.sigmas, dtype=np.float64)
+        factors: list[float] = (1.0 / np.sqrt(1.0 + sigmas**2)).tolist()
+        return factors
+
+
+class LatentDecoder:
+    """The decoder of a latent diffusion model's VAE.
+
+    Args:
+        model: hub id, local folder, or ``emoji`` (bundled).
+        device: torch device.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        revision: branch, tag or commit of a hub model.
+
+    Raises:
+        ConfigurationError: if an argument is not valid, or the model is no text-to-image latent pipeline.
+        ModelNotFoundError: if the weights are missing, or cannot be loaded.
+        MissingExtraError: if torch, diffusers or transformers is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        revision: str | None = None,
+    ) -> None:
+        torch_device, torch_dtype = _torch_device(device), _torch_dtype(dtype)
+        folder, model_id, _ = _find_model(model, revision)
+        _check_index(folder, model_id)
+        diffusers = import_extra("diffusers", EXTRA)
+        class_name = _read_index(folder)["vae"][1]
+        with _loading(model_id):
+            vae = getattr(diffusers, class_name).from_pretrained(folder / "vae", torch_dtype=torch_dtype)
+        self._vae = vae.eval().to(torch_device)
+
+    def __call__(self, latents: ArrayLike) -> NDArray[np.float32]:
+        """Decode latents to images.
+
+        Args:
+            latents: (N, C, H, W), in the model's own units (scaling factor applied).
+
+        Returns:
+            float32 (N, height, width, 3) in [0, 1].
+        """
+        torch = import_extra("torch", EXTRA)
+        config = self._vae.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        values = torch.from_numpy(np.array(latents, dtype=np.float32)) / config.scaling_factor + shift
+        with torch.no_grad():
+            images = self._vae.decode(values.to(self._vae.device, self._vae.dtype), return_dict=False)[0]
+        array: NDArray[np.float32] = (images.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        return array
+
+
+def _stack(tensors: Sequence[Any]) -> NDArray[np.float16]:
+    """Tensors (B, C, H, W), the last step first in the result: float16 (B, len, C, H, W)."""
+    with np.errstate(over="ignore"):
+        return np.stack([tensor.float().numpy().astype(np.float16) for tensor in reversed(tensors)], axis=1)
+
+
+@contextlib.contextmanager
+def _watched(scheduler: Any, record: Callable[[Any, Any, Any], None]) -> Iterator[None]:
+    """Have ``record(x_{t+1}, x_t, y_t)`` called at every step of a scheduler."""
+    original = scheduler.step
+
+    @functools.wraps(original)  # pipelines look up the signature, to see whether to pass a generator
+    def step(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        as_output = kwargs.pop("return_dict", True)
+        output = original(model_output, timestep, sample, *args, return_dict=True, **kwargs)
+        estimate = getattr(output, "pred_original_sample", None)
+        if estimate is None:
+            estimate = _clean_estimate(scheduler, model_output, timestep, sample)
+        record(sample, output.prev_sample, estimate)
+        return output if as_output else output.to_tuple()
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        del scheduler.step
+
+
+def _clean_estimate(scheduler: Any, model_output: Any, timestep: Any, sample: Any) -> Any:
+    """E[x_0 | x_t] from the network's output, for schedulers that do not report it."""
+    alpha_bar = scheduler.alphas_cumprod[int(timestep)].to(sample.device)
+    signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    prediction = scheduler.config.prediction_type
+    if prediction == "epsilon":
+        return (sample - noise * model_output) / signal
+    if prediction == "v_prediction":
+        return signal * sample - noise * model_output
+    if prediction == "sample":
+        return model_output
+    raise ConfigurationError(
+        f"`scheduler` must predict 'epsilon', 'v_prediction' or 'sample', got {prediction!r} from "
+        f"{type(scheduler).__name__}. Use DDPMScheduler (the paper's) or DDIMScheduler."
+    )
+
+
+def _build_scheduler(own: Any, wanted: Any) -> Any:
+    """The scheduler to sample with, on the pipeline's own β schedule."""
+    if wanted == "model":
+        return own
+    if not isinstance(wanted, str):
+        if not hasattr(wanted, "step") or not hasattr(wanted, "set_timesteps"):
+            raise ConfigurationError(
+                f"`scheduler` must be one of {', '.join(map(repr, SCHEDULERS))} or a diffusers scheduler, "
+                f"got {wanted!r:.60}. Choose one of them."
+            )
+        return wanted
+    diffusers = import_extra("diffusers", EXTRA)
+    if getattr(own, "alphas_cumprod", None) is None:
+        raise ConfigurationError(
+            f"`scheduler` must have `alphas_cumprod`, got a model whose own is {type(own).__name__}. Use a "
+            "model of discrete-time diffusion, such as Stable Diffusion v1-5."
+        )
+    common = {"clip_sample": False, "thresholding": False, "timestep_spacing": "leading", "steps_offset": 1}
+    with _quiet():
+        if wanted == "ddpm":
+            return diffusers.DDPMScheduler.from_config(own.config, variance_type="fixed_small", **common)
+        return diffusers.DDIMScheduler.from_config(own.config, **common)
+
+
+def _find_model(model: str | os.PathLike[str], revision: str | None) -> tuple[Path, str, str]:
+    """Folder, id and revision of a model, downloaded if need be."""
+    name = os.fspath(model)
+    if name == BUNDLED_MODEL:
+        folder = Path(str(importlib.resources.files("refine_env"))) / "models" / BUNDLED_MODEL
+        if not (folder / _INDEX_FILE).is_file():
+            raise ModelNotFoundError(
+                f"`model` must be an installed model, got {name!r}, which this installation lacks (no "
+                f"{_INDEX_FILE} in {folder}). Install refine-env anew, or train it with `python -m "
+                "train.ldm`."
+            )
+        return folder, name, _fingerprint(folder)
+    folder = Path(name)
+    if folder.is_dir():
+        return folder, folder.resolve().name, _fingerprint(folder)
+    if isinstance(model, os.PathLike) or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelNotFoundError(
+            f"`model` must be a hub id, a local folder or {BUNDLED_MODEL!r}, got {name!r}, and there is no "
+            "such folder. Check the path."
+        )
+    diffusers = import_extra("diffusers", EXTRA)
+    try:
+        with _quiet():
+            folder = Path(diffusers.DiffusionPipeline.download(name, revision=revision))
+    except Exception as error:  # the hub's client raises whatever its HTTP library raises
+        raise ModelNotFoundError(
+            f"`model` must be within reach, got {name!r}, which is neither in the local hub cache nor to be "
+            f"downloaded ({_reason(error)}). Run `huggingface-cli download {name} --local-dir FOLDER` on a "
+            "connected machine, and pass that FOLDER."
+        ) from error
+    return folder, name, folder.name
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / _INDEX_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"`model` must be a folder with a {_INDEX_FILE}, as diffusers' `save_pretrained` writes it, got "
+            f"{folder} ({error}). Check the path."
+        ) from error
+    if not isinstance(index, dict):
+        raise ModelNotFoundError(f"{folder / _INDEX_FILE} must be a JSON object, got {index!r:.60}. Get it anew.")
+    return index
+
+
+def _check_index(folder: Path, model_id: str) -> None:
+    """Refuse what is no text-to-image latent pipeline before its weights are read."""
+    index = _read_index(folder)
+    present = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    missing = [
+        " or ".join(names)
+        for names in (("vae",), ("unet", "transformer"), ("tokenizer",), ("text_encoder",), ("scheduler",))
+        if not present.intersection(names)
+    ]
+    if missing:
+        raise ConfigurationError(
+            f"`model` must be a text-to-image latent pipeline, got {model_id!r}, a "
+            f"{index.get('_class_name')} without {', '.join(missing)}. Use one such as "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5."
+        )
+
+
+def _load_pipeline(folder: Path, model_id: str, dtype: Any) -> Any:
+    diffusers = import_extra("diffusers", EXTRA)
+    import_extra("transformers", EXTRA)
+    unused = {}
+    if "safety_checker" in _read_index(folder):  # it looks at images, and there are none
+        unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    with _loading(model_id):
+        return diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **unused)
+
+
+@contextlib.contextmanager
+def _loading(model_id: str) -> Iterator[None]:
+    """One sentence for whatever a library raises at missing or damaged weights, and no progress bars."""
+    try:
+        with _quiet(), warnings.catch_warnings():
+            # The older ones of the supported versions know no other name for `torch_dtype`.
+            warnings.filterwarnings("ignore", message=".*`?torch_dtype`? is deprecated", category=FutureWarning)
+            yield
+    except Exception as error:
+        raise ModelNotFoundError(
+            f"`model` must hold loadable weights, got {model_id!r} ({_reason(error)}). Get the model's files anew."
+        ) from error
+
+
+def _check_signature(pipeline: Any) -> None:
+    parameters = inspect.signature(pipeline.__call__).parameters
+    wanted = {"prompt", "num_inference_steps", "guidance_scale", "generator", "output_type"}
+    name = type(pipeline).__name__
+    if not wanted <= set(parameters) or {"image", "mask_image"} & set(parameters):
+        raise ConfigurationError(
+            f"`model` must be a text-to-image latent pipeline, got a {name}, which does not go from a prompt "
+            "alone to latents. Use one such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+        )
+
+
+def _latent_shape(pipeline: Any) -> tuple[int, int, int]:
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    size = network.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(network.config.in_channels), int(height), int(width)
+
+
+def _public_config(scheduler: Any) -> dict[str, Any]:
+    """The scheduler's own parameters, not those left over from another class, as JSON values (infinity as text)."""
+    config: dict[str, Any] = json.loads(scheduler.to_json_string(), parse_constant=str)
+    own = inspect.signature(type(scheduler).__init__).parameters
+    return {name: value for name, value in sorted(config.items()) if name in own}
+
+
+def _fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and bytes of a local model's files."""
+    components = {name for name, value in _read_index(folder).items() if isinstance(value, list)}
+    files = [folder / _INDEX_FILE] + [
+        file
+        for component in sorted(components - {"safety_checker", "feature_extractor"})
+        for file in sorted((folder / component).rglob("*"))
+        if file.is_file() and file.suffix in _MODEL_SUFFIXES
+    ]
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _reason(error: Exception) -> str:
+    """What another library's error says, in at most one line of moderate length."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first if len(first) <= 160 else first[:160] + '…'}"
+
+
+def _torch_device(device: str) -> Any:
+    torch = import_extra("torch", EXTRA)
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except Exception as error:  # RuntimeError, AssertionError or NotImplementedError, by the kind of device
+        raise ConfigurationError(
+            f"`device` must be a torch device of this machine, got {device!r} ({_reason(error)}). Use 'cpu', "
+            "or 'cuda' where there is a GPU."
+        ) from error
+    return resolved
+
+
+def _torch_dtype(dtype: str) -> Any:
+    return getattr(import_extra("torch", EXTRA), check_choice("dtype", dtype, DTYPES))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep diffusers' and transformers' progress bars and notes off the terminal; errors still come."""
+    libraries = [
+        import_extra("diffusers", EXTRA).utils.logging,
+        import_extra("transformers", EXTRA).utils.logging,
+    ]
+    states = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in libraries]
+    for log in libraries:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, verbosity, bars in states:
+            log.set_verbosity(verbosity)
+            if bars:
+                log.enable_progress_bar()

@@ -1,0 +1,427 @@
+"""Write a trajectory cache: atomically, and so that an interrupted generation goes on where it stopped.
+
+A cache grows in a folder of its own, `<name>.partial` beside its final place, and is renamed into place when
+complete: at any moment `<name>` is either absent, or the old cache, or the new one. Each file appears whole
+or not at all (temporary file, fsync, rename). `generation.json` in the growing folder is the recipe; only the
+same recipe can go on with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from refine_env.errors import CacheError, CacheFormatError
+from refine_env.trajectories.cache import (
+    STAGING_SUFFIX,
+    TrajectoryCache,
+    check_shard,
+    hash_file,
+    read_manifest,
+    tensor_shapes,
+)
+from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Shard, Span, is_cache_file
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # no such locks on this platform: two writers at once are then the user's to avoid
+    fcntl = None
+
+__all__ = ["CacheWriter", "gram", "write_shard"]
+
+RECIPE_FILE = "generation.json"
+RETIRED_SUFFIX = ".replaced"
+"""Suffix of the folder that an old cache is moved to in the instant in which the new one takes its place."""
+
+_TEMPORARY_SUFFIX = ".tmp"
+_GRAM_BLOCK = 4096
+_GRAM_SLICE = 64
+
+
+class CacheWriter:
+    """One cache in the making; a context manager that holds a lock on the growing folder.
+
+    Args:
+        path: where the cache shall stand.
+        recipe: what it shall hold.
+        overwrite: replace a finished cache that stands there; it stays whole until the new one is complete.
+
+    Raises:
+        CacheError: if ``path`` holds a finished cache of another recipe (and not ``overwrite``), or files
+            that are no cache's; if an interrupted generation of another recipe is there; if another process
+            is writing it; if the folder cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], recipe: Recipe, *, overwrite: bool = False) -> None:
+        self.path = Path(path).resolve()
+        self.recipe = recipe
+        self.staging = self.path.with_name(self.path.name + STAGING_SUFFIX)
+        self._retired = self.path.with_name(self.path.name + RETIRED_SUFFIX)
+        self._lock: int | None = None
+        self._owner = False
+        if not self.path.name or self.path.suffix in (STAGING_SUFFIX, RETIRED_SUFFIX):
+            raise CacheError(
+                f"`path` must name a folder, and not end in {STAGING_SUFFIX} or {RETIRED_SUFFIX}, which are "
+                f"for caches in the making, got {os.fspath(path)!r}. Choose another name."
+            )
+        with _disk_errors(self.path):
+            self.staging.mkdir(parents=True, exist_ok=True)
+        try:
+            self._acquire()
+            self._owner = True
+            with _disk_errors(self.path):
+                self._restore()
+                self.finished = self._is_finished(overwrite)
+                if not self.finished:
+                    self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> CacheWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock. What was written stays, for a later writer of the same recipe."""
+        if self._owner:
+            with contextlib.suppress(OSError):
+                self.staging.rmdir()  # goes only if it is empty
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def missing(self) -> list[Span]:
+        """The shards that are still to be written, in order."""
+        return [] if self.finished else [span for span in self.recipe.spans if not self._is_written(span)]
+
+    def write(self, span: Span, latents: NDArray[np.float16], clean_estimates: NDArray[np.float16]) -> None:
+        """Write one shard; see `write_shard`."""
+        write_shard(self.staging, self.recipe, span, latents, clean_estimates)
+
+    def finish(self, progress: Callable[[int, int], None] | None = None) -> TrajectoryCache:
+        """Compute the statistics, write the manifest and put the cache in its place.
+
+        The statistics come from one pass over the written shards, one trajectory at a time in the order of
+        their indices, so they do not depend on who wrote which shard when.
+
+        Args:
+            progress: called with the trajectories read so far and their number.
+
+        Returns:
+            The cache, opened.
+
+        Raises:
+            CacheError: if the folder cannot be written.
+            CacheFormatError: if a shard is missing or damaged.
+        """
+        if not self.finished:
+            manifest = self._summarize(progress)
+            with _disk_errors(self.staging):
+                _replace(self.staging / MANIFEST_FILE, manifest.to_bytes())
+                self._publish()
+            self.finished = True
+        return TrajectoryCache.open(self.path)
+
+    def _acquire(self) -> None:
+        if fcntl is None:
+            return
+        with _disk_errors(self.staging):
+            self._lock = os.open(self.staging, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CacheError(
+                f"{self.path} must be written by one process at a time, got another one that is writing it. "
+                "Wait for it to end, or choose another folder."
+            ) from None
+        except OSError:  # a file system without locks
+            os.close(self._lock)
+            self._lock = None
+
+    def _restore(self) -> None:
+        """Undo or complete a replacement that was interrupted between its renames."""
+        if self._retired.is_dir():
+            if self.path.exists():
+                _remove_cache(self._retired)
+            elif (self._retired / MANIFEST_FILE).is_file():
+                os.rename(self._retired, self.path)
+
+    def _is_finished(self, overwrite: bool) -> bool:
+        """Whether the cache stands already; raises if ``path`` holds something that must not be replaced."""
+        if not self.path.exists():
+            return False
+        if not self.path.is_dir():
+            raise CacheError(f"`path` must be a folder, got the file {self.path}. Choose another place.")
+        if (self.path / MANIFEST_FILE).is_file() and not overwrite:
+            try:
+                manifest, _ = read_manifest(self.path)
+                differences = manifest.recipe.differences(self.recipe)
+            except CacheFormatError as error:
+                differences = [f"an unreadable manifest ({error})"]
+            if differences:
+                raise CacheError(
+                    f"{self.path} must not be replaced unasked, got a request that differs from the finished "
+                    f"cache there: {_listed(differences)}. Choose another folder, or replace the cache with "
+                    "--overwrite (overwrite=True)."
+                )
+            return True
+        foreign = [entry.name for entry in sorted(self.path.iterdir()) if not is_cache_file(entry.name)]
+        if foreign:
+            raise CacheError(
+                f"`path` must be a new folder or hold nothing but a cache, got {self.path} with "
+                f"{foreign[0]!r} in it. Choose another folder, or move that file away."
+            )
+        if any(self.path.iterdir()) and not overwrite:
+            raise CacheError(
+                f"`path` must be a new folder, got {self.path} with shards but no {MANIFEST_FILE}. Choose "
+                "another folder, or replace it with --overwrite (overwrite=True)."
+            )
+        return False
+
+    def _begin(self) -> None:
+        """Claim the growing folder for this recipe, or go on with it."""
+        names = sorted(entry.name for entry in self.staging.iterdir())
+        for name in names:
+            finished_name = name.removesuffix(_TEMPORARY_SUFFIX)
+            if finished_name != RECIPE_FILE and not is_cache_file(finished_name):
+                raise CacheError(
+                    f"{self.staging} must hold nothing but an interrupted generation, got {name!r}. Move "
+                    "that file away, or choose another folder."
+                )
+        recorded = next((name for name in (RECIPE_FILE, MANIFEST_FILE) if name in names), None)
+        if recorded is None:
+            shards = [name for name in names if not name.endswith(_TEMPORARY_SUFFIX)]
+            if shards:
+                raise CacheError(
+                    f"{self.staging} must hold {RECIPE_FILE}, got {shards[0]!r} without it. Delete that folder."
+                )
+            _replace(self.staging / RECIPE_FILE, self.recipe.to_bytes())
+        else:
+            file = self.staging / recorded
+            differences = Recipe.from_bytes(file.read_bytes(), str(file)).differences(self.recipe)
+            if differences:
+                raise CacheError(
+                    f"{self.path} must be generated with the arguments that its interrupted generation began "
+                    f"with, got {_listed(differences)}. Repeat those arguments, or delete {self.staging} to "
+                    "begin anew."
+                )
+        for temporary in self.staging.glob(f"*{_TEMPORARY_SUFFIX}"):
+            temporary.unlink()
+
+    def _is_written(self, span: Span) -> bool:
+        try:
+            check_shard(self.staging, span, self.recipe)
+        except CacheFormatError:
+            return False
+        return True
+
+    def _summarize(self, progress: Callable[[int, int], None] | None) -> Manifest:
+        recipe = self.recipe
+        steps, total = recipe.num_steps, recipe.num_trajectories
+        mean_square = np.zeros(steps + 1)
+        moments = np.zeros((steps + 1, steps + 1))
+        clean_moments = np.zeros((steps, steps))
+        shards = []
+        with _disk_errors(self.staging):
+            for span in recipe.spans:
+                file = self.staging / span.file
+                offsets = check_shard(self.staging, span, recipe)
+                arrays = [
+                    np.memmap(file, dtype="<f2", mode="r", offset=offset, shape=shape)
+                    for offset, shape in zip(offsets, tensor_shapes(span, recipe).values(), strict=True)
+                ]
+                for index in range(span.start, span.stop):
+                    latents, estimates = (array[index - span.start].reshape(len(array[0]), -1) for array in arrays)
+                    if index < recipe.num_train:
+                        products = gram(latents)
+                        moments += products
+                        clean_moments += gram(estimates)
+                        mean_square += np.diag(products)
+                    else:
+                        mean_square += squares(latents)
+                    if progress is not None:
+                        progress(index + 1, total)
+                shards.append(
+                    Shard(
+                        file=span.file,
+                        start=span.start,
+                        stop=span.stop,
+                        bytes=file.stat().st_size,
+                        sha256=hash_file(file),
+                    )
+                )
+        train = recipe.num_train * recipe.latent_dim
+        return Manifest(
+            recipe=recipe,
+            mean_square=mean_square / (total * recipe.latent_dim),
+            second_moments=moments / train,
+            clean_second_moments=clean_moments / train,
+            shards=tuple(shards),
+        )
+
+    def _publish(self) -> None:
+        """Rename the complete folder into place; the next writer repairs a kill between any two lines."""
+        (self.staging / RECIPE_FILE).unlink(missing_ok=True)
+        _sync_folder(self.staging)
+        if (self.path / MANIFEST_FILE).is_file():
+            os.rename(self.path, self._retired)
+        elif self.path.exists():
+            _remove_cache(self.path)
+        os.rename(self.staging, self.path)
+        _sync_folder(self.path.parent)
+        if self._retired.is_dir():
+            _remove_cache(self._retired)
+
+
+def write_shard(
+    folder: Path,
+    recipe: Recipe,
+    span: Span,
+    latents: NDArray[np.float16],
+    clean_estimates: NDArray[np.float16],
+) -> None:
+    """Write one shard into a growing cache, whole or not at all.
+
+    It needs nothing but the folder, so any process may write any shard.
+
+    Args:
+        folder: the growing folder.
+        recipe: the cache's recipe.
+        span: which shard.
+        latents: float16 (n, T+1, C, H, W), n = span.stop − span.start, indexed by t.
+        clean_estimates: float16 (n, T, C, H, W).
+
+    Raises:
+        CacheError: if the folder cannot be written.
+        CacheFormatError: if an array is not of that form.
+    """
+    tensors = {"latents": latents, "clean_estimates": clean_estimates}
+    for name, shape in tensor_shapes(span, recipe).items():
+        if tensors[name].dtype != np.float16 or tensors[name].shape != shape:
+            raise CacheFormatError(
+                f"`{name}` must be float16 of shape {shape}, got {tensors[name].dtype} of shape "
+                f"{tensors[name].shape}. Give every trajectory of the shard."
+            )
+    temporary = folder / (span.file + _TEMPORARY_SUFFIX)
+    with _disk_errors(folder):
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, temporary)
+        _sync_file(temporary)
+        os.replace(temporary, folder / span.file)
+        _sync_folder(folder)
+
+
+def gram(rows: NDArray[np.float16]) -> NDArray[np.float64]:
+    """The inner products ⟨x_t, x_t'⟩ of float16 rows, the same bits on every machine.
+
+    A matrix product's last bits depend on the library and the number of threads. So each value is split into
+    a multiple of 2⁻⁴ and a rest below 2⁻⁴, which is a multiple of 2⁻²⁴ (float16's smallest number); over 4096
+    dimensions all sums of their products fit into the 53 bits of a float64, hence are exact in any order.
+
+    Args:
+        rows: finite float16, shape (n, M).
+
+    Returns:
+        float64 (n, n).
+    """
+    total = np.zeros((len(rows), len(rows)))
+    for coarse, fine in _split(rows):
+        cross = _products(coarse, fine)
+        total += _products(coarse, coarse) + (cross + cross.T) + _products(fine, fine)
+    return total
+
+
+def squares(rows: NDArray[np.float16]) -> NDArray[np.float64]:
+    """The diagonal of `gram`, bit for bit, at a fraction of its cost."""
+    total = np.zeros(len(rows))
+    for coarse, fine in _split(rows):
+        cross = (coarse * fine).sum(axis=1)
+        total += (coarse * coarse).sum(axis=1) + (cross + cross) + (fine * fine).sum(axis=1)
+    return total
+
+
+def _split(rows: NDArray[np.float16]) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Coarse and fine parts, at most `_GRAM_BLOCK` dimensions at a time, filled up with zeros to slices."""
+    for start in range(0, rows.shape[1], _GRAM_BLOCK):
+        block = rows[:, start : start + _GRAM_BLOCK].astype(np.float64)
+        block = np.pad(block, ((0, 0), (0, -block.shape[1] % _GRAM_SLICE)))
+        coarse = np.round(block * 16.0) / 16.0
+        yield coarse, block - coarse
+
+
+def _products(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """a bᵀ, a few dimensions at a time: a BLAS runs products this small on one thread.
+
+    With threads, and another process on the cores, the same product took 25 times as long.
+    """
+    slices = (len(a), -1, _GRAM_SLICE)
+    products = np.matmul(a.reshape(slices).transpose(1, 0, 2), b.reshape(slices).transpose(1, 2, 0))
+    total: NDArray[np.float64] = products.sum(axis=0)
+    return total
+
+
+def _listed(differences: list[str]) -> str:
+    return "; ".join(differences[:3] + (["…"] if len(differences) > 3 else []))
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses into one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CacheError(
+            f"{folder} must be writable, got: {reason}. Free space or choose another folder, and run the "
+            "same command again; what is written is kept."
+        ) from error
+
+
+def _replace(file: Path, content: bytes) -> None:
+    temporary = file.with_name(file.name + _TEMPORARY_SUFFIX)
+    temporary.write_bytes(content)
+    _sync_file(temporary)
+    os.replace(temporary, file)
+    _sync_folder(file.parent)
+
+
+def _sync_file(file: Path) -> None:
+    with file.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, where the platform can."""
+    flags: Any = getattr(os, "O_DIRECTORY", None)
+    if flags is None:
+        return
+    descriptor = os.open(folder, flags)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems do not sync folders
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _remove_cache(folder: Path) -> None:
+    """Delete a cache's own files, the manifest first, and then the folder; anything else in it stays."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name != MANIFEST_FILE):
+        if is_cache_file(entry.name):
+            entry.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()

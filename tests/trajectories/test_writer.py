@@ -1,0 +1,413 @@
+"""A generation may end at any moment: what is left is never a broken cache, and the next run ends in the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from refine_env import CacheError, CacheFormatError, NoiseSchedule, TrajectoryCache
+from refine_env.trajectories import Manifest, Recipe, generate_gaussian, writer
+from refine_env.trajectories.writer import CacheWriter, gram, squares
+
+SCHEDULE = NoiseSchedule([1.0, 0.7, 0.2])
+SHAPE = (1, 2, 3)
+
+
+def make(path: Path, *, seed: int = 1, overwrite: bool = False, **kwargs: Any) -> TrajectoryCache:
+    """Seven trajectories in three shards."""
+    arguments: dict[str, Any] = {"num_train": 4, "shard_size": 3, **kwargs}
+    return generate_gaussian(path, 7, SHAPE, schedule=SCHEDULE, seed=seed, overwrite=overwrite, **arguments)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+class Killed(BaseException):
+    """The process is gone: no handler of `Exception` runs, and nothing is cleaned up on purpose."""
+
+
+class Mortal:
+    """Every operation that changes the disk counts; at the given one the process dies, a write in its middle."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, life: int) -> None:
+        self.life = life
+        for module, name in [
+            (os, "replace"),
+            (os, "rename"),
+            (pathlib.Path, "unlink"),
+            (pathlib.Path, "mkdir"),
+        ]:
+            monkeypatch.setattr(module, name, self.whole(getattr(module, name)))
+        monkeypatch.setattr(writer, "save_file", self.torn(writer.save_file))
+        monkeypatch.setattr(pathlib.Path, "write_bytes", self.torn(pathlib.Path.write_bytes))
+        monkeypatch.setattr(CacheWriter, "close", self.silent(CacheWriter.close))
+
+    def step(self) -> bool:
+        self.life -= 1
+        return self.life < 0
+
+    def whole(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self.step():
+                raise Killed
+            return operation(*args, **kwargs)
+
+        return run
+
+    def torn(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            result = operation(*args, **kwargs)
+            if self.step():
+                file = next(arg for arg in args if isinstance(arg, Path))
+                size = file.stat().st_size
+                os.truncate(file, size // 2)
+                os.truncate(file, size)  # full length, half of it zeros, as after a power cut
+                raise Killed
+            return result
+
+        return run
+
+    def silent(self, close: Callable[..., Any]) -> Callable[..., Any]:
+        def run(cache_writer: CacheWriter) -> None:
+            if self.life < 0:  # a dead process releases its lock, and does no more
+                cache_writer._owner = False
+            close(cache_writer)
+
+        return run
+
+
+def run_mortal(life: int, path: Path, **kwargs: Any) -> bool:
+    """Whether the run lived to its end."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        Mortal(monkeypatch, life)
+        try:
+            make(path, **kwargs)
+        except Killed:
+            return False
+        return True
+
+
+def test_nothing_is_renamed_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[int] = set()
+    renamed: list[str] = []
+
+    def replace(source: Path, target: Path) -> None:
+        assert source.stat().st_ino in synced
+        renamed.append(target.name)
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(os, "replace", replace)
+    cache = make(tmp_path / "cache")
+    assert renamed == ["generation.json", *(span.file for span in cache.manifest.recipe.spans), "manifest.json"]
+    assert {cache.path.stat().st_ino, tmp_path.stat().st_ino} <= synced
+
+
+def test_killed_anywhere_and_run_again(tmp_path: Path) -> None:
+    whole = content(make(tmp_path / "whole").path)
+    for life in itertools.count():
+        path = tmp_path / f"cache{life}" / "cache"
+        if run_mortal(life, path):
+            break
+        if path.exists():  # renamed into place by the last operation: then it is whole
+            TrajectoryCache.open(path).verify()
+        make(path)
+        assert content(path) == whole, f"killed at operation {life}"
+        assert [entry.name for entry in path.parent.iterdir()] == ["cache"], f"killed at operation {life}"
+    assert life > 12
+
+
+def test_killed_again_and_again(tmp_path: Path) -> None:
+    whole = content(make(tmp_path / "whole").path)
+    path = tmp_path / "cache"
+    lives = itertools.cycle([4, 6, 5])
+    runs = 1
+    while not run_mortal(next(lives), path):
+        runs += 1
+    assert 3 <= runs < 20
+    assert content(path) == whole
+
+
+def test_killed_anywhere_while_replacing(tmp_path: Path) -> None:
+    old = content(make(tmp_path / "old", seed=1).path)
+    new = content(make(tmp_path / "new", seed=2).path)
+    between_renames = 0
+    for life in itertools.count():
+        path = tmp_path / f"cache{life}" / "cache"
+        make(path, seed=1)
+        if run_mortal(life, path, seed=2, overwrite=True):
+            break
+        if path.exists():
+            assert content(path) in (old, new), f"killed at operation {life}"
+        else:
+            between_renames += 1
+            assert content(path.with_name("cache.replaced")) == old
+        make(path, seed=2, overwrite=True)
+        assert content(path) == new, f"killed at operation {life}"
+        assert [entry.name for entry in path.parent.iterdir()] == ["cache"], f"killed at operation {life}"
+    assert life > 16
+    assert between_renames == 1
+
+
+def test_old_cache_comes_back_if_the_new_one_was_not_put_in_its_place(tmp_path: Path) -> None:
+    path = make(tmp_path / "cache", seed=1).path
+    old = content(path)
+    path.rename(tmp_path / "cache.replaced")
+    with pytest.raises(CacheError, match="must not be replaced unasked"):
+        make(path, seed=2)
+    assert content(path) == old
+
+
+def test_killed_for_good(tmp_path: Path) -> None:
+    """A real SIGKILL, in another process."""
+    arguments = "60, (1, 32, 32), num_steps=50, seed=4, shard_size=1"
+    path = tmp_path / "cache"
+    code = (
+        "from refine_env.trajectories import generate, generate_gaussian; import time\n"
+        "check = generate._check_finite\n"
+        "generate._check_finite = lambda *args: (time.sleep(0.01), check(*args))\n"
+        f"generate_gaussian({str(path)!r}, {arguments})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    staging = tmp_path / "cache.partial"
+    try:
+        deadline = time.monotonic() + 30
+        while len(list(staging.glob("*.safetensors"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    written = {file.name: file.stat().st_mtime_ns for file in staging.glob("*.safetensors")}
+    assert 3 <= len(written) < 60
+    assert not path.exists()
+    with pytest.raises(CacheError, match="whose generation was interrupted"):
+        TrajectoryCache.open(path)
+    cache = generate_gaussian(path, 60, (1, 32, 32), num_steps=50, seed=4, shard_size=1)
+    kept = {name: (path / name).stat().st_mtime_ns for name in written}
+    assert kept == written  # the written shards were not drawn again
+    whole = generate_gaussian(tmp_path / "whole", 60, (1, 32, 32), num_steps=50, seed=4, shard_size=1)
+    assert content(cache.path) == content(whole.path)
+
+
+def test_goes_on_only_with_the_same_arguments(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    assert not run_mortal(5, path)
+    before = content(tmp_path / "cache.partial")
+    with pytest.raises(
+        CacheError,
+        match=r"must be generated with the arguments that .* began with, got seed = 2 instead of 1",
+    ):
+        make(path, seed=2)
+    with pytest.raises(CacheError, match=r"got shard_size = 2 instead of 3\. Repeat those .* or delete .*partial"):
+        make(path, shard_size=2)
+    assert content(tmp_path / "cache.partial") == before
+    make(path)
+
+
+def test_damaged_unfinished_shard_is_drawn_again(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    assert not run_mortal(9, path)
+    shard = sorted((tmp_path / "cache.partial").glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-3])
+    assert content(make(path).path) == content(make(tmp_path / "whole").path)
+
+
+def test_finished_cache_stays(tmp_path: Path) -> None:
+    path = make(tmp_path / "cache").path
+    before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
+    assert len(make(path)) == 7  # the same request again: nothing to do
+    with pytest.raises(CacheError, match=r"must not be replaced unasked, got .* seed = 9 instead of 1; .*--overwrite"):
+        make(path, seed=9)
+    assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cache"]
+    assert make(path, seed=9, overwrite=True).seed(0) != make(tmp_path / "other").seed(0)
+
+
+def test_overwrite_repairs(tmp_path: Path) -> None:
+    path = make(tmp_path / "cache").path
+    before = content(path)
+    next(path.glob("*.safetensors")).write_bytes(b"")
+    (path / "manifest.json").write_bytes(b"{")
+    with pytest.raises(CacheError, match="an unreadable manifest"):
+        make(path)
+    make(path, overwrite=True)
+    assert content(path) == before
+
+
+def test_never_touches_what_is_not_its_own(tmp_path: Path) -> None:
+    path = make(tmp_path / "cache").path
+    (path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CacheError, match=r"hold nothing but a cache, got .* with 'thesis.tex' in it"):
+        make(path, seed=2, overwrite=True)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
+    for overwrite in (False, True):
+        with pytest.raises(CacheError, match=r"must be a new folder or hold nothing but a cache, got .*'a.txt'"):
+            make(tmp_path / "notes", overwrite=overwrite)
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="`path` must be a folder, got the file"):
+        make(tmp_path / "file")
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "b.txt").touch()
+    with pytest.raises(CacheError, match=r"must hold nothing but an interrupted generation, got 'b.txt'"):
+        make(tmp_path / "new")
+    assert (path / "thesis.tex").read_text() == "years of work"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cache", "file", "new.partial", "notes"]
+
+
+@pytest.mark.parametrize("name", ["cache.partial", "cache.replaced"])
+def test_names_of_caches_in_the_making(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CacheError, match=r"and not end in .partial or .replaced, which .* Choose another name"):
+        make(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_folder_is_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    assert len(make(tmp_path / "cache")) == 7
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    recipe = make(tmp_path / "whole").manifest.recipe
+    with (
+        CacheWriter(path, recipe),
+        pytest.raises(CacheError, match="by one process at a time, got another one"),
+    ):
+        make(path)
+    make(path)
+
+
+def test_shards_may_be_written_in_any_order(tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole")
+    with CacheWriter(tmp_path / "cache", whole.manifest.recipe) as cache_writer:
+        for span in reversed(cache_writer.missing()):
+            rows = range(span.start, span.stop)
+            cache_writer.write(
+                span,
+                np.stack([whole.latents(row) for row in rows]),
+                np.stack([whole.clean_estimates(row) for row in rows]),
+            )
+        assert cache_writer.missing() == []
+        cache = cache_writer.finish()
+    assert content(cache.path) == content(whole.path)
+
+
+def test_shard_of_another_form(tmp_path: Path) -> None:
+    recipe = make(tmp_path / "whole").manifest.recipe
+    with CacheWriter(tmp_path / "cache", recipe) as cache_writer:
+        span = cache_writer.missing()[0]
+        latents = np.zeros((3, 3, *SHAPE), dtype=np.float16)
+        estimates = np.zeros((3, 2, *SHAPE), dtype=np.float16)
+        with pytest.raises(
+            CacheFormatError, match=r"`latents` must be float16 of shape \(3, 3, 1, 2, 3\), got float32"
+        ):
+            cache_writer.write(span, latents.astype(np.float32), estimates)
+        with pytest.raises(CacheFormatError, match=r"`clean_estimates` must be float16 of shape .*\(2, 2, 1, 2, 3\)"):
+            cache_writer.write(span, latents, estimates[:2])
+        with pytest.raises(CacheFormatError, match=r"00000-of-00003.safetensors must exist"):
+            cache_writer.finish()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_disk_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*args: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(
+        CacheError,
+        match=rf"must be writable, got: {os.strerror(number)}\. Free space .* run the same command again",
+    ):
+        make(tmp_path / "cache")
+    monkeypatch.undo()
+    assert content(make(tmp_path / "cache").path) == content(make(tmp_path / "whole").path)
+
+
+def test_disk_that_is_really_full(tmp_path: Path) -> None:
+    """A file-size limit makes the write itself fail, inside the safetensors library."""
+    code = (
+        "import resource, signal\n"
+        "from refine_env.trajectories import generate_gaussian\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "try:\n"
+        f"    generate_gaussian({str(tmp_path / 'cache')!r}, 2, (4, 32, 32), num_steps=10)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("CacheError")
+    assert "must be writable, got: " in run.stdout
+    assert "File too large" in run.stdout
+    assert run.stdout.count("\n") == 1
+    assert not (tmp_path / "cache").exists()
+
+
+def test_manifest_is_deterministic_and_names_no_place(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a" / "first"), make(tmp_path / "second")
+    assert content(first.path) == content(second.path)
+    raw = (first.path / "manifest.json").read_bytes()
+    assert str(tmp_path).encode() not in raw
+    assert b"first" not in raw
+    values = json.loads(raw)
+    assert values["format_version"] == 1
+    assert values["dtype"] == "float16"
+    assert values["splits"] == {"train": [0, 4], "test": [4, 7]}
+    assert [shard["start"] for shard in values["shards"]] == [0, 3, 6]
+    assert Manifest.from_bytes(raw, "manifest.json").to_bytes() == raw
+    assert Recipe.from_bytes(raw, "manifest.json") == first.manifest.recipe
+
+
+float16_rows = hnp.arrays(
+    np.float16,
+    st.tuples(st.integers(1, 4), st.integers(1, 130)),
+    elements=st.floats(width=16, allow_nan=False, allow_infinity=False),
+)
+
+
+@given(float16_rows)
+def test_gram_is_exact(rows: np.ndarray[Any, np.dtype[np.float16]]) -> None:
+    """Below 4096 dimensions the one rounding is that of adding three exact sums."""
+    exact = [
+        [sum(Fraction(float(a)) * Fraction(float(b)) for a, b in zip(x, y, strict=True)) for x in rows] for y in rows
+    ]
+    scale = [[sum(abs(float(a) * float(b)) for a, b in zip(x, y, strict=True)) for x in rows] for y in rows]
+    error = np.abs(gram(rows) - np.array(exact, dtype=np.float64))
+    assert (error <= 4 * np.finfo(np.float64).eps * np.array(scale)).all()
+    np.testing.assert_array_equal(np.diag(gram(rows)), squares(rows), strict=True)
+
+
+def test_gram_does_not_depend_on_the_order_of_summation(rng: np.random.Generator) -> None:
+    """Values of all magnitudes, 1e-7 to 6e4, whose plain float64 sums differ in the last bits."""
+    rows = (rng.standard_normal((5, 4096)) * 10 ** rng.uniform(-6, 4, (5, 4096))).astype(np.float16)
+    order = rng.permutation(4096)
+    wide = rows.astype(np.float64)
+    assert ((wide @ wide.T) != (wide[:, order] @ wide[:, order].T)).any()
+    np.testing.assert_array_equal(gram(rows), gram(rows[:, order]), strict=True)
+    np.testing.assert_array_equal(np.diag(gram(rows)), squares(rows), strict=True)
+
+
+def test_gram_over_many_blocks() -> None:
+    rows = np.random.default_rng(0).standard_normal((3, 10_000)).astype(np.float16)
+    wide = rows.astype(np.float64)
+    np.testing.assert_allclose(gram(rows), wide @ wide.T, rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(np.diag(gram(rows)), squares(rows), strict=True)
