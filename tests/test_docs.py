@@ -1,0 +1,291 @@
+"""The pages are held to the code: blocks run, links and names resolve, tables are computed anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import refine_env
+from refine_env.coding import base_distortion
+from refine_env.link import latency_quantile, rate_statistics
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").glob("**/*.md")) + [
+    path for path in (ROOT / "README.md", ROOT / "CHANGELOG.md") if path.is_file()
+]
+RUNNABLE = [page for page in PAGES if "```python\n" in page.read_text(encoding="utf-8")]
+NOT_RUN = "<!-- not run -->"
+
+_FENCE = re.compile(r"(?P<fence>`{3,}|~{3,})(?P<language>[^\s`]*)[^`]*")
+_LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
+_EXTERNAL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_NAME = re.compile(r"`((?:refine_env|agents)(?:\.\w+)+)(?:\([^`]*\))?`")
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the line of its first line of text (1-based), its text, whether it runs."""
+
+    language: str
+    line: int
+    text: str
+    runs: bool
+
+
+def _name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(markdown: str) -> Iterator[Block]:
+    """All fenced blocks; one runs unless the last line of text before it is the comment NOT_RUN."""
+    lines = markdown.splitlines()
+    number, before = 0, ""
+    while number < len(lines):
+        opening = _FENCE.fullmatch(lines[number].strip())
+        if opening is None:
+            before = lines[number].strip() or before
+            number += 1
+            continue
+        start = number + 1
+        fence = opening["fence"]
+        closing = re.compile(f"{re.escape(fence[0])}{{{len(fence)},}}")
+        end = next((n for n in range(start, len(lines)) if closing.fullmatch(lines[n].strip())), None)
+        if end is None:
+            raise ValueError(f"The block that line {number + 1} opens must be closed.")
+        yield Block(opening["language"], start + 1, "\n".join(lines[start:end]), before != NOT_RUN)
+        number, before = end + 1, ""
+
+
+def run_python_blocks(page: Path) -> int:
+    """Run a page's Python blocks in order, in one namespace; returns how many."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    count = 0
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.language != "python" or not block.runs:
+            continue
+        # Blank lines in front, so that a traceback names the page's own line.
+        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec", dont_inherit=True)
+        exec(code, namespace)
+        count += 1
+    return count
+
+
+def without_blocks(markdown: str) -> str:
+    """The text without what is in fenced blocks."""
+    lines = markdown.splitlines()
+    for block in blocks(markdown):
+        for number in range(block.line - 1, block.line + block.text.count("\n")):
+            lines[number] = ""
+    return "\n".join(lines)
+
+
+def anchors(markdown: str) -> set[str]:
+    """The anchors that GitHub gives the headings."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6}\s+(.*?)\s*$", without_blocks(markdown), flags=re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+        unique, number = slug, 0
+        while unique in found:
+            number += 1
+            unique = f"{slug}-{number}"
+        found.add(unique)
+    return found
+
+
+def broken_links(page: Path, root: Path) -> list[str]:
+    """The relative links of a page that lead to nothing inside the repository."""
+    broken = []
+    markdown = page.read_text(encoding="utf-8")
+    for link in _LINK.findall(re.sub(r"`[^`\n]*`", "", without_blocks(markdown))):
+        if _EXTERNAL.match(link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        found = target.is_relative_to(root.resolve()) and target.exists()
+        if found and anchor and target.suffix == ".md":
+            found = anchor in anchors(target.read_text(encoding="utf-8"))
+        if not found:
+            broken.append(link)
+    return broken
+
+
+def fragile_math(markdown: str) -> list[str]:
+    """Inline formulas that Markdown may take apart before they are set.
+
+    An escaped punctuation mark loses its backslash, `}_` and `*` can begin an emphasis, and a letter right
+    after the closing dollar sign makes it none.
+    """
+    text = re.sub(r"`[^`\n]*`", "", without_blocks(markdown))
+    return [
+        formula
+        for formula, after in re.findall(r"\$([^$]+)\$(.?)", text, flags=re.DOTALL)
+        if re.search(r"\\[^a-zA-Z]|\}_|\*|\n", formula) or formula != formula.strip() or after.isalnum()
+    ]
+
+
+@cache
+def resolve(name: str) -> Any:
+    """The object of a dotted name: modules are imported, a dataclass's fields give the field."""
+    parts = name.split(".")
+    found: Any = importlib.import_module(parts[0])
+    for position, part in enumerate(parts[1:], start=1):
+        if dataclasses.is_dataclass(found) and part in (known := {f.name: f for f in dataclasses.fields(found)}):
+            found = known[part]
+        elif hasattr(found, part):
+            found = getattr(found, part)
+        else:
+            found = importlib.import_module(".".join(parts[: position + 1]))
+    return found
+
+
+def table_rows(markdown: str, marker: str) -> list[list[str]]:
+    """The body of the table that follows a comment ``<!-- table: marker -->``, cell by cell."""
+    _, found, rest = markdown.partition(f"<!-- table: {marker} -->")
+    if not found:
+        raise ValueError(f"The page must mark a table as {marker}.")
+    lines = []
+    for line in rest.strip().splitlines():
+        if not line.startswith("|"):
+            break
+        lines.append([cell.strip() for cell in line.strip().strip("|").split("|")])
+    return lines[2:]
+
+
+def _page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=_name_of)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run_python_blocks(page) >= 1
+
+
+def test_the_pages_with_examples_are_run() -> None:
+    assert {"docs/model.md", "docs/own-agent.md"} <= {_name_of(page) for page in RUNNABLE}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name_of)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page, ROOT) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name_of)
+def test_names_in_the_text_exist(page: Path) -> None:
+    for name in _NAME.findall(without_blocks(page.read_text(encoding="utf-8"))):
+        try:
+            resolve(name)
+        except ImportError as error:
+            pytest.fail(f"{page.name} names {name}: {error}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name_of)
+def test_inline_formulas_survive_markdown(page: Path) -> None:
+    assert fragile_math(page.read_text(encoding="utf-8")) == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    linked = {link.partition("#")[0] for link in _LINK.findall(_page("index.md"))}
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= linked
+
+
+def test_defaults_in_the_notation_are_those_of_the_code() -> None:
+    """Every row whose code name is a field with a default and whose default is given as code."""
+    checked = 0
+    for line in _page("notation.md").splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        names = _NAME.findall(cells[1]) if len(cells) == 5 else []
+        if not names or not re.fullmatch(r"`[^`]+`", cells[2]):
+            continue
+        field = resolve(names[0])
+        assert isinstance(field, dataclasses.Field), names[0]
+        assert repr(field.default) == cells[2].strip("`"), names[0]
+        checked += 1
+    assert checked >= 10
+
+
+def test_the_table_of_rate_statistics_is_computed() -> None:
+    rows = table_rows(_page("model.md"), "rate-statistics")
+    for row in rows:
+        statistics = rate_statistics(float(row[0]))
+        expected = [
+            f"{statistics.cutoff:.6f}",
+            f"{statistics.mean:.3f}",
+            f"{statistics.std:.3f}",
+            f"{statistics.fixed_power_std:.1f}",
+            ", ".join(str(latency_quantile(16384 * bits, statistics, 0.9)) for bits in (3, 4, 8, 10, 16)),
+        ]
+        assert row[1:] == expected
+    assert len(rows) >= 4
+
+
+def test_the_table_of_base_distortions_is_computed() -> None:
+    rows = table_rows(_page("model.md"), "base-distortion")
+    for row in rows:
+        assert row[1] == f"{base_distortion(int(row[0])):.9g}"
+    assert [int(row[0]) for row in rows] == [3, 4, 8, 10]
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.*)$", citation, flags=re.MULTILINE) == [refine_env.__version__]
+    assert re.findall(r"^cff-version: (.*)$", citation, flags=re.MULTILINE) == ["1.2.0"]
+
+
+class TestTheChecks:
+    """The checks themselves: each is seen to fail."""
+
+    def test_blocks(self) -> None:
+        markdown = f"```python\na = 1\n```\n\n{NOT_RUN}\n\n```python\nb\n```\n~~~~sh\n~~~\n~~~~\n"
+        assert list(blocks(markdown)) == [
+            Block("python", 2, "a = 1", True),
+            Block("python", 8, "b", False),
+            Block("sh", 11, "~~~", True),
+        ]
+
+    def test_an_open_block_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="line 2 opens must be closed"):
+            list(blocks("text\n```python\na = 1\n"))
+
+    def test_blocks_share_a_namespace_and_skipped_ones_do_not_run(self, tmp_path: Path) -> None:
+        page = tmp_path / "page.md"
+        page.write_text(f"```python\na = 1\n```\n{NOT_RUN}\n```python\na = 2\n```\n```python\nassert a == 1\n```\n")
+        assert run_python_blocks(page) == 2
+
+    def test_a_failing_block_fails_with_the_pages_line(self, tmp_path: Path) -> None:
+        page = tmp_path / "page.md"
+        page.write_text("text\n\n```python\n\nraise RuntimeError('wrong')\n```\n")
+        with pytest.raises(RuntimeError, match="wrong") as caught:
+            run_python_blocks(page)
+        assert caught.traceback[-1].lineno + 1 == 5
+
+    @pytest.mark.parametrize("link", ["missing.md", "../outside.md", "#nowhere", "other.md#nowhere"])
+    def test_a_broken_link_is_found(self, tmp_path: Path, link: str) -> None:
+        root = tmp_path / "root"
+        root.mkdir()
+        (tmp_path / "outside.md").write_text("# Outside\n")
+        (root / "other.md").write_text("# A heading: here\n")
+        (root / "page.md").write_text(f"# Title\n[text]({link}) [good](other.md#a-heading-here) [good](#title)\n")
+        assert broken_links(root / "page.md", root) == [link]
+
+    def test_links_in_code_and_to_elsewhere_are_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "page.md").write_text("`[a](b)` [web](https://example.org)\n```\n[a](b)\n```\n")
+        assert broken_links(tmp_path / "page.md", tmp_path) == []
+
+    def test_fragile_formulas_are_found(self) -> None:
+        markdown = r"$a\,b$ and $\bar{x}_t$, $n$th, $ x$ but $\bar x_t$ and `$a*b$`"
+        assert fragile_math(markdown) == [r"a\,b", r"\bar{x}_t", "n", " x"]
+
+    def test_a_name_that_is_not_there(self) -> None:
+        assert resolve("refine_env.SystemConfig.latent_dim").default == 16384
+        with pytest.raises(ImportError, match="no_such_name"):
+            resolve("refine_env.link.no_such_name")
