@@ -15,7 +15,7 @@ from refine_env.evaluation import SUMMARY_COLUMNS, Table, read_table
 
 __all__ = ["draw_fig3a", "main"]
 
-# Okabe and Ito's palette: distinguishable with any colour vision; markers and dashes serve in print.
+# Okabe and Ito's palette: distinguishable with any color vision; markers and dashes serve in print.
 _STYLES: dict[str, dict[str, Any]] = {
     "lookahead": {"label": "Look-ahead", "color": "#000000", "marker": "o", "linewidth": 2.0, "zorder": 5},
     "lookahead-literal": {

@@ -49,7 +49,7 @@ class FinalOnly(Agent):
 
 
 class RandomAgent(Agent):
-    """A uniformly random legal action in every slot.
+    """A uniformly random action where TRANSMIT is legal, WAIT elsewhere.
 
     Args:
         config: the system.

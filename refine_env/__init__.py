@@ -27,7 +27,7 @@ from refine_env.vector_env import LatentRefinementVectorEnv
 __version__ = "0.1.0"
 
 ENV_ID = "refine_env/LatentRefinement-v0"
-"""The environment's id; a change of behaviour gets a new version."""
+"""The environment's id; a change of behavior gets a new version."""
 
 __all__ = [
     "ENV_ID",

@@ -179,11 +179,6 @@ class SystemConfig:
         """B_s for this latent [bit]."""
         return self.link.uplink_bits * self.link.scale(self.latent_dim)
 
-    @property
-    def snr_is_range(self) -> bool:
-        """Whether every episode draws its own SNR."""
-        return isinstance(self.snr_db, tuple)
-
     def single_snr_db(self, purpose: str) -> float:
         """The SNR [dB] of a configuration that has just one.
 
@@ -218,7 +213,7 @@ class SystemConfig:
         return max(float(LOSSLESS_BITS), self.uplink_bits / self.latent_dim)
 
     def total_power(self, snr_db: float) -> float:
-        """Σ_j p_j of a slot at that SNR, noise-normalised."""
+        """Σ_j p_j of a slot at that SNR, noise-normalized."""
         return total_power(snr_db, self.link.num_subchannels, self.link.snr_reference)
 
     @cached_property

@@ -60,7 +60,7 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
     | ``device_step`` | Discrete(T+1) | t_p, latent that the device has decoded; T = the shared noise |
     | ``channel_history`` | Box float32 (history_length,) | bits per latent dimension of the slots up to the current one, most recent last, 0 before slot 1; saturates at what carries the largest message in one slot |
     | ``remaining_bits`` | Box float32 (1,) | bits per dimension still to flow of the message in flight, the prompt included; 0 = idle |
-    | ``device_error`` | Box float32 (1,) | predicted coding error per dimension of what the device holds |
+    | ``device_error`` | Box float32 (1,) | predicted coding error per dimension of what the device holds; of the `forward` coder D_quant of the last delivery, which neglects the errors before it |
     | ``device_bits`` | Discrete(17) | bit depth of the last delivery, 0 = none |
 
     ## Rewards

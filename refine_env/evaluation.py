@@ -121,8 +121,14 @@ def roll_out(
         One row per episode, columns :data:`EPISODE_COLUMNS`.
 
     Raises:
-        ConfigurationError: if an argument is out of range or the policy was made for another system.
+        ConfigurationError: if an argument is out of range, the environment has an SNR range, or the policy was
+            made for another system.
     """
+    if "autoreset_mode" in env_kwargs:
+        raise ConfigurationError(
+            f"`env_kwargs` must leave `autoreset_mode` to the roll-out, got {env_kwargs['autoreset_mode']!r}. "
+            "Leave it out."
+        )
     seeds = episode_seeds(seed, episodes)
     size = min(check_integer("batch_size", batch_size, 1, advice="Give for example 256."), episodes)
     kwargs = {"split": "test", **env_kwargs}
@@ -135,6 +141,7 @@ def roll_out(
             policy = make_policy(env.config)
         policy.check_config(env.config)
         rows.extend(_play(env, policy, batch, first_episode=start))
+        env.close()
         if progress is not None:
             progress(len(batch))
     return rows
@@ -142,6 +149,7 @@ def roll_out(
 
 def _play(env: LatentRefinementVectorEnv, policy: Policy, seeds: Sequence[int], first_episode: int) -> Table:
     """Play one episode in every environment to its end; with decision epochs they end at different steps."""
+    snr_db = env.config.single_snr_db("an evaluation")
     policy.reset(env.num_envs)
     observation, info = env.reset(seed=list(seeds))
     nothing_delivered = info["latent_mse"].copy()
@@ -152,7 +160,7 @@ def _play(env: LatentRefinementVectorEnv, policy: Policy, seeds: Sequence[int], 
         for i in map(int, np.flatnonzero(running & terminated)):
             rows[i] = {
                 "agent": policy.name,
-                "snr_db": env.config.snr_db,
+                "snr_db": snr_db,
                 "episode": first_episode + i,
                 "seed": seeds[i],
                 "trajectory": int(info["trajectory"][i]),

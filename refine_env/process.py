@@ -169,9 +169,10 @@ class DecisionProcess:
             ActionError: if an action is not in the action space, or illegal where the settings raise on these.
         """
         count = self.config.num_actions
-        if ((actions < NO_ACTION) | (actions >= count)).any():
+        outside = (actions < NO_ACTION) | (actions >= count)
+        if outside.any():
             raise ActionError(
-                f"`action` must be in 0 … {count - 1}, got {actions[(actions < 0) | (actions >= count)][0]}. "
+                f"`action` must be in 0 … {count - 1}, got {actions[outside][0]}. "
                 "0 is WAIT, i is TRANSMIT(bit_depths[i - 1])."
             )
         if self.settings.illegal_action == "raise":

@@ -1,4 +1,4 @@
-"""The natively vectorised environment."""
+"""The natively vectorized environment."""
 
 from __future__ import annotations
 

@@ -9,10 +9,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import refine_env
 from refine_env import NoiseSchedule, SystemConfig
 from refine_env.trajectories import generate_gaussian
+
+# The first call of a kernel compiles it: no test has a time limit.
+settings.register_profile("refine-env", deadline=None)
+settings.load_profile("refine-env")
 
 
 @pytest.fixture

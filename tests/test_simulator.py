@@ -187,7 +187,7 @@ class PlainEpisode:
         self.slot += 1
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_timeline_equals_the_plain_twin(data: st.DataObject) -> None:
     """Integer rates, so that both ways of summing them agree exactly."""

@@ -180,6 +180,10 @@ def test_bad_calls(gaussian_cache: Path) -> None:
             env.step(actions)
     with pytest.raises(ActionError, match=r"`action` must be in 0 … 5, got 6"):
         env.step(np.array([6, 0]))
+    for _ in range(30):
+        env.step(np.array([1, 0]))
+    with pytest.raises(ActionError, match=r"`action` must be in 0 … 5, got 9"):
+        env.step(np.array([0, 9]))
     with pytest.raises(ConfigurationError, match="`reset_mask` must be a bool array"):
         env.reset(options={"reset_mask": np.array([False, False])})
     with pytest.raises(ConfigurationError, match=r"`trajectory` must be in 0 … 15"):

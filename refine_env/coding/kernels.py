@@ -88,7 +88,7 @@ def refine(
     scale: float,
     table: QuantizerTable,
 ) -> float:
-    """One delivery: predict, standardise, quantize and reconstruct, in place ([K] Eqs. 5–7).
+    """One delivery: predict, standardize, quantize and reconstruct, in place ([K] Eqs. 5–7).
 
     x̂ ← g x̂ + s Q_b((x − g x̂)/s), in float32, in one pass.
 

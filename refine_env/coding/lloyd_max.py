@@ -118,7 +118,7 @@ def _lower_ends(positive_levels: NDArray[np.float64]) -> NDArray[np.float64]:
 def _solve_positive_levels(bits: int) -> NDArray[np.float64]:
     """Newton's method on the centroid condition of the positive half, from the companded start.
 
-    A centroid depends on its own level and its two neighbours through the thresholds, so the Jacobian
+    A centroid depends on its own level and its two neighbors through the thresholds, so the Jacobian
     is tridiagonal: ∂c/∂u = φ(u)(u − c)/P at the cell's upper end u, ∂c/∂l = φ(l)(c − l)/P at its lower
     end l. Solving one half keeps the quantizer exactly symmetric; on the whole line rounding excites an
     antisymmetric mode that grows threefold an iteration.
@@ -188,7 +188,7 @@ def _build_table(levels: NDArray[np.float64], thresholds: NDArray[np.float64]) -
 
 
 class LloydMax:
-    """The 2^b-level quantizer Q_b of least mean square error for Z ~ N(0, 1) (MODEL: [K] §III-B).
+    """The 2^b-level quantizer Q_b of least mean square error for Z ~ N(0, 1) ([K] §III-B).
 
     Levels are the centroids of their cells and thresholds the midpoints of the levels, to a residual
     below 1e-10. b = 16 stands for "lossless" and is no quantizer of this kind.

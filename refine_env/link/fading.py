@@ -40,8 +40,8 @@ def slot_rates(gains: ArrayLike, total_power: float, symbols_per_slot: float) ->
     """R_n = ℓ Σ_j log2(1 + p_j g_j) under waterfilling ([K] §II-A).
 
     Args:
-        gains: noise-normalised gains, shape (slots, K), >= 0.
-        total_power: Σ_j p_j in every slot, noise-normalised, > 0.
+        gains: noise-normalized gains, shape (slots, K), >= 0.
+        total_power: Σ_j p_j in every slot, noise-normalized, > 0.
         symbols_per_slot: ℓ, may be fractional.
 
     Returns:

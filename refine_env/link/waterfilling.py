@@ -18,7 +18,7 @@ SNR_REFERENCES = ("subchannel", "total")
 
 
 def total_power(snr_db: float, num_subchannels: int, snr_reference: str = "subchannel") -> float:
-    """Noise-normalised power Σ_j p_j of one slot.
+    """Noise-normalized power Σ_j p_j of one slot.
 
     Args:
         snr_db: mean SNR [dB].
@@ -48,7 +48,7 @@ def water_level(gains: NDArray[np.float64], power: float, floors: NDArray[np.flo
     optimum after at most K rounds, without a tolerance.
 
     Args:
-        gains: (K,), noise-normalised, >= 0.
+        gains: (K,), noise-normalized, >= 0.
         power: total power, > 0.
         floors: (K,) scratch.
 
@@ -93,8 +93,8 @@ def waterfill(gains: ArrayLike, total_power: float) -> NDArray[np.float64]:
     """Optimal powers p_j = (1/λ − 1/g_j)^+ with Σ_j p_j = ``total_power`` ([K] §II-A).
 
     Args:
-        gains: noise-normalised subchannel gains, shape (..., K), finite and >= 0.
-        total_power: Σ_j p_j of every slot, noise-normalised, > 0.
+        gains: noise-normalized subchannel gains, shape (..., K), finite and >= 0.
+        total_power: Σ_j p_j of every slot, noise-normalized, > 0.
 
     Returns:
         Powers, shape (..., K); all 0 in a slot in which every gain is 0.

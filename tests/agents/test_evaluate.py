@@ -124,6 +124,18 @@ def test_batch_size_and_decision_epochs_change_nothing(gaussian_cache: Path, epo
         assert other == expected
 
 
+def test_roll_out_refuses_what_it_could_not_tabulate(gaussian_cache: Path) -> None:
+    kwargs = {"cache": str(gaussian_cache)}
+    with pytest.raises(ConfigurationError, match="`env_kwargs` must leave `autoreset_mode` to the roll-out"):
+        roll_out(lookahead, env_kwargs={**kwargs, "autoreset_mode": "SameStep"}, episodes=1)
+    with pytest.raises(ConfigurationError, match="`snr_db` must be one number for an evaluation, got the range"):
+        roll_out(
+            lambda config: agents.make("persistent-q3", config),
+            env_kwargs={**kwargs, "snr_db": [0, 24]},
+            episodes=1,
+        )
+
+
 def test_episode_seeds() -> None:
     assert episode_seeds(3, 5) == episode_seeds(3, 9)[:5]
     assert episode_seeds(3, 5) != episode_seeds(4, 5)

@@ -27,10 +27,10 @@ def test_gains_are_exponential_with_mean_1(gains: np.ndarray) -> None:
 
 
 def test_gains_are_independent_over_slots_and_subchannels(gains: np.ndarray) -> None:
-    centred = gains - 1.0
+    centered = gains - 1.0
     bound = 4.5 / np.sqrt(SLOTS)  # of 45 + 10 sample correlations
-    across = np.corrcoef(centred.T) - np.eye(SUBCHANNELS)
-    along = (centred[1:] * centred[:-1]).mean(axis=0)
+    across = np.corrcoef(centered.T) - np.eye(SUBCHANNELS)
+    along = (centered[1:] * centered[:-1]).mean(axis=0)
     assert np.abs(across).max() < bound
     assert np.abs(along).max() < bound
 
