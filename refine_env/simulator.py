@@ -263,7 +263,8 @@ class EpisodeBatch:
         self.rates[i] = rates
         self.trajectory[i] = trajectory
         _begin(self.state[i], self.config.num_steps, self.config.uplink_bits)
-        self.latent_mse[i] = kernels.receive(patterns[-1], patterns[0], self.device[i])
+        kernels.decode_float16(patterns[-1], self.device[i])  # shared randomness: the device holds x_T
+        self.latent_mse[i] = kernels.mean_square_error(self.device[i], patterns[0])
         self.illegal[i] = False
         self.delivered[i] = False
 
@@ -301,7 +302,7 @@ class EpisodeBatch:
         s = self.state[i]
         patterns = self._patterns[i]
         assert patterns is not None
-        self.latent_mse[i], s["device_error"] = self.coder.deliver(
+        s["device_error"] = self.coder.deliver(
             patterns,
             self.device[i],
             int(s["device_step"]),
@@ -309,6 +310,7 @@ class EpisodeBatch:
             int(s["device_bits"]),
             float(s["device_error"]),
         )
+        self.latent_mse[i] = kernels.mean_square_error(self.device[i], patterns[0])
 
     def action_mask(self) -> NDArray[np.int8]:
         """Which actions are legal now, int8 (N, 1 + |𝓑|)."""

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, special
 
-from refine_env._compiled import kernel
 from refine_env._validation import check_integer
 from refine_env.errors import ConfigurationError
 
@@ -21,7 +20,6 @@ __all__ = [
     "LloydMax",
     "QuantizerTable",
     "base_distortion",
-    "level_index",
 ]
 
 LOSSLESS_BITS = 16
@@ -37,44 +35,25 @@ _FloatArray = TypeVar("_FloatArray", bound=NDArray[Any])
 
 @dataclass(frozen=True)
 class QuantizerTable:
-    """What the kernels need to find a value's cell without a search, all in float32.
+    """What the kernels need to quantize a value without a search, all in float32.
+
+    A uniform grid of bins covers the thresholds, so fine that the values of a bin, and of the bins beside it, meet
+    at most one of them. One row of ``cells`` then settles a value of the bin: its one threshold, and the levels below
+    and above.
 
     Attributes:
         levels: (2^b,).
         thresholds: (2^b − 1,).
-        first_index: for every bin of a uniform grid, an index at or below that of the bin's values,
-            at most one or two cells away; shape (bins,), int32.
+        cells: (bins, 4): threshold, level at or below it, level above it, unused (a row fills 16 bytes).
         origin: left end of the grid.
         bins_per_unit: reciprocal bin width.
     """
 
     levels: NDArray[np.float32]
     thresholds: NDArray[np.float32]
-    first_index: NDArray[np.int32]
+    cells: NDArray[np.float32]
     origin: np.float32
     bins_per_unit: np.float32
-
-
-@kernel
-def level_index(
-    value: Any,
-    thresholds: NDArray[np.float32],
-    first_index: NDArray[np.int32],
-    origin: Any,
-    bins_per_unit: Any,
-) -> Any:
-    """Index of the cell of ``value``: the number of thresholds below it.
-
-    Equal to ``numpy.searchsorted(thresholds, value, side="left")``.
-    """
-    position = (value - origin) * bins_per_unit
-    last = first_index.size - 1
-    # Clamp as a float: an outlier's position may not fit an integer.
-    bin_index = int(min(max(position, np.float32(0.0)), np.float32(last)))
-    index = first_index[bin_index]
-    while index < thresholds.size and value > thresholds[index]:
-        index += 1
-    return index
 
 
 def _density(z: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -173,18 +152,23 @@ def _solution(bits: int) -> tuple[NDArray[np.float64], NDArray[np.float64], floa
 
 
 def _build_table(levels: NDArray[np.float64], thresholds: NDArray[np.float64]) -> QuantizerTable:
-    """Bins narrower than the narrowest cell, so that a bin holds at most one threshold."""
-    narrow = thresholds.astype(np.float32)
+    """Bins a quarter as wide as the narrowest cell, so that three neighbors meet at most one threshold."""
+    narrow_levels, narrow = levels.astype(np.float32), thresholds.astype(np.float32)
     spacing = float(np.diff(thresholds).min()) if thresholds.size > 1 else 1.0
-    span = float(thresholds[-1] - thresholds[0])
-    bins = max(2, math.ceil(2.0 * span / spacing))
-    origin = np.float32(thresholds[0])
-    per_unit = np.float32(bins / span) if span > 0.0 else np.float32(1.0)
-    # One bin of slack absorbs the rounding of a value's position.
-    edges = np.float64(origin) + (np.arange(bins + 1) - 1) / np.float64(per_unit)
-    first = np.searchsorted(narrow, edges, side="left").astype(np.int32)
-    first[0] = 0
-    return QuantizerTable(levels.astype(np.float32), narrow, first, origin, per_unit)
+    bins_per_unit = np.float32(4.0 / spacing)
+    # One bin before the first threshold, two after the last.
+    origin = np.float32(thresholds[0] - 1.0 / bins_per_unit)
+    count = math.ceil(float(thresholds[-1] - origin) * float(bins_per_unit)) + 2
+    # A value's position is rounded, so it may land in the bin beside its own: begin one bin earlier.
+    starts = np.float64(origin) + (np.arange(count) - 1) / np.float64(bins_per_unit)
+    below = np.searchsorted(narrow, starts, side="left")
+    below[0] = 0
+    cells = np.zeros((count, 4), dtype=np.float32)
+    cells[:, 0] = np.append(narrow, np.float32(np.inf))[below]
+    cells[:, 1] = narrow_levels[below]
+    cells[:, 2] = np.append(narrow_levels, narrow_levels[-1])[below + 1]
+    cells.setflags(write=False)
+    return QuantizerTable(narrow_levels, narrow, cells, origin, bins_per_unit)
 
 
 class LloydMax:

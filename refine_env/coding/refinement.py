@@ -51,8 +51,8 @@ class Coder(Protocol):
         device_step: int,
         bits: int,
         device_error: float,
-    ) -> tuple[float, float]:
-        """Carry out a delivery in place; returns (latent MSE against x_0, predicted coding error)."""
+    ) -> float:
+        """Carry out a delivery in place; returns the predicted coding error of what the device then holds."""
 
     @property
     def max_error(self) -> float:
@@ -105,7 +105,7 @@ class ForwardCoder:
         device_step: int,
         bits: int,
         device_error: float,
-    ) -> tuple[float, float]:
+    ) -> float:
         """Deliver x_t: overwrite what the device holds.
 
         Args:
@@ -117,13 +117,14 @@ class ForwardCoder:
             device_error: e_p of what the device holds.
 
         Returns:
-            (1/M)‖x̂_t − x_0‖² and the predicted coding error.
+            The predicted coding error of x̂_t.
         """
         gain, scale, error = self.refinement(step, device_step, bits, device_error)
         if bits == LOSSLESS_BITS:
-            return kernels.receive(latents[step], latents[0], device), error
-        table = self._quantizers[bits].table
-        return kernels.refine(latents[step], latents[0], device, gain, scale, table), error
+            kernels.decode_float16(latents[step], device)
+        else:
+            kernels.refine(latents[step], device, gain, scale, self._quantizers[bits].table)
+        return error
 
     @property
     def max_error(self) -> float:

@@ -5,35 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from refine_env._compiled import kernel
-from refine_env.link.waterfilling import water_level
+from refine_env.link.kernels import fill_rates
 
 __all__ = ["draw_gains", "draw_rates", "slot_rates"]
-
-_LOGS_PER_PRODUCT = 4
-
-
-@kernel
-def _fill_slot_rates(
-    gains: NDArray[np.float64], power: float, symbols_per_slot: float, out: NDArray[np.float64]
-) -> None:
-    floors = np.empty(gains.shape[1])
-    for row in range(gains.shape[0]):
-        level = water_level(gains[row], power, floors)
-        # p_j g_j + 1 = level · g_j where p_j > 0; one logarithm for a few subchannels' product.
-        bits = 0.0
-        product = 1.0
-        factors = 0
-        for j in range(gains.shape[1]):
-            factor = level * gains[row, j]
-            if factor > 1.0:
-                product *= factor
-                factors += 1
-                if factors == _LOGS_PER_PRODUCT:
-                    bits += np.log2(product)
-                    product = 1.0
-                    factors = 0
-        out[row] = symbols_per_slot * (bits + np.log2(product))
 
 
 def slot_rates(gains: ArrayLike, total_power: float, symbols_per_slot: float) -> NDArray[np.float64]:
@@ -49,7 +23,7 @@ def slot_rates(gains: ArrayLike, total_power: float, symbols_per_slot: float) ->
     """
     values = np.ascontiguousarray(gains, dtype=np.float64)
     rates = np.empty(values.shape[0])
-    _fill_slot_rates(values, float(total_power), float(symbols_per_slot), rates)
+    fill_rates(values, float(total_power), float(symbols_per_slot), rates)
     return rates
 
 

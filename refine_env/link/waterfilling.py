@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from refine_env._compiled import kernel
 from refine_env._validation import check_choice, check_integer, check_snr_db
 from refine_env.errors import ConfigurationError
+from refine_env.link.kernels import fill_powers
 
-__all__ = ["SNR_REFERENCES", "total_power", "water_level", "waterfill"]
+__all__ = ["SNR_REFERENCES", "total_power", "waterfill"]
 
 SNR_REFERENCES = ("subchannel", "total")
 
@@ -36,57 +35,6 @@ def total_power(snr_db: float, num_subchannels: int, snr_reference: str = "subch
     count = check_integer("num_subchannels", num_subchannels, 1, advice="Give K, for example 60.")
     reference = check_choice("snr_reference", snr_reference, SNR_REFERENCES)
     return count * snr if reference == "subchannel" else snr
-
-
-@kernel
-def water_level(gains: NDArray[np.float64], power: float, floors: NDArray[np.float64]) -> Any:
-    """Water level 1/λ over one set of gains, by finite active-set elimination.
-
-    All subchannels with a gain above 0 start active. The level that spends the power on the active
-    set is (power + Σ 1/g_j)/m; a subchannel whose floor 1/g_j lies at or above it cannot be part of
-    the optimum, and dropping it only lowers the level, so dropping all such and repeating ends at the
-    optimum after at most K rounds, without a tolerance.
-
-    Args:
-        gains: (K,), noise-normalized, >= 0.
-        power: total power, > 0.
-        floors: (K,) scratch.
-
-    Returns:
-        The level; 0 if no gain is above 0.
-    """
-    count = 0
-    total = power
-    for j in range(gains.size):
-        if gains[j] > 0.0:
-            floors[count] = 1.0 / gains[j]
-            total += floors[count]
-            count += 1
-    if count == 0:
-        return 0.0
-    level = total / count
-    while True:
-        kept = 0
-        total = power
-        for j in range(count):
-            if floors[j] < level:
-                floors[kept] = floors[j]
-                total += floors[j]
-                kept += 1
-        if kept == count:
-            return level
-        count = kept
-        level = total / count
-
-
-@kernel
-def _waterfill_rows(gains: NDArray[np.float64], power: float, out: NDArray[np.float64]) -> None:
-    floors = np.empty(gains.shape[1])
-    for row in range(gains.shape[0]):
-        level = water_level(gains[row], power, floors)
-        for j in range(gains.shape[1]):
-            gain = gains[row, j]
-            out[row, j] = max(0.0, level - 1.0 / gain) if gain > 0.0 else 0.0
 
 
 def waterfill(gains: ArrayLike, total_power: float) -> NDArray[np.float64]:
@@ -118,5 +66,5 @@ def waterfill(gains: ArrayLike, total_power: float) -> NDArray[np.float64]:
         )
     powers = np.empty_like(values)
     columns = values.shape[-1]
-    _waterfill_rows(values.reshape(-1, columns), float(total_power), powers.reshape(-1, columns))
+    fill_powers(values.reshape(-1, columns), float(total_power), powers.reshape(-1, columns))
     return powers

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import integrate
 
 from refine_env import ConfigurationError
 from refine_env.coding import LloydMax, base_distortion
-from refine_env.coding.lloyd_max import level_index
+from refine_env.coding.kernels import quantize_value
 
 
 def test_one_bit_in_closed_form() -> None:
@@ -56,20 +57,38 @@ def test_quantize_gives_level_values_in_the_input_dtype(dtype: type) -> None:
     assert quantized.tolist() == quantizer.levels[[0, 3, 4, 7]].astype(dtype).reshape(2, 2).tolist()
 
 
-@given(st.integers(1, 12), st.floats(-40, 40, width=32))
+def look_up(bits: int, values: NDArray[np.float32]) -> list[float]:
+    table = LloydMax(bits).table
+    return [quantize_value(value, table.cells, table.origin, table.bins_per_unit) for value in values]
+
+
+def searched(bits: int, values: NDArray[np.float32]) -> list[float]:
+    """The plain NumPy twin."""
+    table = LloydMax(bits).table
+    return table.levels[np.searchsorted(table.thresholds, values, side="left")].tolist()
+
+
+@given(st.integers(1, 15), st.floats(-40, 40, width=32))
 def test_table_lookup_equals_searchsorted(bits: int, value: float) -> None:
-    table = LloydMax(bits).table
-    found = level_index(np.float32(value), table.thresholds, table.first_index, table.origin, table.bins_per_unit)
-    assert found == np.searchsorted(table.thresholds, np.float32(value), side="left")
+    values = np.array([value], dtype=np.float32)
+    assert look_up(bits, values) == searched(bits, values)
 
 
-@pytest.mark.parametrize("bits", range(1, 13))
-def test_table_lookup_at_and_beside_every_threshold(bits: int) -> None:
+@pytest.mark.parametrize("bits", range(1, 16))
+def test_table_lookup_where_it_could_go_wrong(bits: int) -> None:
+    """At and beside every threshold and every edge of a bin."""
     table = LloydMax(bits).table
-    exact = table.thresholds
-    values = np.concatenate([exact, np.nextafter(exact, np.float32(99)), np.nextafter(exact, np.float32(-99))])
-    found = [level_index(value, exact, table.first_index, table.origin, table.bins_per_unit) for value in values]
-    assert found == np.searchsorted(exact, values, side="left").tolist()
+    edges = np.float64(table.origin) + np.arange(-2, len(table.cells) + 3) / np.float64(table.bins_per_unit)
+    exact = np.concatenate([table.thresholds, edges.astype(np.float32), np.float32([-1e30, 1e30])])
+    for values in (exact, np.nextafter(exact, np.float32(99)), np.nextafter(exact, np.float32(-99))):
+        assert look_up(bits, values) == searched(bits, values)
+
+
+@pytest.mark.parametrize("bits", range(1, 16))
+def test_three_neighboring_bins_meet_at_most_one_threshold(bits: int) -> None:
+    table = LloydMax(bits).table
+    bins = np.floor((table.thresholds.astype(np.float64) - table.origin) * np.float64(table.bins_per_unit))
+    assert (np.diff(bins) >= 3).all()
 
 
 def test_lossless_has_no_distortion_and_no_quantizer() -> None:
