@@ -163,7 +163,7 @@ def _scientific(mean: float, low: float, high: float) -> tuple[str, str]:
 def main(
     agent_names: Annotated[str, typer.Option("--agents", help="Comma-separated policies.")] = ",".join(DEFAULT_AGENTS),
     snr_db: Annotated[
-        str, typer.Option("--snr-db", help="Comma-separated mean SNRs per subchannel [dB].")
+        str, typer.Option("--snr-db", help="Comma-separated mean SNRs per subchannel in dB.")
     ] = _DEFAULT_SNR_LIST,
     episodes: Annotated[int, typer.Option(help="Episodes per policy and SNR.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation; the same seed gives the same draws.")] = 0,
@@ -171,12 +171,12 @@ def main(
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
     split: Annotated[str, typer.Option(help="Trajectories: train, test or all.")] = "test",
     bit_depths: Annotated[str, typer.Option(help="Comma-separated bit depths.")] = "3,4,8,10,16",
-    deadline: Annotated[int, typer.Option(help="Deadline [slots].")] = 60,
+    deadline: Annotated[int, typer.Option(help="Deadline in slots.")] = 60,
     figures: Annotated[bool, typer.Option(help="Draw the figure (needs matplotlib).")] = True,
 ) -> None:
     """Compare policies on common random numbers and write table, figure and how to repeat the run.
 
-    Exit codes: 0 done, 2 an argument is wrong, 3 the cache is missing or damaged.
+    Exit codes: 0 done, 2 an argument is wrong, 3 a cache is missing or damaged, or the output cannot be written.
     """
     try:
         _run(agent_names, snr_db, episodes, seed, out, cache, split, bit_depths, deadline, figures)

@@ -138,13 +138,14 @@ def draw_fig3a(summary: Table, out: Path) -> list[Path]:
 
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder with an evaluation's summary.csv.")] = Path("results/fig3a"),
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures.", show_default="that of the tables")] = None,
 ) -> None:
     """Redraw the figures of an evaluation from its tables.
 
     Exit codes: 0 done, 2 the table is missing or not one, 4 matplotlib is not installed.
     """
     try:
-        written = draw_fig3a(read_table(folder / "summary.csv", SUMMARY_COLUMNS), folder)
+        written = draw_fig3a(read_table(folder / "summary.csv", SUMMARY_COLUMNS), out or folder)
     except ConfigurationError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

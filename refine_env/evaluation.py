@@ -6,6 +6,7 @@ import csv
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -178,8 +179,15 @@ def _play(env: LatentRefinementVectorEnv, policy: Policy, seeds: Sequence[int], 
     return rows
 
 
+@lru_cache(maxsize=2)
+def _resampling_counts(size: int, resamples: int, seed: int) -> NDArray[np.float64]:
+    """How often each of ``size`` values is in each resample, (resamples, size)."""
+    counts = np.random.default_rng(seed).multinomial(size, np.full(size, 1.0 / size), size=resamples)
+    return counts.astype(np.float64)
+
+
 def bootstrap_interval(
-    values: NDArray[np.float64], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+    values: NDArray[np.float64], *, level: float = 0.95, resamples: int = 2_000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean.
 
@@ -191,9 +199,7 @@ def bootstrap_interval(
         resamples: bootstrap replicates.
         seed: of the resampling.
     """
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(values.size, np.full(values.size, 1.0 / values.size), size=resamples)
-    means = counts @ values / values.size
+    means = _resampling_counts(values.size, resamples, seed) @ values / values.size
     low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
 
