@@ -32,6 +32,10 @@ class Agent(ABC):
     env_kwargs: ClassVar[Mapping[str, Any]] = {"coder": "forward", "payload": "latent"}
 
     def __init__(self, config: SystemConfig, *, name: str) -> None:
+        if not isinstance(config, SystemConfig):
+            raise ConfigurationError(
+                f"`config` must be a SystemConfig, got {type(config).__name__}. Pass env.unwrapped.config."
+            )
         self.name = name
         self.config = config
 
@@ -97,6 +101,14 @@ class Agent(ABC):
                 f"`action_mask` must have {config.num_actions} actions for {self.name}, got shape {mask.shape}. "
                 "Make the agent with env.unwrapped.config."
             )
+        if "device_bits" in batch:
+            bits, step = batch["device_bits"], batch["device_step"]
+            if ((bits == 0) != (step == config.num_steps)).any() or not np.isin(bits, (0, *config.bit_depths)).all():
+                raise ConfigurationError(
+                    f"`device_bits` must be 0 just where `device_step` is {config.num_steps}, and else one of the bit "
+                    f"depths {list(config.bit_depths)} that {self.name} was made for, got {bits.tolist()[:4]} at "
+                    f"steps {step.tolist()[:4]}. Make the agent with env.unwrapped.config."
+                )
         for key, bound in (
             ("slot", config.deadline + 1),
             ("server_step", config.num_steps),

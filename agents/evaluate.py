@@ -22,6 +22,7 @@ from refine_env.evaluation import (
     EPISODE_COLUMNS,
     SUMMARY_COLUMNS,
     Table,
+    episode_seeds,
     roll_out,
     summarize,
     write_atomically,
@@ -85,13 +86,23 @@ def evaluate(
 def describe_run(
     names: tuple[str, ...], snrs_db: tuple[float, ...], episodes: int, seed: int, env_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is needed to repeat an evaluation: arguments, systems, the cache's hash and the versions."""
+    """What is needed to repeat an evaluation: arguments, systems, the cache's hash and the versions.
+
+    Makes every policy at every SNR once, so that what cannot work is known before the first episode.
+
+    Raises:
+        ConfigurationError, CacheError: as :func:`evaluate`.
+    """
     settings = EnvSettings.from_kwargs({**env_kwargs, "snr_db": snrs_db[0]})
     cache = settings.open_cache()
+    episode_seeds(seed, episodes)
     systems = {}
     for name in names:
-        own = EnvSettings.from_kwargs({**env_kwargs, **agents.env_kwargs(name), "snr_db": snrs_db[0]})
-        systems[name] = {key: value for key, value in own.config_for(cache).to_dict().items() if key != "snr_db"}
+        for snr_db in snrs_db:
+            own = EnvSettings.from_kwargs({**env_kwargs, **agents.env_kwargs(name), "snr_db": snr_db})
+            config = own.config_for(cache)
+            agents.make(name, config)
+        systems[name] = {key: value for key, value in config.to_dict().items() if key != "snr_db"}
     packages = ("numpy", "scipy", "gymnasium", "numba", "safetensors")
     return {
         "agents": list(names),
@@ -109,15 +120,14 @@ def describe_run(
     }
 
 
-def _parse_list(name: str, text: str, kind: type) -> tuple[Any, ...]:
+def _parse_list(name: str, text: str, kind: type, example: str) -> tuple[Any, ...]:
     try:
         values = tuple(kind(item.strip()) for item in text.split(",") if item.strip())
     except ValueError:
         values = ()
     if not values or len(set(values)) < len(values):
         raise ConfigurationError(
-            f"`{name}` must be a comma-separated list without repetition, got {text!r}. For example: "
-            + ("--snr-db 0,3,6" if kind is float else "--agents lookahead,persistent-q8")
+            f"`{name}` must be a comma-separated list without repetition, got {text!r}. For example: {name} {example}"
         )
     return values
 
@@ -132,7 +142,6 @@ def print_table(summary: Table) -> None:
     cells = {(row["snr_db"], row["agent"]): row for row in summary}
     view = RichTable(
         title="latent MSE at the deadline, mean over episodes",
-        caption="second line: 95 % bootstrap interval, in the mean's power of ten; bold: lowest",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
@@ -148,7 +157,9 @@ def print_table(summary: Table) -> None:
             marked = f"[bold]{mean}[/bold]" if row["latent_mse"] == best else mean
             line.append(f"{marked}\n[dim]{interval}[/dim]")
         view.add_row(*line)
-    Console().print(view)
+    console = Console()
+    console.print(view)
+    console.print("Second line: 95 % bootstrap interval, in the mean's power of ten. Bold: lowest.", style="dim")
 
 
 def _scientific(mean: float, low: float, high: float) -> tuple[str, str]:
@@ -202,15 +213,21 @@ def _run(
 ) -> None:
     from tqdm import tqdm
 
-    names = _parse_list("--agents", agent_names, str)
-    snrs_db = _parse_list("--snr-db", snr_db, float)
+    names = _parse_list("--agents", agent_names, str, "lookahead,persistent-q8")
+    snrs_db = _parse_list("--snr-db", snr_db, float, "0,3,6")
     env_kwargs: dict[str, Any] = {
         "cache": cache,
         "split": split,
-        "bit_depths": list(_parse_list("--bit-depths", bit_depths, int)),
+        "bit_depths": list(_parse_list("--bit-depths", bit_depths, int, "3,4,8,10,16")),
         "deadline": deadline,
     }
     run = describe_run(names, snrs_db, episodes, seed, env_kwargs)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(
+            f"`--out` must be a folder that can be written, got {str(out)!r} ({error.strerror}). Choose another."
+        ) from None
     with tqdm(total=len(names) * len(snrs_db) * episodes, unit="episode", desc="evaluate") as bar:
         table = evaluate(names, snrs_db, episodes=episodes, seed=seed, env_kwargs=env_kwargs, progress=bar.update)
     summary = summarize(table)
@@ -230,4 +247,6 @@ def _run(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

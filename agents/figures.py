@@ -142,13 +142,21 @@ def main(
 ) -> None:
     """Redraw the figures of an evaluation from its tables.
 
-    Exit codes: 0 done, 2 the table is missing or not one, 4 matplotlib is not installed.
+    Exit codes: 0 done, 2 the table is missing or not one, 3 the figures cannot be written, 4 matplotlib is not
+    installed.
     """
     try:
         written = draw_fig3a(read_table(folder / "summary.csv", SUMMARY_COLUMNS), out or folder)
     except ConfigurationError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+    except OSError as error:
+        typer.echo(
+            f"error: `--out` must be a folder that can be written, got {str(out or folder)!r} ({error.strerror}). "
+            "Choose another.",
+            err=True,
+        )
+        raise typer.Exit(3) from None
     except MissingExtraError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(4) from None
@@ -156,4 +164,6 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

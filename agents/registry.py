@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from agents.base import Agent
@@ -20,7 +21,7 @@ _MAKERS: dict[str, tuple[type[Agent], Callable[..., Agent]]] = {
     "final-only": (FinalOnly, FinalOnly),
     "random": (RandomAgent, RandomAgent),
 }
-_PERSISTENT = re.compile(r"persistent-q([1-9]\d*)")
+_PERSISTENT = re.compile(r"persistent-q([1-9]|1[0-6])")
 
 
 def names(config: SystemConfig | None = None) -> list[str]:
@@ -40,10 +41,14 @@ def make(name: str, config: SystemConfig, **options: Any) -> Agent:
     Raises:
         ConfigurationError: if there is no such policy, or it cannot act in that system.
     """
-    persistent = _PERSISTENT.fullmatch(name)
-    if persistent:
-        return PersistentQ(config, bits=int(persistent[1]), **options)
-    return _find(name)[1](config, **options)
+    kind, maker = _find(name)
+    try:
+        return maker(config, **options)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"`options` must be those of {name}, got {', '.join(options) or 'none'} ({error}). "
+            f"See help({kind.__module__}.{kind.__name__})."
+        ) from None
 
 
 def env_kwargs(name: str) -> dict[str, Any]:
@@ -52,11 +57,13 @@ def env_kwargs(name: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: if there is no such policy.
     """
-    kind = PersistentQ if _PERSISTENT.fullmatch(name) else _find(name)[0]
-    return dict(kind.env_kwargs)
+    return dict(_find(name)[0].env_kwargs)
 
 
 def _find(name: str) -> tuple[type[Agent], Callable[..., Agent]]:
+    persistent = _PERSISTENT.fullmatch(name) if isinstance(name, str) else None
+    if persistent:
+        return PersistentQ, partial(PersistentQ, bits=int(persistent[1]))
     if name not in _MAKERS:
         raise ConfigurationError(f"`name` must be one of {', '.join(names())}, got {name!r}. Choose one of them.")
     return _MAKERS[name]

@@ -324,6 +324,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(error, EXIT_USAGE)
     except (MissingExtraError, ModelNotFoundError) as error:
         _fail(error, EXIT_MISSING)
+    except MemoryError:
+        _fail(
+            ConfigurationError("The arguments must fit in memory, and do not. Ask for smaller latents or batches."), 2
+        )
     except CacheError as error:  # after ModelNotFoundError, which is one
         _fail(error, EXIT_CACHE)
     sys.exit(0)

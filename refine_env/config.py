@@ -21,6 +21,8 @@ from refine_env.schedule import NoiseSchedule
 __all__ = ["PAYLOADS", "LinkConfig", "SystemConfig"]
 
 PAYLOADS = ("latent",)
+_SMALLEST, _LARGEST = 1e-30, 1e30
+_MOST_SLOTS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +51,24 @@ class LinkConfig:
     reference_latent_dim: int | None = 16384
 
     def __post_init__(self) -> None:
-        check_integer("num_subchannels", self.num_subchannels, 1, advice="Give K, for example 60.")
-        check_positive("symbols_per_slot", self.symbols_per_slot, advice="Give ℓ, for example 70.")
-        check_positive("uplink_bits", self.uplink_bits, advice="Give the prompt's size, for example 8192.")
-        check_choice("snr_reference", self.snr_reference, SNR_REFERENCES)
+        checked = {
+            "num_subchannels": check_integer(
+                "num_subchannels", self.num_subchannels, 1, 1_000_000, advice="Give K, for example 60."
+            ),
+            "symbols_per_slot": check_positive(
+                "symbols_per_slot", self.symbols_per_slot, advice="Give ℓ, for example 70."
+            ),
+            "uplink_bits": check_positive(
+                "uplink_bits", self.uplink_bits, advice="Give the prompt's size, for example 8192."
+            ),
+            "snr_reference": check_choice("snr_reference", self.snr_reference, SNR_REFERENCES),
+        }
         if self.reference_latent_dim is not None:
-            check_integer("reference_latent_dim", self.reference_latent_dim, 1, advice="Give M, for example 16384.")
+            checked["reference_latent_dim"] = check_integer(
+                "reference_latent_dim", self.reference_latent_dim, 1, 2**62, advice="Give M, for example 16384."
+            )
+        for name, value in checked.items():  # plain int and float, so that it is JSON
+            object.__setattr__(self, name, value)
 
     def scale(self, latent_dim: int) -> float:
         """Factor on ℓ and B_s for latents of ``latent_dim`` dimensions."""
@@ -80,9 +94,14 @@ class LinkConfig:
         return cls(**settings)
 
 
-def _check_bit_depths(value: Sequence[int]) -> tuple[int, ...]:
+def _is_list(value: Any) -> bool:
+    """Whether a value is a list of numbers in some form: not a text, and not one number."""
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes)) and np.ndim(value) > 0
+
+
+def _check_bit_depths(value: Any) -> tuple[int, ...]:
     advice = "Give ascending bit depths without repetition in 1 … 16, for example [3, 4, 8, 10, 16]."
-    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)) or len(value) == 0:
+    if not _is_list(value) or len(value) == 0:
         raise ConfigurationError(f"`bit_depths` must be a non-empty sequence, got {value!r}. {advice}")
     depths = tuple(check_integer("bit_depths", depth, 1, LOSSLESS_BITS, advice=advice) for depth in value)
     if any(a >= b for a, b in itertools.pairwise(depths)):
@@ -91,7 +110,7 @@ def _check_bit_depths(value: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_snr_range(value: Any) -> float | tuple[float, float]:
-    if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes)):
+    if _is_list(value):
         if len(value) != 2:
             raise ConfigurationError(
                 f"`snr_db` must be one number or a pair [low, high], got {value!r}. "
@@ -103,7 +122,7 @@ def _check_snr_range(value: Any) -> float | tuple[float, float]:
                 f"`snr_db` must be a pair with low < high, got {[low, high]}. Give one number for a fixed SNR."
             )
         return low, high
-    return check_snr_db(value)
+    return check_snr_db(value.item() if isinstance(value, np.ndarray) else value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +171,18 @@ class SystemConfig:
         set_field(
             self,
             "deadline",
-            check_integer("deadline", self.deadline, 1, advice="Give T_d in slots, for example 60."),
+            check_integer("deadline", self.deadline, 1, _MOST_SLOTS, advice="Give T_d in slots, for example 60."),
         )
         set_field(self, "latency_quantile", check_quantile(self.latency_quantile, "latency_quantile"))
         set_field(self, "link", LinkConfig.from_mapping(self.link))
         check_choice("coder", self.coder, CODERS)
         check_choice("payload", self.payload, PAYLOADS)
+        for name, value in (("symbols_per_slot", self.symbols_per_slot), ("uplink_bits", self.uplink_bits)):
+            if not _SMALLEST < value / self.latent_dim < _LARGEST:
+                raise ConfigurationError(
+                    f"`{name}` must be between {_SMALLEST:g} and {_LARGEST:g} per latent dimension, got "
+                    f"{value / self.latent_dim!r}. Check the link's numbers and `reference_latent_dim`."
+                )
 
     @property
     def num_steps(self) -> int:
@@ -201,7 +226,7 @@ class SystemConfig:
         Raises:
             ConfigurationError: if b is not among the bit depths.
         """
-        if bits not in self.bit_depths:
+        if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits not in self.bit_depths:
             raise ConfigurationError(
                 f"`bits` must be one of the bit depths {list(self.bit_depths)}, got {bits!r}. Add it to `bit_depths`."
             )
@@ -256,9 +281,10 @@ class SystemConfig:
             ConfigurationError: if a field is missing, unknown or out of range.
         """
         known = {item.name for item in fields(cls)}
-        if set(values) != known:
+        complete = isinstance(values, Mapping) and set(values) == known
+        if not complete or not isinstance(values["schedule"], Mapping) or "alpha_bar" not in values["schedule"]:
             raise ConfigurationError(
-                f"`values` must have exactly the keys {', '.join(sorted(known))}, got {', '.join(sorted(values))}. "
-                "Write it with SystemConfig.to_dict."
+                f"`values` must be an object with the keys {', '.join(sorted(known))}, and `alpha_bar` in `schedule`, "
+                f"got {values!r:.200}. Write it with SystemConfig.to_dict."
             )
         return cls(**{**values, "schedule": NoiseSchedule(values["schedule"]["alpha_bar"])})

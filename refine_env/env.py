@@ -9,9 +9,8 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from refine_env._validation import check_choice
 from refine_env.config import SystemConfig
-from refine_env.errors import ActionError
+from refine_env.errors import ActionError, RenderModeError
 from refine_env.process import DecisionProcess
 from refine_env.render import ansi_frame
 from refine_env.settings import EnvSettings
@@ -23,8 +22,13 @@ RENDER_MODES = ("ansi",)
 
 
 def check_render_mode(render_mode: str | None) -> str | None:
-    """``render_mode`` if it is known; raises ConfigurationError otherwise."""
-    return None if render_mode is None else check_choice("render_mode", render_mode, RENDER_MODES)
+    """``render_mode`` if it is known; raises RenderModeError otherwise."""
+    if render_mode is not None and render_mode not in RENDER_MODES:
+        raise RenderModeError(
+            f"`render_mode` must be one of {', '.join(map(repr, RENDER_MODES))} or None, got {render_mode!r}. "
+            "Choose one of them."
+        )
+    return render_mode
 
 
 class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
@@ -175,8 +179,7 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
             ResetNeeded: if the episode is over or none has begun.
         """
         process = self._process
-        slot = process.episodes.state["slot"][0]
-        if not 1 <= slot <= process.config.deadline:
+        if not process.episodes.begun() or process.episodes.finished()[0]:
             raise ResetNeeded("The episode must be running to step, got a finished or unstarted one. Call reset().")
         if isinstance(action, (bool, float)) or not self.action_space.contains(action):
             raise ActionError(
@@ -193,7 +196,13 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
         return legal
 
     def render(self) -> str | None:
-        """The current slot as one line of text, under ``render_mode="ansi"``."""
+        """The current slot as one line of text, under ``render_mode="ansi"``.
+
+        Raises:
+            ResetNeeded: if no episode has begun.
+        """
+        if not self._process.episodes.begun():
+            raise ResetNeeded("An episode must have begun to render it, got none. Call reset().")
         return ansi_frame(self._process.episodes, 0) if self.render_mode == "ansi" else None
 
     def _observation(self) -> dict[str, Any]:

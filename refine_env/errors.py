@@ -11,6 +11,7 @@ __all__ = [
     "CacheFormatError",
     "ConfigurationError",
     "MissingExtraError",
+    "RenderModeError",
     "import_extra",
 ]
 
@@ -29,6 +30,14 @@ class CacheError(Exception):
 
 class CacheFormatError(CacheError):
     """A trajectory cache whose files do not match what its manifest, or this version, says."""
+
+
+class RenderModeError(ConfigurationError, TypeError):
+    """A render mode that the environment does not have.
+
+    A TypeError too: libraries that try one render mode first, such as Stable-Baselines3, expect that and go on
+    without.
+    """
 
 
 class MissingExtraError(ImportError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -125,11 +127,11 @@ def roll_out(
         ConfigurationError: if an argument is out of range, the environment has an SNR range, or the policy was
             made for another system.
     """
-    if "autoreset_mode" in env_kwargs:
-        raise ConfigurationError(
-            f"`env_kwargs` must leave `autoreset_mode` to the roll-out, got {env_kwargs['autoreset_mode']!r}. "
-            "Leave it out."
-        )
+    for name in ("autoreset_mode", "num_envs"):
+        if name in env_kwargs:
+            raise ConfigurationError(
+                f"`env_kwargs` must leave `{name}` to the roll-out, got {env_kwargs[name]!r}. Leave it out."
+            )
     seeds = episode_seeds(seed, episodes)
     size = min(check_integer("batch_size", batch_size, 1, advice="Give for example 256."), episodes)
     kwargs = {"split": "test", **env_kwargs}
@@ -198,7 +200,12 @@ def bootstrap_interval(
         level: coverage.
         resamples: bootstrap replicates.
         seed: of the resampling.
+
+    Raises:
+        ConfigurationError: if there are no values.
     """
+    if values.size == 0:
+        raise ConfigurationError("`values` must hold at least one number, got none. Evaluate some episodes first.")
     means = _resampling_counts(values.size, resamples, seed) @ values / values.size
     low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
@@ -260,33 +267,49 @@ def write_atomically(path: Path, content: str) -> None:
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, type]) -> None:
     """Write rows as CSV, atomically; numbers in full precision."""
-    lines = [",".join(columns)]
-    lines.extend(",".join(_cell(row[name]) for name in columns) for row in rows)
-    write_atomically(path, "\n".join(lines) + "\n")
-
-
-def _cell(value: Any) -> str:
-    text = repr(float(value)) if isinstance(value, float) else str(value)
-    return f'"{text}"' if "," in text else text
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([row[name] for name in columns] for row in rows)
+    write_atomically(path, buffer.getvalue())
 
 
 def read_table(path: Path, columns: Mapping[str, type]) -> Table:
     """Read what :func:`write_table` wrote.
 
     Raises:
-        ConfigurationError: if the file is missing, or its columns are not these.
+        ConfigurationError: if the file is missing or empty, its columns are not these, or a number is none or not
+            finite.
     """
     if not path.is_file():
         raise ConfigurationError(
             f"`{path.name}` must be a table of an evaluation, got no file at {path}. "
             "Make one with: python -m agents.evaluate"
         )
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
+    remedy = "Make it anew with: python -m agents.evaluate"
+    rows: Table = []
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
         missing = [name for name in columns if name not in (reader.fieldnames or [])]
         if missing:
             raise ConfigurationError(
                 f"`{path.name}` must have the columns {', '.join(columns)}, got none named {', '.join(missing)}. "
-                "Make it anew with: python -m agents.evaluate"
+                f"{remedy}"
             )
-        return [{name: kind(row[name]) for name, kind in columns.items()} for row in reader]
+        try:
+            rows.extend({name: _parse(kind, row[name]) for name, kind in columns.items()} for row in reader)
+        except (ValueError, TypeError, csv.Error) as error:
+            raise ConfigurationError(
+                f"`{path.name}` must hold a value of the right kind in every column, got {error} in line "
+                f"{reader.line_num}. {remedy}"
+            ) from None
+    if not rows:
+        raise ConfigurationError(f"`{path.name}` must have rows, got none below the header. {remedy}")
+    return rows
+
+
+def _parse(kind: type, text: str) -> Any:
+    value = kind(text)
+    if kind is float and not math.isfinite(value):
+        raise ValueError(text)
+    return value

@@ -87,17 +87,19 @@ class DecisionProcess:
         Raises:
             ConfigurationError: if a key is unknown, an index out of range, or rates are not of that form.
         """
-        given = dict(options or {})
-        unknown = sorted(set(given) - set(_OPTION_KEYS))
-        if unknown:
+        if options is not None and (not isinstance(options, Mapping) or not set(options) <= set(_OPTION_KEYS)):
             raise ConfigurationError(
-                f"`options` must have keys among {', '.join(_OPTION_KEYS)}, got {', '.join(unknown)}. "
+                f"`options` must be a dict with keys among {', '.join(_OPTION_KEYS)}, got {options!r:.100}. "
                 "Correct the spelling or leave it out."
             )
+        given = dict(options or {})
         count = len(self.episodes)
         checked: dict[str, Any] = {}
         if given.get("trajectory") is not None:
-            wanted = np.asarray(given["trajectory"])
+            try:
+                wanted = np.asarray(given["trajectory"])
+            except ValueError:  # ragged
+                wanted = np.empty(0)
             if not np.issubdtype(wanted.dtype, np.integer) or wanted.shape not in ((), (count,)):
                 raise ConfigurationError(
                     f"`trajectory` must be an integer (or one per environment), got {given['trajectory']!r}. "

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from refine_env._validation import check_integer
 from refine_env.errors import ConfigurationError
 
 __all__ = ["NoiseSchedule"]
@@ -30,7 +31,10 @@ class NoiseSchedule:
     alpha_bar: NDArray[np.float64]
 
     def __init__(self, alpha_bar: ArrayLike) -> None:
-        values = np.array(alpha_bar, dtype=np.float64)
+        try:
+            values = np.array(alpha_bar, dtype=np.float64)
+        except (TypeError, ValueError):
+            values = np.empty(())
         if values.ndim != 1 or values.size < 2:
             raise ConfigurationError(
                 f"`alpha_bar` must be a sequence of T+1 >= 2 numbers, got shape {values.shape}. "
@@ -137,10 +141,7 @@ class NoiseSchedule:
         Raises:
             ConfigurationError: if ``num_steps`` is not in 1 … 999.
         """
-        if not 1 <= num_steps <= 999:
-            raise ConfigurationError(
-                f"`num_steps` must be in 1 … 999, got {num_steps}. The schedule has 1000 training steps."
-            )
+        num_steps = check_integer("num_steps", num_steps, 1, 999, advice="The schedule has 1000 training steps.")
         beta = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
         taus = np.arange(num_steps - 1, -1, -1) * (1000 // num_steps) + 1
         return cls.from_alphas_cumprod(np.cumprod(1.0 - beta), taus.tolist())

@@ -81,6 +81,7 @@ class EnvSettings:
                 "history_length",
                 self.history_length,
                 1,
+                100_000,
                 advice="Give a number of slots, or None for the deadline.",
             )
 

@@ -328,6 +328,10 @@ class EpisodeBatch:
         finished: NDArray[np.bool_] = self.state["slot"] > self.config.deadline
         return finished
 
+    def begun(self) -> bool:
+        """Whether every episode has begun."""
+        return bool((self.state["slot"] > 0).all())
+
     def remaining_bits(self) -> NDArray[np.float64]:
         """Bits of the message in flight that are still to flow, the prompt included; 0 = idle (N,)."""
         remaining: NDArray[np.float64] = self.state["message_size"] - self.state["message_sent"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,10 +107,16 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         self._ensure_generators()
         if seed is None:
             return
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else list(seed)
+        if isinstance(seed, (int, np.integer)):
+            seeds: list[Any] = [int(seed) + i for i in range(self.num_envs)]
+        else:
+            seeds = list(seed) if isinstance(seed, (list, tuple, np.ndarray)) else []
+        for one in seeds:
+            if one is not None:
+                check_integer("seed", one, 0, advice="Give a non-negative seed, or None.")
         if len(seeds) != self.num_envs:
             raise ConfigurationError(
-                f"`seed` must be one integer or {self.num_envs} of them, got {len(seeds)}. Give one per environment."
+                f"`seed` must be one integer or {self.num_envs} of them, got {seed!r}. Give one per environment."
             )
         for i in np.flatnonzero(selected):
             own = seeds[i]
@@ -133,8 +139,11 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         Raises:
             ConfigurationError: if an option or the seeds are not of that form.
         """
-        given = dict(options or {})
-        mask = given.pop("reset_mask", None)
+        given = options
+        mask = None
+        if isinstance(options, Mapping):
+            given = {key: value for key, value in options.items() if key != "reset_mask"}
+            mask = options.get("reset_mask")
         selected = np.ones(self.num_envs, dtype=np.bool_) if mask is None else mask
         if (
             not isinstance(selected, np.ndarray)
@@ -170,8 +179,8 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
                 f"`actions` must be {self.num_envs} integers in 0 … {self.config.num_actions - 1}, got {actions!r}. "
                 "Give one action per environment."
             )
-        if not self._generators:
-            raise ResetNeeded("The episodes must have begun to step, got none. Call reset().")
+        if not self._process.episodes.begun():
+            raise ResetNeeded("All episodes must have begun to step, got some that have not. Call reset().")
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
         fresh = self._ended
         rewards = self._process.step(np.where(fresh, NO_ACTION, values.astype(np.int64)))
@@ -202,6 +211,8 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         """The current slot of every episode as one line of text, under ``render_mode="ansi"``."""
         if self.render_mode not in RENDER_MODES:
             return None
+        if not self._process.episodes.begun():
+            raise ResetNeeded("All episodes must have begun to render them, got some that have not. Call reset().")
         return tuple(ansi_frame(self._process.episodes, i) for i in range(self.num_envs))
 
     def _begin(self, selected: NDArray[np.bool_], options: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ def test_link_scales_with_the_latent_unless_told_otherwise() -> None:
 def test_json_round_trip() -> None:
     config = SystemConfig(snr_db=(0.0, 24.0), latent_dim=64, schedule=NoiseSchedule([1, 0.5, 0.1]), bit_depths=(1, 16))
     assert SystemConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(ConfigurationError, match="`values` must have exactly the keys"):
+    with pytest.raises(ConfigurationError, match="`values` must be an object with the keys"):
         SystemConfig.from_dict({"snr_db": 1.0})
 
 

@@ -175,6 +175,11 @@ def test_the_pages_with_examples_are_run() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name_of)
+def test_nothing_is_left_to_fill_in(page: Path) -> None:
+    assert "@@" not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name_of)
 def test_relative_links_lead_somewhere(page: Path) -> None:
     assert broken_links(page, ROOT) == []
 

@@ -291,18 +291,18 @@ BAD_KWARGS: list[tuple[dict[str, Any], str]] = [
     ({"bit_depths": [4, 17]}, "`bit_depths` must be an integer in 1 … 16, got 17"),
     ({"bit_depths": [4.5]}, "`bit_depths` must be an integer in 1 … 16, got 4.5"),
     ({"latent_dim": 128}, "`latent_dim` must be that of the cache, 256, got 128"),
-    ({"deadline": 0}, "`deadline` must be an integer >= 1, got 0"),
+    ({"deadline": 0}, "`deadline` must be an integer in 1 … 100000, got 0"),
     ({"latency_quantile": 1.5}, "`latency_quantile` must lie strictly between 0 and 1"),
     ({"split": "validation"}, "`split` must be one of 'train', 'test', 'all', got 'validation'"),
     ({"reward": "dense"}, "`reward` must be one of"),
     ({"illegal_action": "ignore"}, "`illegal_action` must be one of"),
     ({"coder": "nearest"}, "`coder` must be one of"),
     ({"payload": "pixels"}, "`payload` must be one of"),
-    ({"history_length": 0}, "`history_length` must be an integer >= 1"),
+    ({"history_length": 0}, "`history_length` must be an integer in 1 … 100000"),
     ({"decision_epochs": 1}, "`decision_epochs` must be True or False"),
     ({"link": {"subchannels": 60}}, "`link` must be an object with keys among num_subchannels"),
     ({"link": {"uplink_bits": 0.0}}, "`uplink_bits` must be > 0"),
-    ({"render_mode": "human3d"}, "`render_mode` must be one of 'ansi'"),
+    ({"render_mode": "human3d"}, "`render_mode` must be one of 'ansi' or None"),
     ({"snr": 6.0}, "Environment arguments must be among .*got snr"),
     ({"cache": 3}, "`cache` must be a cache's name or folder, got 3"),
 ]
@@ -322,7 +322,7 @@ def test_missing_cache(tmp_path: Path) -> None:
         refine_env.LatentRefinementEnv(cache=str(tmp_path / "nowhere"))
 
 
-BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
+BAD_OPTIONS: list[tuple[Any, str]] = [
     ({"trajectory": 16}, "`trajectory` must be in 0 … 15, got 16"),
     ({"trajectory": -1}, "`trajectory` must be in 0 … 15, got -1"),
     ({"trajectory": 1.5}, "`trajectory` must be an integer"),
@@ -331,12 +331,14 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"rates": "fast"}, "`rates` must have length T_d = 60"),
     ({"rates": [-1.0] * 60}, "`rates` must be finite and >= 0"),
     ({"rates": [float("nan")] * 60}, "`rates` must be finite and >= 0"),
-    ({"prompt": 1}, "`options` must have keys among trajectory, rates, got prompt"),
+    ({"prompt": 1}, "`options` must be a dict with keys among trajectory, rates, got .*prompt"),
+    ({"trajectory": [[1], [1, 2]]}, "`trajectory` must be an integer"),
+    ("x", "`options` must be a dict with keys among"),
 ]
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
-def test_bad_reset_options_lose_nothing(make_env: MakeEnv, options: dict[str, Any], message: str) -> None:
+def test_bad_reset_options_lose_nothing(make_env: MakeEnv, options: Any, message: str) -> None:
     env = make_env()
     expected = play(env, random_policy(0), seed=6)
     env.reset(seed=6)

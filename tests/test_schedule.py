@@ -44,6 +44,7 @@ def test_one_step_factors_and_posterior_variance() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ("abc", r"sequence of T\+1 >= 2"),
         ([1.0], r"sequence of T\+1 >= 2"),
         ([0.9, 0.5], "begin with exactly 1"),
         ([1.0, np.nan], "must be finite"),
@@ -65,7 +66,7 @@ def test_equality_hash_and_immutability() -> None:
         one.alpha_bar[0] = 0.5
 
 
-@pytest.mark.parametrize("num_steps", [0, 1000])
+@pytest.mark.parametrize("num_steps", [0, 1000, 50.5, "50", None, True])
 def test_stable_diffusion_steps_out_of_range(num_steps: int) -> None:
-    with pytest.raises(ConfigurationError, match=f"`num_steps` must be in 1 … 999, got {num_steps}"):
+    with pytest.raises(ConfigurationError, match=f"`num_steps` must be an integer in 1 … 999, got {num_steps!r}"):
         NoiseSchedule.stable_diffusion(num_steps)

@@ -170,9 +170,9 @@ def test_bad_calls(gaussian_cache: Path) -> None:
     with pytest.raises(ConfigurationError, match="`autoreset_mode` must be one of 'NextStep', 'SameStep'"):
         LatentRefinementVectorEnv(1, cache=str(gaussian_cache), autoreset_mode="Disabled")
     env = LatentRefinementVectorEnv(2, cache=str(gaussian_cache))
-    with pytest.raises(ResetNeeded, match="must have begun"):
+    with pytest.raises(ResetNeeded, match="All episodes must have begun to step"):
         env.step(np.zeros(2, dtype=int))
-    with pytest.raises(ConfigurationError, match="`seed` must be one integer or 2 of them, got 3"):
+    with pytest.raises(ConfigurationError, match=r"`seed` must be one integer or 2 of them, got \[1, 2, 3\]"):
         env.reset(seed=[1, 2, 3])
     env.reset(seed=0)
     for actions in (np.zeros(3, dtype=int), np.array([0.0, 1.0]), np.array([-1, 0])):

@@ -226,13 +226,15 @@ class LloydMax:
         """Level values Q_b(z), in ``z``'s shape and floating dtype.
 
         Raises:
-            ConfigurationError: if ``z`` is not a floating array.
+            ConfigurationError: if ``z`` is not a floating array, or holds NaN.
         """
         values = np.asarray(z)
         if not np.issubdtype(values.dtype, np.floating):
             raise ConfigurationError(
                 f"`z` must be of a floating dtype, got {values.dtype}. Convert it, for example to float32."
             )
+        if np.isnan(values).any():
+            raise ConfigurationError("`z` must hold numbers, got NaN. Check where it comes from.")
         quantized: _FloatArray = self.levels.astype(values.dtype)[self.index(values)]  # type: ignore[assignment]
         return quantized
 

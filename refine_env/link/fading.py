@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from refine_env._validation import check_positive
+from refine_env.errors import ConfigurationError
 from refine_env.link.kernels import fill_rates
+from refine_env.link.waterfilling import check_gains, check_power
 
 __all__ = ["draw_gains", "draw_rates", "slot_rates"]
 
@@ -20,10 +23,19 @@ def slot_rates(gains: ArrayLike, total_power: float, symbols_per_slot: float) ->
 
     Returns:
         Bits per slot, shape (slots,).
+
+    Raises:
+        ConfigurationError: if the gains are not of that form, or a number is not finite and > 0.
     """
-    values = np.ascontiguousarray(gains, dtype=np.float64)
+    values = check_gains(gains)
+    if values.ndim != 2:
+        raise ConfigurationError(
+            f"`gains` must have shape (slots, K), got {values.shape}. Reshape, or give one slot as (1, K)."
+        )
+    power = check_power(total_power)
+    symbols = check_positive("symbols_per_slot", symbols_per_slot, advice="Give ℓ, for example 70.")
     rates = np.empty(values.shape[0])
-    fill_rates(values, float(total_power), float(symbols_per_slot), rates)
+    fill_rates(values, power, symbols, rates)
     return rates
 
 

@@ -13,6 +13,8 @@ from refine_env._validation import check_positive
 from refine_env.errors import ConfigurationError
 from refine_env.link.statistics import RateStatistics
 
+_FOREVER = 2**31
+
 __all__ = ["check_quantile", "latency_quantile", "latency_quantiles"]
 
 
@@ -41,20 +43,21 @@ def latency_quantile(bits: float, statistics: RateStatistics, quantile: float = 
         ConfigurationError: if ``bits`` is not positive and finite or ``quantile`` not in (0, 1).
     """
     payload = check_positive("bits", bits, advice="Give the payload in bits, M·b.")
-    linear = float(special.ndtri(1.0 - check_quantile(quantile))) * statistics.std
+    linear = -float(special.ndtri(check_quantile(quantile))) * statistics.std
     # The form of the root that does not cancel, whichever sign the linear term has.
     discriminant = math.sqrt(linear * linear + 4.0 * statistics.mean * payload)
     if linear <= 0.0:
         root = (discriminant - linear) / (2.0 * statistics.mean)
     else:
         root = 2.0 * payload / (discriminant + linear)
-    return max(1, math.ceil(root * root))
+    # x² from the equation itself, less the rounding that would push a whole number of slots over.
+    slots = (payload - linear * root) / statistics.mean
+    return max(1, math.ceil(slots * (1.0 - 4.0 * np.finfo(float).eps)))
 
 
 def latency_quantiles(
     latent_dim: int, bit_depths: Iterable[int], statistics: RateStatistics, quantile: float = 0.9
 ) -> NDArray[np.int64]:
-    """T̂_q(M·b) for each bit depth b, shape (len(bit_depths),) [slots]."""
-    return np.array(
-        [latency_quantile(latent_dim * depth, statistics, quantile) for depth in bit_depths], dtype=np.int64
-    )
+    """T̂_q(M·b) for each bit depth b, shape (len(bit_depths),) [slots]; never more than 2³¹."""
+    slots = (latency_quantile(latent_dim * depth, statistics, quantile) for depth in bit_depths)
+    return np.array([min(value, _FOREVER) for value in slots], dtype=np.int64)

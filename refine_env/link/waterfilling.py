@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from refine_env._validation import check_choice, check_integer, check_snr_db
+from refine_env._validation import check_choice, check_integer, check_positive, check_snr_db
 from refine_env.errors import ConfigurationError
 from refine_env.link.kernels import fill_powers
 
@@ -37,6 +37,28 @@ def total_power(snr_db: float, num_subchannels: int, snr_reference: str = "subch
     return count * snr if reference == "subchannel" else snr
 
 
+def check_gains(gains: ArrayLike) -> NDArray[np.float64]:
+    """Gains as float64 (..., K), contiguous; raises ConfigurationError if they are no power gains."""
+    try:
+        values = np.array(gains, dtype=np.float64, order="C")
+    except (TypeError, ValueError):
+        values = np.empty(())
+    if values.ndim == 0 or values.shape[-1] == 0:
+        raise ConfigurationError(
+            f"`gains` must be numbers of shape (..., K) with K >= 1, got {gains!r:.60}. Put subchannels last."
+        )
+    if not (np.isfinite(values).all() and (values >= 0.0).all()):
+        raise ConfigurationError(
+            "`gains` must be finite and >= 0, got a value that is not. Give power gains |h|², not amplitudes."
+        )
+    return values
+
+
+def check_power(total_power: float) -> float:
+    """A total power as a finite float > 0; raises ConfigurationError otherwise."""
+    return check_positive("total_power", total_power, advice="Give K·SNR (see refine_env.link.total_power).")
+
+
 def waterfill(gains: ArrayLike, total_power: float) -> NDArray[np.float64]:
     """Optimal powers p_j = (1/λ − 1/g_j)^+ with Σ_j p_j = ``total_power`` ([K] §II-A).
 
@@ -45,26 +67,15 @@ def waterfill(gains: ArrayLike, total_power: float) -> NDArray[np.float64]:
         total_power: Σ_j p_j of every slot, noise-normalized, > 0.
 
     Returns:
-        Powers, shape (..., K); all 0 in a slot in which every gain is 0.
+        Powers, shape (..., K); all 0 in a slot in which every gain is 0 (or so small that 1/g_j overflows).
 
     Raises:
         ConfigurationError: if a gain is negative or not finite, the power is not positive and finite,
             or ``gains`` has no subchannel axis.
     """
-    values = np.array(gains, dtype=np.float64, order="C")
-    if values.ndim == 0 or values.shape[-1] == 0:
-        raise ConfigurationError(
-            f"`gains` must have shape (..., K) with K >= 1, got {values.shape}. Put subchannels last."
-        )
-    if not (np.isfinite(values).all() and (values >= 0.0).all()):
-        raise ConfigurationError(
-            "`gains` must be finite and >= 0, got a value that is not. Give power gains |h|², not amplitudes."
-        )
-    if not (np.isfinite(total_power) and total_power > 0.0):
-        raise ConfigurationError(
-            f"`total_power` must be finite and > 0, got {total_power!r}. Give K·SNR (see refine_env.link.total_power)."
-        )
+    values = check_gains(gains)
+    power = check_power(total_power)
     powers = np.empty_like(values)
     columns = values.shape[-1]
-    fill_powers(values.reshape(-1, columns), float(total_power), powers.reshape(-1, columns))
+    fill_powers(values.reshape(-1, columns), power, powers.reshape(-1, columns))
     return powers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.resources
@@ -32,6 +33,7 @@ STAGING_SUFFIX = ".partial"
 _MAX_OPEN_SHARDS = 256  # each map holds a file descriptor, and 1024 are a usual limit
 _MAX_HEADER_BYTES = 1 << 20
 _HASH_BLOCK_BYTES = 1 << 20
+_LONGEST_NAME = 4000
 _REMEDY = "Restore the file, or generate the cache again."
 
 
@@ -165,7 +167,7 @@ class TrajectoryCache:
             "test": (recipe.num_train, len(self)),
             "all": (0, len(self)),
         }
-        if split not in bounds:
+        if not isinstance(split, str) or split not in bounds:
             raise ConfigurationError(
                 f"`split` must be one of 'train', 'test', 'all', got {split!r}. Choose one of them."
             )
@@ -282,6 +284,10 @@ def find_cache(cache: str | os.PathLike[str]) -> Path:
     Raises:
         CacheError: if it is nowhere; the message says where it was looked for.
     """
+    if not isinstance(cache, (str, os.PathLike)) or len(os.fspath(cache)) > _LONGEST_NAME:
+        raise CacheError(
+            f"`cache` must be the name or the folder of a trajectory cache, got {cache!r:.60}. Give a text or a path."
+        )
     path = Path(cache)
     candidates = [path]
     if path.name == os.fspath(cache) and path.name not in ("", ".", ".."):
@@ -291,10 +297,10 @@ def find_cache(cache: str | os.PathLike[str]) -> Path:
         candidates.append(Path.cwd() / "cached_trajectories" / path)
         candidates.append(package / "cached_trajectories" / path)
     for candidate in candidates:
-        if (candidate / MANIFEST_FILE).is_file():
+        if _is_file(candidate / MANIFEST_FILE):
             return candidate.resolve()
     unfinished = path.with_name(path.name + STAGING_SUFFIX) if path.name else path
-    if (unfinished / "generation.json").is_file():
+    if _is_file(unfinished / "generation.json"):
         raise CacheError(
             f"`cache` must be a finished trajectory cache, got {os.fspath(cache)!r}, whose generation was "
             "interrupted. Run the same `refine-env generate` command again to finish it."
@@ -305,6 +311,12 @@ def find_cache(cache: str | os.PathLike[str]) -> Path:
         f"{MANIFEST_FILE} in: {looked}). Make one with `refine-env generate gaussian --out FOLDER`, or see "
         "`refine-env generate --help`."
     )
+
+
+def _is_file(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        return path.is_file()
+    return False
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:

@@ -343,7 +343,12 @@ class Manifest:
 
 def is_cache_file(name: str) -> bool:
     """Whether a file of this name belongs to a cache."""
-    return name == MANIFEST_FILE or _SHARD_NAME.fullmatch(name) is not None
+    return name == MANIFEST_FILE or is_shard_file(name)
+
+
+def is_shard_file(name: str) -> bool:
+    """Whether a file of this name is a shard of a cache."""
+    return _SHARD_NAME.fullmatch(name) is not None
 
 
 class _Fields:

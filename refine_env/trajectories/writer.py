@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from refine_env.errors import CacheError, CacheFormatError
 from refine_env.trajectories.cache import (
@@ -29,7 +29,7 @@ from refine_env.trajectories.cache import (
     read_manifest,
     tensor_shapes,
 )
-from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Shard, Span, is_cache_file
+from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Shard, Span, is_cache_file, is_shard_file
 
 fcntl: ModuleType | None
 try:
@@ -100,6 +100,8 @@ class CacheWriter:
         """Release the lock. What was written stays, for a later writer of the same recipe."""
         if self._owner:
             with contextlib.suppress(OSError):
+                if not any(is_shard_file(entry.name) for entry in self.staging.iterdir()):
+                    (self.staging / RECIPE_FILE).unlink(missing_ok=True)  # a generation that never got anywhere
                 self.staging.rmdir()  # goes only if it is empty
         if self._lock is not None:
             os.close(self._lock)
@@ -214,7 +216,9 @@ class CacheWriter:
         else:
             file = self.staging / recorded
             differences = Recipe.from_bytes(file.read_bytes(), str(file)).differences(self.recipe)
-            if differences:
+            if differences and not any(is_shard_file(name) for name in names):
+                _replace(self.staging / RECIPE_FILE, self.recipe.to_bytes())  # nothing is lost
+            elif differences:
                 raise CacheError(
                     f"{self.path} must be generated with the arguments that its interrupted generation began "
                     f"with, got {_listed(differences)}. Repeat those arguments, or delete {self.staging} to "
@@ -317,12 +321,9 @@ def write_shard(
                 f"`{name}` must be float16 of shape {shape}, got {tensors[name].dtype} of shape "
                 f"{tensors[name].shape}. Give every trajectory of the shard."
             )
-    temporary = folder / (span.file + _TEMPORARY_SUFFIX)
+    content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
     with _disk_errors(folder):
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, temporary)
-        _sync_file(temporary)
-        os.replace(temporary, folder / span.file)
-        _sync_folder(folder)
+        _replace(folder / span.file, content)
 
 
 def gram(rows: NDArray[np.float16]) -> NDArray[np.float64]:

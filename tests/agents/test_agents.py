@@ -109,12 +109,24 @@ def test_only_the_mask_of_info_is_read() -> None:
         agents.make(name, SystemConfig(snr_db=6.0)).select_action(observe(), Guarded(mask()))
 
 
-@pytest.mark.parametrize("name", ["lookahed", "persistent-q", "persistent-q03", "dp "])
-def test_unknown_name(name: str) -> None:
+@pytest.mark.parametrize("name", ["lookahed", "persistent-q", "persistent-q03", "persistent-q17", "dp ", None, 3])
+def test_unknown_name(name: Any) -> None:
     with pytest.raises(ConfigurationError, match="`name` must be one of lookahead, "):
         agents.make(name, SystemConfig(snr_db=6.0))
     with pytest.raises(ConfigurationError, match="`name` must be one of lookahead, "):
         agents.env_kwargs(name)
+
+
+@pytest.mark.parametrize("name", ["lookahead", "random", "persistent-q3"])
+@pytest.mark.parametrize("config", [None, {"snr_db": 6.0}, "6"])
+def test_config_of_another_type(name: str, config: Any) -> None:
+    with pytest.raises(ConfigurationError, match="`config` must be a SystemConfig, got"):
+        agents.make(name, config)
+
+
+def test_unknown_option() -> None:
+    with pytest.raises(ConfigurationError, match=r"`options` must be those of lookahead, got foo"):
+        agents.make("lookahead", SystemConfig(snr_db=6.0), foo=1)
 
 
 def test_missing_bit_depths() -> None:
@@ -139,6 +151,14 @@ class TestAnotherSystem:
     def test_other_steps(self, agent: agents.Agent) -> None:
         with pytest.raises(ConfigurationError, match="`device_step` must be at most 50 in the system lookahead"):
             agent.select_action(observe(device_step=100), mask())
+
+    def test_fewer_steps(self, agent: agents.Agent) -> None:
+        with pytest.raises(ConfigurationError, match="`device_bits` must be 0 just where `device_step` is 50"):
+            agent.select_action(observe(server_step=3, device_step=4, device_bits=0), mask())
+
+    def test_other_bit_depths(self, agent: agents.Agent) -> None:
+        with pytest.raises(ConfigurationError, match=r"else one of the bit depths \[3, 4, 8, 10, 16\]"):
+            agent.select_action(observe(server_step=3, device_step=4, device_bits=5), mask())
 
     def test_other_deadline(self, agent: agents.Agent) -> None:
         with pytest.raises(ConfigurationError, match="`slot` must be at most 61 in the system lookahead"):

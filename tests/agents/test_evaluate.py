@@ -172,8 +172,36 @@ def test_tables_survive_the_disk(gaussian_cache: Path, tmp_path: Path) -> None:
     assert read_table(tmp_path / "summary.csv", SUMMARY_COLUMNS) == summary
     with pytest.raises(ConfigurationError, match="`summary.csv` must have the columns .* got none named episode"):
         read_table(tmp_path / "summary.csv", EPISODE_COLUMNS)
+    odd = [{**rows[0], "agent": name} for name in ('a"b', 'x, "y"', "two\nlines", "α")]
+    write_table(tmp_path / "odd.csv", odd, EPISODE_COLUMNS)
+    assert read_table(tmp_path / "odd.csv", EPISODE_COLUMNS) == odd
     with pytest.raises(ConfigurationError, match="`none.csv` must be a table of an evaluation, got no file"):
         read_table(tmp_path / "none.csv", EPISODE_COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: text.splitlines()[0] + "\n", "must have rows, got none below the header"),
+        (lambda text: text.replace("0.25", "abc"), "right kind in every column, got .*abc.* in line 2"),
+        (lambda text: text.replace("0.25", "nan"), "right kind in every column, got nan in line 2"),
+        (lambda text: text[: len(text) // 2 + 60], "right kind in every column"),
+        (lambda text: text.replace("agent", "\udcff", 1), "must have the columns"),
+    ],
+)
+def test_figures_of_a_bad_table_end_in_one_sentence(tmp_path: Path, spoil: Any, message: str) -> None:
+    row = {name: kind("0.25") if kind is float else kind("3") for name, kind in SUMMARY_COLUMNS.items()}
+    write_table(tmp_path / "good.csv", [row], SUMMARY_COLUMNS)
+    text = spoil((tmp_path / "good.csv").read_text())
+    (tmp_path / "summary.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigurationError, match=message):
+        read_table(tmp_path / "summary.csv", SUMMARY_COLUMNS)
+    result = subprocess.run(
+        [sys.executable, "-m", "agents.figures", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: `summary.csv` must")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +267,9 @@ def test_command_line(gaussian_cache: Path, tmp_path: Path) -> None:
         (("--snr-db", "nan"), 2, "`snr_db` must be a finite number"),
         (("--episodes", "0"), 2, "`episodes` must be an integer >= 1"),
         (("--bit-depths", "4,3"), 2, "`bit_depths` must be strictly ascending"),
+        (("--bit-depths", "a"), 2, "For example: --bit-depths 3,4,8,10,16"),
+        (("--agents", "lookahead,persistent-q5", "--episodes", "3"), 2, "`bits` must be one of the bit depths"),
+        (("--snr-db", "0,500", "--episodes", "3"), 2, "`snr_db` must lie in"),
         (("--cache", "nowhere"), 3, "nowhere"),
     ],
 )
@@ -251,6 +282,14 @@ def test_bad_arguments_end_in_one_sentence(
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_costs_no_episodes(tmp_path: Path, gaussian_cache: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    result = run_evaluate("--cache", str(gaussian_cache), "--out", str(tmp_path / "out"))
+    assert result.returncode == 3
+    assert "`--out` must be a folder that can be written" in result.stderr
+    assert "episode" not in result.stderr.replace("`--out`", "")
 
 
 def test_defaults_are_the_paper_s() -> None:

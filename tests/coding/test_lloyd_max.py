@@ -106,3 +106,5 @@ def test_bad_bits(bits: object) -> None:
 def test_integers_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="`z` must be of a floating dtype, got int64"):
         LloydMax(3).quantize(np.array([1, 2]))
+    with pytest.raises(ConfigurationError, match="`z` must hold numbers, got NaN"):
+        LloydMax(3).quantize(np.array([1.0, np.nan]))

@@ -53,7 +53,14 @@ def test_latency_solves_equation_11() -> None:
 def test_latency_at_the_median_is_the_mean_rate() -> None:
     statistics = rate_statistics(6.0)
     assert latency_quantile(3.5 * statistics.mean, statistics, 0.5) == 4
-    assert latency_quantile(3.5 * statistics.mean, statistics, 0.01) <= 4
+    for slots in range(1, 201):
+        assert latency_quantile(slots * statistics.mean, statistics, 0.5) == slots
+        assert latency_quantile(slots * statistics.mean * (1 + 1e-12), statistics, 0.5) == slots + 1
+
+
+def test_latency_of_a_dead_link() -> None:
+    """Far beyond any deadline, and still an integer that can be added to a slot."""
+    assert latency_quantiles(16384, (3, 16), rate_statistics(-200.0)).tolist() == [2**31, 2**31]
 
 
 def test_latency_table() -> None:

@@ -44,13 +44,42 @@ def test_equals_the_sorting_twin(shape: tuple[int, ...], rng: np.random.Generato
 def test_optimality_conditions(gains: NDArray[np.float64], power: float) -> None:
     powers = waterfill(gains, power)
     assert (powers >= 0.0).all()
-    # A power is a difference of the level and a floor: it carries the rounding of the larger of them.
-    assert powers.sum() == pytest.approx(power, rel=1e-9, abs=1e-14 * gains.size / gains.min())
+    assert powers.sum() == pytest.approx(power, rel=1e-9)
     levels = powers + 1.0 / gains
     level = levels[powers > 0.0].max()
     tolerance = 1e-9 * level
     assert (levels[powers > 0.0] >= level - tolerance).all()  # one common level where power flows
     assert (1.0 / gains[powers == 0.0] >= level - tolerance).all()  # and floors above it elsewhere
+
+
+@pytest.mark.parametrize("power", [1e-18, 1e-12, 1e-6, 1e6, 1e18])
+def test_the_power_is_spent_however_small(power: float, rng: np.random.Generator) -> None:
+    """Floors are around 1: a power of 1e-18 is far below their rounding."""
+    powers = waterfill(rng.standard_exponential((500, 60)), power)
+    assert powers.sum(axis=-1) == pytest.approx(power, rel=1e-12)
+
+
+def test_rates_are_finite_and_rise_with_the_snr(rng: np.random.Generator) -> None:
+    gains = rng.standard_exponential((100, 60))
+    rates = np.array([slot_rates(gains, total_power(snr_db, 60), 70.0) for snr_db in range(-200, 201, 5)])
+    assert np.isfinite(rates).all()
+    assert (rates > 0.0).all()
+    assert (np.diff(rates, axis=0) > 0.0).all()
+    # So little power goes to the best subchannel alone, and the logarithm is linear.
+    assert rates[0] == pytest.approx(70.0 * 60e-20 * gains.max(axis=1) / np.log(2), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("gains", "symbols", "message"),
+    [
+        ([1.0, 2.0], 70.0, r"`gains` must have shape \(slots, K\), got \(2,\)"),
+        ([[1.0, -2.0]], 70.0, "`gains` must be finite and >= 0"),
+        ([[1.0, 2.0]], 0.0, "`symbols_per_slot` must be > 0"),
+    ],
+)
+def test_bad_input_to_rates(gains: object, symbols: float, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        slot_rates(gains, 1.0, symbols)  # type: ignore[arg-type]
 
 
 def test_dead_subchannels() -> None:
@@ -63,9 +92,13 @@ def test_dead_subchannels() -> None:
     [
         ([1.0, -0.1], 1.0, "`gains` must be finite and >= 0"),
         ([1.0, np.inf], 1.0, "`gains` must be finite and >= 0"),
-        (1.0, 1.0, r"`gains` must have shape \(..., K\)"),
-        ([1.0], 0.0, "`total_power` must be finite and > 0, got 0.0"),
-        ([1.0], np.nan, "`total_power` must be finite and > 0"),
+        (1.0, 1.0, r"`gains` must be numbers of shape \(..., K\)"),
+        ("x", 1.0, r"`gains` must be numbers of shape \(..., K\)"),
+        ([[1.0], [1.0, 2.0]], 1.0, r"`gains` must be numbers of shape \(..., K\)"),
+        ([1.0], "x", "`total_power` must be a finite number, got 'x'"),
+        ([1.0], True, "`total_power` must be a finite number, got True"),
+        ([1.0], 0.0, "`total_power` must be > 0, got 0.0"),
+        ([1.0], np.nan, "`total_power` must be a finite number, got nan"),
     ],
 )
 def test_bad_input(gains: object, power: float, message: str) -> None:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from refine_env import CacheError, CacheFormatError, NoiseSchedule, TrajectoryCache
-from refine_env.trajectories import Manifest, Recipe, generate_gaussian, writer
+from refine_env.trajectories import Manifest, Recipe, generate_forward_process, generate_gaussian
 from refine_env.trajectories.writer import CacheWriter, gram, squares
 
 SCHEDULE = NoiseSchedule([1.0, 0.7, 0.2])
@@ -56,7 +56,6 @@ class Mortal:
             (pathlib.Path, "mkdir"),
         ]:
             monkeypatch.setattr(module, name, self.whole(getattr(module, name)))
-        monkeypatch.setattr(writer, "save_file", self.torn(writer.save_file))
         monkeypatch.setattr(pathlib.Path, "write_bytes", self.torn(pathlib.Path.write_bytes))
         monkeypatch.setattr(CacheWriter, "close", self.silent(CacheWriter.close))
 
@@ -228,6 +227,22 @@ def test_damaged_unfinished_shard_is_drawn_again(tmp_path: Path) -> None:
     shard = sorted((tmp_path / "cache.partial").glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-3])
     assert content(make(path).path) == content(make(tmp_path / "whole").path)
+
+
+def test_generation_that_never_got_anywhere_blocks_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="must be finite and within float16"):
+        generate_forward_process(tmp_path / "cache", np.full((2, *SHAPE), 1e5), schedule=SCHEDULE)
+    assert list(tmp_path.iterdir()) == []
+    assert not run_mortal(2, tmp_path / "cache")  # killed before the first shard
+    assert (tmp_path / "cache.partial" / "generation.json").is_file()
+    assert make(tmp_path / "cache", seed=2).seed(0) == make(tmp_path / "other", seed=2).seed(0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_files_are_as_readable_as_others(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    expected = (tmp_path / "other").stat().st_mode
+    assert {file.stat().st_mode for file in make(tmp_path / "cache").path.iterdir()} == {expected}
 
 
 def test_finished_cache_stays(tmp_path: Path) -> None:
