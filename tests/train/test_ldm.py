@@ -260,6 +260,8 @@ def test_tiny_training_gives_a_pipeline_and_resumes_bit_for_bit(ldm, tmp_path: P
 
     with pytest.raises(ldm.ConfigError, match=r"which has unet_lr 0\.0008 \(now 0\.1\)\. Use the same options"):
         ldm.train(tiny(ldm, tmp_path / "broken", unet_lr=0.1), glyphs)
+    with pytest.raises(ldm.ConfigError, match=r"which has data \w+ \(now \w+\)\. Use the same options"):
+        ldm.train(broken, glyphs[:6])
 
 
 def test_killed_while_a_checkpoint_is_written_keeps_the_old_one(
@@ -307,6 +309,30 @@ def test_tokenizer_writes_any_ascii_prompt(ldm, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     loaded = type(tokenizer).from_pretrained(tmp_path / "tokenizer", local_files_only=True)
     assert loaded("flag q z type-7").input_ids == ids
+
+
+def test_tokenizer_is_the_same_in_every_process(ldm, tmp_path: Path) -> None:
+    # The tokenizers library's trainer is not: a resumed run would go on with other token ids.
+    code = (
+        "import json; from train import ldm;"
+        "tokenizer = ldm.build_tokenizer(['red square', 'flag n o', 'blue square'], ldm.Config());"
+        "print(json.dumps(tokenizer.get_vocab(), sort_keys=True))"
+    )
+    vocabularies = {
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    here = ldm.build_tokenizer(["blue square", "red square", "flag n o"], ldm.Config())
+    vocabularies.add(json.dumps(here.get_vocab(), sort_keys=True) + "\n")
+    assert len(vocabularies) == 1
+
+
+def test_byte_pair_merges_of_a_hand_case(ldm) -> None:
+    # Pairs: a-b 3 + 2 = 5, then ab-c</w> 3 and ab-d</w> 2; e-f</w> occurs once and stays apart.
+    words = {"abc": 3, "abd": 2, "ef": 1}
+    assert ldm.byte_pair_merges(words, 10) == [("a", "b"), ("ab", "c</w>"), ("ab", "d</w>")]
+    assert ldm.byte_pair_merges(words, 1) == [("a", "b")]
+    assert ldm.byte_pair_merges({"aaa": 2}, 10) == [("a", "a"), ("aa", "a</w>")]
 
 
 @pytest.mark.parametrize(
