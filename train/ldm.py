@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import inspect
 import itertools
 import json
@@ -37,6 +36,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from refine_env.errors import ConfigurationError, MissingExtraError, import_extra
 from train import emoji
 
 if TYPE_CHECKING:
@@ -71,14 +71,6 @@ FREE_OPTIONS = frozenset(
 UNET_PREFIXES = ("unet_", "text_", "ema_", "snr_", "prompt_", "family_")
 
 OnStep = Callable[[str, int], None]
-
-
-class ConfigError(ValueError):
-    """An option that cannot be used, or a checkpoint made with other options."""
-
-
-class MissingExtraError(ModuleNotFoundError):
-    """A package of the ``ldm`` extra is not installed."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +163,7 @@ def channels(text: str) -> tuple[int, ...]:
 
     Raises
     ------
-    ConfigError
+    ConfigurationError
         If it is no list of positive integers.
     """
     try:
@@ -179,7 +171,9 @@ def channels(text: str) -> tuple[int, ...]:
     except ValueError:
         numbers = ()
     if not numbers or min(numbers) < 1:
-        raise ConfigError(f"channels must be positive integers with commas between, got {text!r}. Use e.g. 16,32,64.")
+        raise ConfigurationError(
+            f"channels must be positive integers with commas between, got {text!r}. Use e.g. 16,32,64."
+        )
     return numbers
 
 
@@ -192,13 +186,7 @@ def norm_groups(widths: Sequence[int]) -> int:
 def require_extra() -> None:
     """Raise MissingExtraError unless every package of the ``ldm`` extra can be imported."""
     for module in EXTRA:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(
-                f"{error.name} is needed to train the model. Install with: pip install 'refine-env[ldm]'",
-                name=error.name,
-            ) from error
+        import_extra(module, "ldm")
 
 
 # --- The parts of the pipeline --------------------------------------------------------------------
@@ -366,7 +354,7 @@ def load_checkpoint(path: Path, options: dict[str, Any], device: str) -> dict[st
 
     Raises
     ------
-    ConfigError
+    ConfigurationError
         If it was made with other options.
     """
     import torch
@@ -378,7 +366,7 @@ def load_checkpoint(path: Path, options: dict[str, Any], device: str) -> dict[st
     changed = [name for name in options.keys() | made_with.keys() if options.get(name) != made_with.get(name)]
     if changed:
         listed = ", ".join(f"{name} {made_with.get(name)} (now {options.get(name)})" for name in sorted(changed))
-        raise ConfigError(
+        raise ConfigurationError(
             f"options must be those of the checkpoint {path}, which has {listed}. "
             "Use the same options or another --work."
         )
@@ -903,7 +891,7 @@ image = pipeline("rabbit face", guidance_scale=2.0).images[0]
 
 Use `torch_dtype=torch.float32` on a CPU.
 
-## Data and licences
+## Data and licenses
 
 - Data: the {glyphs} color bitmaps of **Noto Color Emoji** (© Google, SIL Open Font License 1.1;
   Debian's package `fonts-noto-color-emoji`), ligature sequences included, over white. The prompts
@@ -912,7 +900,7 @@ Use `torch_dtype=torch.float32` on a CPU.
 - Held out: {held} of the glyphs, by family (all skin tones, genders and directions of one emoji
   together, {families} families); {train} are trained on. The prompts are in `prompts_train.txt` and
   `prompts_heldout.txt`.
-- Weights: trained by this project, under its MIT licence. The font itself is not included.
+- Weights: trained by this project, under its MIT license. The font itself is not included.
 
 ## Figures
 
@@ -961,14 +949,14 @@ def load_data(config: Config, glyphs: Sequence[emoji.Glyph] | None) -> Dataset:
 
     Raises
     ------
-    ConfigError
+    ConfigurationError
         If the resolution does not fit the VAE and the U-Net.
     """
     import torch
 
     step = 2 ** (len(channels(config.vae_channels)) + len(channels(config.unet_channels)) - 2)
     if config.resolution < step or config.resolution % step:
-        raise ConfigError(f"resolution must be a multiple of {step}, got {config.resolution}. Use 32 or 64.")
+        raise ConfigurationError(f"resolution must be a multiple of {step}, got {config.resolution}. Use 32 or 64.")
     if glyphs is None:
         glyphs = emoji.read_glyphs(emoji.find_font(config.font))
     train, held = emoji.split(glyphs, config.held_out, config.split_seed)
@@ -1015,7 +1003,7 @@ def train(config: Config, glyphs: Sequence[emoji.Glyph] | None = None, on_step: 
         If a package of the ``ldm`` extra is not installed.
     FileNotFoundError
         If the font is not there.
-    ConfigError
+    ConfigurationError
         If an option cannot be used or differs from the checkpoint's.
     """
     require_extra()
@@ -1078,7 +1066,7 @@ def main(**options: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         train(Config(**options))
-    except (ConfigError, MissingExtraError, FileNotFoundError) as error:
+    except (ConfigurationError, MissingExtraError, FileNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
 
