@@ -69,6 +69,7 @@ def test_every_observation_lies_in_the_space(make_env: MakeEnv, reward: str, epo
         steps = play(env, random_policy(seed), seed=seed)
         for observation, value, terminated, truncated, info in steps:
             assert observation in env.observation_space
+            assert np.isfinite(env.unwrapped._process.episodes.rates).all()
             assert type(value) is float
             assert np.isfinite(value)
             assert type(terminated) is bool
@@ -204,6 +205,17 @@ def test_stepping_without_an_episode(make_env: MakeEnv) -> None:
     play(env, lambda o, i: 0, seed=0)
     with pytest.raises(ResetNeeded, match="must be running to step"):
         env.step(0)
+
+
+def test_rendering_without_an_episode(make_env: MakeEnv) -> None:
+    with pytest.raises(ResetNeeded, match="must have begun to render"):
+        make_env(render_mode="ansi").unwrapped.render()
+
+
+def test_a_link_beyond_all_bounds(gaussian_cache: Path) -> None:
+    for link in ({"uplink_bits": 1e300}, {"uplink_bits": 5e-324}, {"symbols_per_slot": 1e200}):
+        with pytest.raises(ConfigurationError, match=f"`{next(iter(link))}` must be between 1e-30 and 1e.30"):
+            refine_env.LatentRefinementEnv(cache=str(gaussian_cache), link=link)
 
 
 def test_masks_agree(make_env: MakeEnv) -> None:

@@ -90,6 +90,7 @@ def test_terminal_transition_in_same_step_mode(gaussian_cache: Path) -> None:
     assert observation["slot"].tolist() == [1, 1, 1]
     assert [int(final["slot"]) for final in infos["final_obs"]] == [61, 61, 61]
     assert (-infos["final_info"]["latent_mse"] == rewards).all()
+    assert all(final in env.single_observation_space for final in infos["final_obs"])
     assert infos["_final_info"].tolist() == infos["_final_obs"].tolist() == [True] * 3
 
 
@@ -107,6 +108,28 @@ def test_partial_reset_equals_sync_vector_env(gaussian_cache: Path, mode: str) -
     assert_equal(a, b)
     for _ in range(70):
         assert_equal(ours.step(actions), theirs.step(actions))
+
+
+def test_every_episode_must_have_begun(gaussian_cache: Path) -> None:
+    env = LatentRefinementVectorEnv(2, cache=str(gaussian_cache), render_mode="ansi")
+    assert len(env.np_random_seed) == 2
+    for _ in range(2):
+        with pytest.raises(ResetNeeded, match="All episodes must have begun to step"):
+            env.step(np.zeros(2, dtype=int))
+        with pytest.raises(ResetNeeded, match="All episodes must have begun to render"):
+            env.render()
+        env.reset(seed=0, options={"reset_mask": np.array([True, False])})
+    env.reset(options={"reset_mask": np.array([False, True])})
+    env.step(np.zeros(2, dtype=int))
+
+
+def test_a_bad_seed_changes_no_generator(gaussian_cache: Path) -> None:
+    env = LatentRefinementVectorEnv(3, cache=str(gaussian_cache))
+    env.reset(seed=5)
+    for seed in ([7, -1, 8], [7, 1.5, 8], 1.5, "12"):
+        with pytest.raises(ConfigurationError, match="`seed` must be"):
+            env.reset(seed=seed)  # type: ignore[arg-type]
+        assert env.np_random_seed == (5, 6, 7)
 
 
 def test_replay(gaussian_cache: Path) -> None:
