@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import gymnasium as gym
@@ -136,6 +137,7 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         self.render_mode = check_render_mode(render_mode)
         self._process = DecisionProcess(EnvSettings.from_kwargs(kwargs), num_envs=1)
+        self._action = np.zeros(1, dtype=np.int64)
         self.observation_space = self._process.observation_space
         self.action_space = self._process.action_space
 
@@ -169,7 +171,7 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
         checked = self._process.check_options(options)
         super().reset(seed=seed)
         self._process.begin(0, self.np_random, checked)
-        return self._observation(), self._info()
+        return self._look()
 
     def step(self, action: np.int64 | int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Act in the current slot and pass to the next.
@@ -179,16 +181,25 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
             ResetNeeded: if the episode is over or none has begun.
         """
         process = self._process
-        if not process.episodes.begun() or process.episodes.finished()[0]:
+        slot = process.episodes.state["slot"].item()
+        if not 1 <= slot <= process.config.deadline:
             raise ResetNeeded("The episode must be running to step, got a finished or unstarted one. Call reset().")
-        if isinstance(action, (bool, float)) or not self.action_space.contains(action):
+        self._action[0] = self._check_action(action)
+        reward = process.step(self._action).item()
+        observation, info = self._look()
+        return observation, reward, bool(observation["slot"] > process.config.deadline), False, info
+
+    def _check_action(self, action: Any) -> int:
+        count = self._process.config.num_actions
+        try:
+            number = -1 if isinstance(action, (bool, np.bool_)) else operator.index(action)
+        except TypeError:
+            number = -1
+        if not 0 <= number < count:
             raise ActionError(
-                f"`action` must be in 0 … {process.config.num_actions - 1}, got {action!r}. "
-                "0 is WAIT, i is TRANSMIT(bit_depths[i - 1])."
+                f"`action` must be in 0 … {count - 1}, got {action!r}. 0 is WAIT, i is TRANSMIT(bit_depths[i - 1])."
             )
-        reward = float(process.step(np.array([action], dtype=np.int64))[0])
-        terminated = bool(process.episodes.finished()[0])
-        return self._observation(), reward, terminated, False, self._info()
+        return number
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions are legal now, bool (n,)."""
@@ -205,10 +216,9 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
             raise ResetNeeded("An episode must have begun to render it, got none. Call reset().")
         return ansi_frame(self._process.episodes, 0) if self.render_mode == "ansi" else None
 
-    def _observation(self) -> dict[str, Any]:
-        return {key: values[0] for key, values in self._process.observations().items()}
-
-    def _info(self) -> dict[str, Any]:
-        return {
-            key: values[0] if values.ndim > 1 else values[0].item() for key, values in self._process.infos().items()
-        }
+    def _look(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        observations, infos = self._process.look()
+        return (
+            {key: values[0] for key, values in observations.items()},
+            {key: values[0] if values.ndim > 1 else values.item() for key, values in infos.items()},
+        )

@@ -9,11 +9,12 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from refine_env._compiled import kernel
 from refine_env.coding import LOSSLESS_BITS
 from refine_env.config import SystemConfig
 from refine_env.errors import ActionError, ConfigurationError
 from refine_env.link import draw_rates
-from refine_env.settings import EnvSettings
+from refine_env.settings import REWARDS, EnvSettings
 from refine_env.simulator import NO_ACTION, EpisodeBatch, fill_channel_history
 from refine_env.trajectories import TrajectoryCache
 
@@ -29,7 +30,8 @@ INFO_KEYS = (
     "trajectory",
     "uplink_slots",
 )
-_LOG_REWARD_FLOOR = 1e-8
+LOG_REWARD_FLOOR = 1e-8
+TERMINAL, IMPROVEMENT, LOG = range(len(REWARDS))
 _OPTION_KEYS = ("trajectory", "rates")
 
 
@@ -48,6 +50,37 @@ def make_observation_space(config: SystemConfig, history_length: int) -> spaces.
             "device_bits": spaces.Discrete(LOSSLESS_BITS + 1),
         }
     )
+
+
+@kernel
+def fill_rewards(
+    kind: int,
+    actions: NDArray[np.int64],
+    slots: NDArray[np.int64],
+    deadline: int,
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
+    out: NDArray[np.float64],
+) -> None:
+    """Rewards of one step, (N,).
+
+    Args:
+        kind: position in ``settings.REWARDS``.
+        actions: what was done; ``NO_ACTION`` earns 0.
+        slots: n after the step.
+        deadline: T_d.
+        before: latent MSE before the step.
+        after: latent MSE after it.
+        out: the rewards.
+    """
+    for i in range(out.size):
+        out[i] = 0.0
+        if actions[i] == NO_ACTION:
+            continue
+        if kind == IMPROVEMENT:
+            out[i] = before[i] - after[i]
+        elif slots[i] > deadline:
+            out[i] = -after[i] if kind == TERMINAL else -10.0 * np.log10(after[i] + LOG_REWARD_FLOOR)
 
 
 class DecisionProcess:
@@ -70,6 +103,8 @@ class DecisionProcess:
         self.history_length = settings.history_length or self.config.deadline
         self.observation_space = make_observation_space(self.config, self.history_length)
         self.action_space = spaces.Discrete(self.config.num_actions)
+        self._ceiling = self.config.max_bits_per_dimension
+        self._reward = REWARDS.index(settings.reward)
         self.episodes = EpisodeBatch(self.config, self.cache, num_envs)
         self._indices = self.cache.indices(settings.split)
         if self._indices.size == 0:
@@ -162,32 +197,28 @@ class DecisionProcess:
         """Act in every episode whose action is not ``NO_ACTION``.
 
         Args:
-            actions: int64 (N,).
+            actions: int64 (N,), each ``NO_ACTION`` or in the action space.
 
         Returns:
             Rewards (N,); 0 for the others.
 
         Raises:
-            ActionError: if an action is not in the action space, or illegal where the settings raise on these.
+            ActionError: if an action is illegal where the settings raise on these.
         """
-        count = self.config.num_actions
-        outside = (actions < NO_ACTION) | (actions >= count)
-        if outside.any():
-            raise ActionError(
-                f"`action` must be in 0 … {count - 1}, got {actions[outside][0]}. "
-                "0 is WAIT, i is TRANSMIT(bit_depths[i - 1])."
-            )
         if self.settings.illegal_action == "raise":
             self._refuse_illegal(actions)
         before = self.episodes.latent_mse.copy()
-        acting = actions != NO_ACTION
         self.episodes.advance(actions, until_decision=self.settings.decision_epochs)
-        after = self.episodes.latent_mse
-        if self.settings.reward == "improvement":
-            return before - after
-        ended = acting & self.episodes.finished()
-        score = -after if self.settings.reward == "terminal" else -10.0 * np.log10(after + _LOG_REWARD_FLOOR)
-        rewards: NDArray[np.float64] = np.where(ended, score, 0.0)
+        rewards = np.empty(actions.size)
+        fill_rewards(
+            self._reward,
+            actions,
+            self.episodes.state["slot"],
+            self.config.deadline,
+            before,
+            self.episodes.latent_mse,
+            rewards,
+        )
         return rewards
 
     def _refuse_illegal(self, actions: NDArray[np.int64]) -> None:
@@ -202,33 +233,30 @@ class DecisionProcess:
                 f"{self.episodes.remaining_bits()[i]:.0f} bits in flight). Use the action mask."
             )
 
-    def observations(self) -> dict[str, NDArray[Any]]:
-        """Observations of all N episodes, in the order of the space's keys."""
-        config, state = self.config, self.episodes.state
-        ceiling = config.max_bits_per_dimension
-        history = np.empty((len(self.episodes), self.history_length), dtype=np.float32)
-        fill_channel_history(state["slot"], self.episodes.rates, config.latent_dim, ceiling, history)
-        remaining = self.episodes.remaining_bits() / config.latent_dim
-        return {
+    def look(self) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Observations and infos of all N episodes, in fresh arrays; keys in the order of Gymnasium's spaces."""
+        episodes = self.episodes
+        integers, floats, bits_sent = episodes.snapshot()
+        history = np.empty((len(episodes), self.history_length), dtype=np.float32)
+        fill_channel_history(integers[0], episodes.rates, self.config.latent_dim, self._ceiling, history)
+        slot, server_step, device_step, device_bits, num_deliveries, uplink_slots = integers
+        observations: dict[str, NDArray[Any]] = {
             "channel_history": history,
-            "device_bits": state["device_bits"].copy(),
-            "device_error": state["device_error"].astype(np.float32)[:, None],
-            "device_step": state["device_step"].copy(),
-            "remaining_bits": remaining.astype(np.float32)[:, None],
-            "server_step": state["server_step"].copy(),
-            "slot": state["slot"].copy(),
+            "device_bits": device_bits,
+            "device_error": floats[1],
+            "device_step": device_step,
+            "remaining_bits": floats[0],
+            "server_step": server_step,
+            "slot": slot,
         }
-
-    def infos(self) -> dict[str, NDArray[Any]]:
-        """Infos of all N episodes, keyed by :data:`INFO_KEYS`."""
-        state = self.episodes.state
-        return {
-            "action_mask": self.episodes.action_mask(),
-            "bits_sent": state["bits_sent"].copy(),
-            "delivered": self.episodes.delivered.copy(),
-            "illegal_action": self.episodes.illegal.copy(),
-            "latent_mse": self.episodes.latent_mse.copy(),
-            "num_deliveries": state["num_deliveries"].copy(),
-            "trajectory": self.episodes.trajectory.copy(),
-            "uplink_slots": state["uplink_slots"].copy(),
+        infos: dict[str, NDArray[Any]] = {
+            "action_mask": episodes.action_mask(),
+            "bits_sent": bits_sent,
+            "delivered": episodes.delivered.copy(),
+            "illegal_action": episodes.illegal.copy(),
+            "latent_mse": episodes.latent_mse.copy(),
+            "num_deliveries": num_deliveries,
+            "trajectory": episodes.trajectory.copy(),
+            "uplink_slots": uplink_slots,
         }
+        return observations, infos

@@ -18,7 +18,15 @@ from refine_env._compiled import kernel
 from refine_env.coding import LOSSLESS_BITS, kernels
 from refine_env.config import SystemConfig
 
-__all__ = ["NO_ACTION", "STATE_DTYPE", "EpisodeBatch", "LatentSource", "fill_channel_history", "server_step"]
+__all__ = [
+    "INTEGER_FIELDS",
+    "NO_ACTION",
+    "STATE_DTYPE",
+    "EpisodeBatch",
+    "LatentSource",
+    "fill_channel_history",
+    "server_step",
+]
 
 STATE_DTYPE = np.dtype(
     [
@@ -38,6 +46,9 @@ STATE_DTYPE = np.dtype(
     align=True,
 )
 """What one episode is made of, apart from its channel and its latents."""
+
+INTEGER_FIELDS = ("slot", "server_step", "device_step", "device_bits", "num_deliveries", "uplink_slots")
+"""Rows of the integers in a snapshot of the state."""
 
 NO_ACTION = -1
 """Marks an episode that a call of :meth:`EpisodeBatch.advance` leaves as it is."""
@@ -200,6 +211,28 @@ def fill_channel_history(
             out[i, k] = min(rates[i, slot - 1] / latent_dim, ceiling) if slot >= 1 else 0.0
 
 
+@kernel
+def _fill_snapshot(
+    state: NDArray[Any],
+    latent_dim: int,
+    integers: NDArray[np.int64],
+    floats: NDArray[np.float32],
+    bits_sent: NDArray[np.float64],
+) -> None:
+    """What a snapshot shows of the state: rows of INTEGER_FIELDS; remaining bits per dimension and error; bits sent."""
+    for i in range(state.size):
+        s = state[i]
+        integers[0, i] = s.slot
+        integers[1, i] = s.server_step
+        integers[2, i] = s.device_step
+        integers[3, i] = s.device_bits
+        integers[4, i] = s.num_deliveries
+        integers[5, i] = s.uplink_slots
+        floats[0, i, 0] = (s.message_size - s.message_sent) / latent_dim
+        floats[1, i, 0] = s.device_error
+        bits_sent[i] = s.bits_sent
+
+
 class EpisodeBatch:
     """N episodes of one system, advanced together, each with its own clock.
 
@@ -327,6 +360,20 @@ class EpisodeBatch:
         """Which episodes are past their last slot, bool (N,)."""
         finished: NDArray[np.bool_] = self.state["slot"] > self.config.deadline
         return finished
+
+    def snapshot(self) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
+        """The state's visible part, in fresh arrays.
+
+        Returns:
+            :data:`INTEGER_FIELDS` by row, int64 (6, N); bits per dimension still to flow and predicted coding error,
+            float32 (2, N, 1); bits sent, float64 (N,).
+        """
+        count = len(self)
+        integers = np.empty((len(INTEGER_FIELDS), count), dtype=np.int64)
+        floats = np.empty((2, count, 1), dtype=np.float32)
+        bits_sent = np.empty(count)
+        _fill_snapshot(self.state, self.config.latent_dim, integers, floats, bits_sent)
+        return integers, floats, bits_sent
 
     def begun(self) -> bool:
         """Whether every episode has begun."""

@@ -159,7 +159,8 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         self._reseed(seed, selected)
         self._ended[selected] = False
         self._begin(selected, checked)
-        return self._process.observations(), self._masked_infos(self._process.infos(), selected)
+        observations, infos = self._process.look()
+        return observations, self._masked_infos(infos, selected)
 
     def step(
         self, actions: ArrayLike
@@ -174,10 +175,16 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
             ResetNeeded: if no episode has begun.
         """
         values = np.array(actions)
-        if values.shape != (self.num_envs,) or not np.issubdtype(values.dtype, np.integer) or (values < 0).any():
+        if values.shape != (self.num_envs,) or not np.issubdtype(values.dtype, np.integer):
             raise ActionError(
                 f"`actions` must be {self.num_envs} integers in 0 … {self.config.num_actions - 1}, got {actions!r}. "
                 "Give one action per environment."
+            )
+        outside = (values < 0) | (values >= self.config.num_actions)
+        if outside.any():
+            raise ActionError(
+                f"`actions` must be in 0 … {self.config.num_actions - 1}, got {values[outside][0]}. "
+                "0 is WAIT, i is TRANSMIT(bit_depths[i - 1])."
             )
         if not self._process.episodes.begun():
             raise ResetNeeded("All episodes must have begun to step, got some that have not. Call reset().")
@@ -194,9 +201,10 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         elif terminated.any():
             infos = self._final(terminated)
             self._begin(terminated, {})
-        infos.update(self._masked_infos(self._process.infos(), everywhere))
+        observations, current = self._process.look()
+        infos.update(self._masked_infos(current, everywhere))
         return (
-            self._process.observations(),
+            observations,
             rewards,
             terminated,
             np.zeros(self.num_envs, dtype=np.bool_),
@@ -231,13 +239,13 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
 
     def _final(self, ended: NDArray[np.bool_]) -> dict[str, Any]:
         """The last observations and infos of the episodes that just ended."""
-        observations = self._process.observations()
+        observations, infos = self._process.look()
         final_obs = np.full(self.num_envs, None, dtype=object)
         for i in np.flatnonzero(ended):
             final_obs[i] = {key: values[i] for key, values in observations.items()}
         return {
             "final_obs": final_obs,
             "_final_obs": ended.copy(),
-            "final_info": self._masked_infos(self._process.infos(), ended),
+            "final_info": self._masked_infos(infos, ended),
             "_final_info": ended.copy(),
         }

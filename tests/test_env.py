@@ -145,7 +145,7 @@ def test_returns_of_the_three_rewards(make_env: MakeEnv) -> None:
         returns[reward] = [step[1] for step in steps]
         mse = [step[4]["latent_mse"] for step in steps]
     assert returns["terminal"] == [0.0] * 60 + [-mse[-1]]
-    assert returns["log"] == [0.0] * 60 + [-10 * np.log10(mse[-1] + 1e-8)]
+    assert returns["log"] == pytest.approx([0.0] * 60 + [-10 * np.log10(mse[-1] + 1e-8)], rel=1e-14)
     assert returns["improvement"] == pytest.approx([0.0, *(a - b for a, b in itertools.pairwise(mse))])
     assert sum(returns["improvement"]) == pytest.approx(mse[0] - mse[-1])
     assert sum(value != 0.0 for value in returns["improvement"]) == steps[-1][4]["num_deliveries"] > 1

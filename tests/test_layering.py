@@ -200,7 +200,7 @@ def test_a_call_into_another_file_is_seen() -> None:
     module = ModuleType("elsewhere")
     exec(
         "from numba import njit\nfrom refine_env.link.kernels import water_level\n"
-        "@njit\ndef f(x):\n    return water_level(x, 1.0, x)\n",
+        "@njit\ndef f(x):\n    return water_level(x, 1.0, 1.0, x)\n",
         vars(module),
     )
     assert foreign_kernels(module) == ["elsewhere.f calls water_level of refine_env.link.kernels"]

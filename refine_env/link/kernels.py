@@ -17,34 +17,39 @@ _BITS_PER_NAT = 1.0 / np.log(2.0)
 
 
 @kernel
-def water_level(gains: NDArray[np.float64], power: float, heights: NDArray[np.float64]) -> Any:
-    """Water level over one set of gains, by finite active-set elimination, above the lowest floor.
+def _fill_floors(gains: NDArray[np.float64], floors: NDArray[np.float64]) -> Any:
+    """floors ← 1/g_j, infinite where nothing can be received; returns the lowest. Both (K,)."""
+    lowest = np.inf
+    for j in range(gains.size):
+        floors[j] = 1.0 / gains[j] if gains[j] > 0.0 else np.inf
+        lowest = min(lowest, floors[j])
+    return lowest
 
-    The floors are 1/g_j; heights d_j = 1/g_j − min 1/g are taken from the lowest one, so that nothing is lost where
-    the power is small beside the floors. All subchannels start active. The level that spends the power on the m
-    active ones is (power + Σ d_j)/m; a subchannel with d_j at or above it cannot be part of the optimum, and
-    dropping it only lowers the level, so dropping all such and repeating ends at the optimum after at most K
-    rounds, without a tolerance. The lowest floor always stays.
+
+@kernel
+def water_level(floors: NDArray[np.float64], lowest: float, power: float, heights: NDArray[np.float64]) -> Any:
+    """Water level over one set of floors, by finite active-set elimination.
+
+    Heights d_j = 1/g_j − min 1/g are taken from the lowest floor, so that nothing is lost where the power is small
+    beside the floors. All subchannels start active. The level that spends the power on the m active ones is
+    (power + Σ d_j)/m; a subchannel with d_j at or above it cannot be part of the optimum, and dropping it only
+    lowers the level, so dropping all such and repeating ends at the optimum after at most K rounds, without a
+    tolerance. The lowest floor always stays.
 
     Args:
-        gains: (K,), noise-normalized, >= 0.
+        floors: 1/g_j (K,); infinite ones get nothing.
+        lowest: the lowest of them, finite.
         power: total power, > 0.
         heights: (K,) scratch.
 
     Returns:
-        The level above the lowest floor, and that floor; 0 and infinity if no gain has a finite floor.
+        The level above the lowest floor.
     """
-    lowest = np.inf
-    for j in range(gains.size):
-        if gains[j] > 0.0:
-            lowest = min(lowest, 1.0 / gains[j])
-    if lowest == np.inf:
-        return 0.0, lowest
     count = 0
     total = power
-    for j in range(gains.size):
-        if gains[j] > 0.0 and 1.0 / gains[j] < np.inf:
-            heights[count] = 1.0 / gains[j] - lowest
+    for j in range(floors.size):
+        if floors[j] < np.inf:
+            heights[count] = floors[j] - lowest
             total += heights[count]
             count += 1
     level = total / count
@@ -57,46 +62,48 @@ def water_level(gains: NDArray[np.float64], power: float, heights: NDArray[np.fl
                 total += heights[j]
                 kept += 1
         if kept == count:
-            return level, lowest
+            return level
         count = kept
         level = total / count
 
 
 @kernel
-def _power(gain: float, level: float, lowest: float) -> Any:
-    """p_j = (level − d_j)^+ of one subchannel."""
-    return max(0.0, level - (1.0 / gain - lowest)) if gain > 0.0 else 0.0
-
-
-@kernel
 def fill_powers(gains: NDArray[np.float64], power: float, out: NDArray[np.float64]) -> None:
     """Waterfilled powers of every slot; ``gains`` and ``out`` (slots, K)."""
-    heights = np.empty(gains.shape[1])
+    floors, heights = np.empty(gains.shape[1]), np.empty(gains.shape[1])
     for row in range(gains.shape[0]):
-        level, lowest = water_level(gains[row], power, heights)
+        lowest = _fill_floors(gains[row], floors)
+        level = water_level(floors, lowest, power, heights) if lowest < np.inf else 0.0
         for j in range(gains.shape[1]):
-            out[row, j] = _power(gains[row, j], level, lowest)
+            out[row, j] = max(0.0, level - (floors[j] - lowest)) if floors[j] < np.inf else 0.0
 
 
 @kernel
 def fill_rates(gains: NDArray[np.float64], power: float, symbols_per_slot: float, out: NDArray[np.float64]) -> None:
     """ℓ Σ_j log2(1 + p_j g_j) of every slot; ``gains`` (slots, K), ``out`` (slots,)."""
-    heights = np.empty(gains.shape[1])
+    floors, heights = np.empty(gains.shape[1]), np.empty(gains.shape[1])
     for row in range(gains.shape[0]):
-        level, lowest = water_level(gains[row], power, heights)
+        out[row] = 0.0
+        lowest = _fill_floors(gains[row], floors)
+        if lowest == np.inf:
+            continue
+        level = water_level(floors, lowest, power, heights)
         bits = 0.0
         product = 1.0
         factors = 0
         for j in range(gains.shape[1]):
-            received = _power(gains[row, j], level, lowest) * gains[row, j]
-            if received >= _SMALL_SNR:
-                # One logarithm for a few subchannels' product.
-                product *= 1.0 + received
-                factors += 1
-                if factors == _LOGS_PER_PRODUCT:
-                    bits += np.log2(product)
-                    product = 1.0
-                    factors = 0
-            elif received > 0.0:
+            allotted = level - (floors[j] - lowest)
+            if allotted <= 0.0:
+                continue
+            received = allotted * gains[row, j]
+            if received < _SMALL_SNR:
                 bits += np.log1p(received) * _BITS_PER_NAT
+                continue
+            # One logarithm for a few subchannels' product.
+            product *= 1.0 + received
+            factors += 1
+            if factors == _LOGS_PER_PRODUCT:
+                bits += np.log2(product)
+                product = 1.0
+                factors = 0
         out[row] = symbols_per_slot * (bits + np.log2(product))
