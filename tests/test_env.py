@@ -19,6 +19,7 @@ from gymnasium.utils.env_checker import check_env
 
 import refine_env
 from refine_env import ActionError, CacheError, ConfigurationError
+from refine_env.coding import base_distortion
 from refine_env.process import INFO_KEYS
 
 MakeEnv = Callable[..., gym.Env[Any, Any]]
@@ -149,6 +150,45 @@ def test_returns_of_the_three_rewards(make_env: MakeEnv) -> None:
     assert returns["improvement"] == pytest.approx([0.0, *(a - b for a, b in itertools.pairwise(mse))])
     assert sum(returns["improvement"]) == pytest.approx(mse[0] - mse[-1])
     assert sum(value != 0.0 for value in returns["improvement"]) == steps[-1][4]["num_deliveries"] > 1
+
+
+def test_observations_by_hand(tiny_kwargs: dict[str, Any]) -> None:
+    """The episode of ``test_simulator.test_an_episode_by_hand``: T = 4, T_d = 8, M = 4, a prompt of 6 bits."""
+    env = refine_env.LatentRefinementEnv(latent_dim=4, **tiny_kwargs)
+    alpha_bar = env.config.schedule.alpha_bar
+    rates = [4.0, 2.0, 3.0, 5.0, 5.0, 4.0, 30.0, 60.0]
+    after_x3 = base_distortion(2)  # the first transmission: σ² = 1
+    after_x1 = (alpha_bar[1] - alpha_bar[3]) / alpha_bar[3] * base_distortion(1)
+    # slot, server step, device step, bits, remaining bits per dimension, error; and the action taken then
+    expected = [
+        (1, 4, 4, 0, 6 / 4, 0.0, 0),
+        (2, 4, 4, 0, 2 / 4, 0.0, 0),
+        (3, 4, 4, 0, 0.0, 0.0, 0),
+        (4, 3, 4, 0, 0.0, 0.0, 2),
+        (5, 2, 4, 0, 3 / 4, 0.0, 0),
+        (6, 1, 3, 2, 0.0, after_x3, 1),
+        (7, 0, 1, 1, 0.0, after_x1, 3),
+        (8, 0, 1, 1, 34 / 4, after_x1, 0),
+        (9, 0, 0, 16, 0.0, 0.0, None),
+    ]
+    observation, info = env.reset(seed=0, options={"trajectory": 1, "rates": rates})
+    reward = 0.0
+    for slot, server, device, bits, remaining, error, action in expected:
+        assert [observation[key] for key in ("slot", "server_step", "device_step", "device_bits")] == [
+            slot,
+            server,
+            device,
+            bits,
+        ]
+        assert observation["remaining_bits"] == pytest.approx([remaining])
+        assert observation["device_error"] == pytest.approx([error])
+        history = [0.0] * 8 + [rate / 4 for rate in rates[:slot]]
+        assert observation["channel_history"] == pytest.approx(np.minimum(history[-8:], 16.0))
+        if action is not None:
+            observation, reward, _, _, info = env.step(action)
+    # The delivery of the last slot counts: x_0 without loss.
+    assert reward == 0.0
+    assert (info["num_deliveries"], info["uplink_slots"], info["bits_sent"]) == (3, 2, 8.0 + 4.0 + 64.0)
 
 
 def test_lossless_x0_scores_exactly_zero(make_env: MakeEnv) -> None:
