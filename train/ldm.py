@@ -28,6 +28,7 @@ import shlex
 import string
 import time
 import typing
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -381,7 +382,7 @@ def digest(*tensors: torch.Tensor) -> str:
     return state.hexdigest()[:16]
 
 
-class Stage:
+class Stage(ABC):
     """The loop of one training stage: steps, checkpoints, progress. Subclasses say what a step is.
 
     All random draws come from ``self.generator``, a CPU generator whose state is in the checkpoint: the same
@@ -406,16 +407,16 @@ class Stage:
         self.optimizer: torch.optim.Optimizer
         self.schedule: torch.optim.lr_scheduler.LRScheduler
 
+    @abstractmethod
     def loss(self) -> torch.Tensor:
         """Draw a batch and return its loss."""
-        raise NotImplementedError
 
     def after_update(self) -> None:
         """Do what follows an optimizer step."""
 
+    @abstractmethod
     def evaluate(self) -> dict[str, float]:
         """Return the figures for the log."""
-        raise NotImplementedError
 
     def extra_state(self) -> dict[str, Any]:
         """Return further state for the checkpoint."""

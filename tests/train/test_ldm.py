@@ -230,9 +230,9 @@ def test_tiny_training_gives_a_pipeline_and_resumes_bit_for_bit(ldm, tmp_path: P
 
         def kill(stage: str, step: int, kill_at: tuple[str, int] = kill_at) -> None:
             if (stage, step) == kill_at:
-                raise Killed
+                raise Killed("at a chosen step")
 
-        with pytest.raises(Killed):
+        with pytest.raises(Killed, match="at a chosen step"):
             ldm.train(broken, glyphs, on_step=kill)
     resumed = ldm.train(broken, glyphs)
     assert len(weights(folder)) == 3
@@ -274,10 +274,10 @@ def test_killed_while_a_checkpoint_is_written_keeps_the_old_one(
 
     def half_written(state: object, file: io.BufferedWriter) -> None:
         file.write(b"half")
-        raise Killed
+        raise Killed("at a chosen step")
 
     monkeypatch.setattr(torch, "save", half_written)
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="at a chosen step"):
         ldm.save_checkpoint(path, {"options": {}, "step": 2})
     assert ldm.load_checkpoint(path, {}, "cpu")["step"] == 1
 
