@@ -687,7 +687,7 @@ class UnetStage(Stage):
         predicted = self.predict(self.noising.add_noise(x_0, noise, t), t, ids)
         return (self.loss_weight[t] * ((predicted - noise) ** 2).mean(dim=(1, 2, 3))).mean()
 
-    def after_update(self) -> None:  # noqa: B027 - most stages need nothing
+    def after_update(self) -> None:
         """Do what follows an optimizer step."""
         self.ema.step(self.parameters())
 
@@ -727,7 +727,7 @@ class UnetStage(Stage):
         """Return further state for the checkpoint."""
         return {"ema": self.ema.state_dict()}
 
-    def load_extra_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - as above
+    def load_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what ``extra_state`` returned."""
         self.ema.load_state_dict(state["ema"])
 
