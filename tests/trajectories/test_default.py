@@ -1,0 +1,67 @@
+"""The bundled cache is what it says: whole, made by the bundled model, test prompts of held-out glyphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refine_env import NoiseSchedule, TrajectoryCache
+from refine_env.trajectories.pipeline import _fingerprint
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "refine_env" / "models" / "emoji"
+
+
+@pytest.fixture(scope="module")
+def cache() -> TrajectoryCache:
+    return TrajectoryCache.open("default")
+
+
+def prompts_of(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def test_whole(cache: TrajectoryCache) -> None:
+    assert cache.path == ROOT / "cached_trajectories" / "default"
+    cache.verify()
+
+
+def test_made_by_the_bundled_model_as_it_is(cache: TrajectoryCache) -> None:
+    recipe = cache.manifest.recipe
+    assert recipe.model == {"id": "emoji", "revision": _fingerprint(MODEL)}
+    assert recipe.scheduler is not None
+    assert recipe.scheduler["class"] == "DDPMScheduler"
+    config = recipe.scheduler["config"]
+    assert (config["variance_type"], config["clip_sample"]) == ("fixed_small", False)
+    assert recipe.timesteps == tuple(20 * (t - 1) + 1 for t in range(50, 0, -1))
+    assert recipe.note is not None
+    assert "SIL Open Font License" in recipe.note
+
+
+def test_schedule_is_that_of_stable_diffusion(cache: TrajectoryCache) -> None:
+    """The model computes its schedule in float32."""
+    assert cache.schedule.alpha_bar == pytest.approx(NoiseSchedule.stable_diffusion().alpha_bar, rel=1e-4)
+
+
+def test_prompts_and_splits(cache: TrajectoryCache) -> None:
+    assert len(cache) == 128
+    assert cache.indices("train").tolist() == list(range(64))
+    assert cache.indices("test").tolist() == list(range(64, 128))
+    prompts = [cache.prompt(i) for i in range(128)]
+    assert prompts == prompts_of(ROOT / "cached_trajectories" / "default.prompts.txt")
+    assert len(set(prompts)) == 128
+    assert set(prompts[:64]) <= set(prompts_of(MODEL / "prompts_train.txt"))
+    assert set(prompts[64:]) <= set(prompts_of(MODEL / "prompts_heldout.txt"))
+
+
+def test_latents_are_in_the_model_s_units(cache: TrajectoryCache) -> None:
+    """x_T is standard noise (128·256 values: standard error 0.8 % of the mean square), x_0 of about unit power."""
+    noise = np.array([cache.latents(i)[-1] for i in range(128)], dtype=np.float64)
+    assert (noise**2).mean() == pytest.approx(1.0, abs=0.04)
+    assert 0.8 < cache.mean_square[0] < 1.1
+    assert cache.mmse[0] == 0.0
+    # The estimates of x_0 get better with every step; the first few, under guidance, are worse than none (t = T).
+    assert (np.diff(cache.mmse[:-1]) > 0.0).all()
+    assert cache.mmse[49] > cache.mmse[50]
