@@ -18,6 +18,7 @@ import typer
 
 import agents
 from refine_env import CacheError, ConfigurationError, MissingExtraError, __version__
+from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE
 from refine_env.evaluation import (
     EPISODE_COLUMNS,
     SUMMARY_COLUMNS,
@@ -42,6 +43,7 @@ DEFAULT_AGENTS = (
     "final-only",
 )
 DEFAULT_SNRS_DB = tuple(float(snr_db) for snr_db in range(0, 31, 3))
+_DEFAULT_BIT_DEPTHS = ",".join(map(str, PAPER_BIT_DEPTHS))
 _DEFAULT_SNR_LIST = ",".join(f"{snr_db:g}" for snr_db in DEFAULT_SNRS_DB)
 
 
@@ -181,8 +183,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("results/fig3a"),
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
     split: Annotated[str, typer.Option(help="Trajectories: train, test or all.")] = "test",
-    bit_depths: Annotated[str, typer.Option(help="Comma-separated bit depths.")] = "3,4,8,10,16",
-    deadline: Annotated[int, typer.Option(help="Deadline in slots.")] = 60,
+    bit_depths: Annotated[str, typer.Option(help="Comma-separated bit depths.")] = _DEFAULT_BIT_DEPTHS,
+    deadline: Annotated[int, typer.Option(help="Deadline in slots.")] = PAPER_DEADLINE,
     figures: Annotated[bool, typer.Option(help="Draw the figure (needs matplotlib).")] = True,
 ) -> None:
     """Compare policies on common random numbers and write table, figure and how to repeat the run.
@@ -218,7 +220,7 @@ def _run(
     env_kwargs: dict[str, Any] = {
         "cache": cache,
         "split": split,
-        "bit_depths": list(_parse_list("--bit-depths", bit_depths, int, "3,4,8,10,16")),
+        "bit_depths": list(_parse_list("--bit-depths", bit_depths, int, _DEFAULT_BIT_DEPTHS)),
         "deadline": deadline,
     }
     run = describe_run(names, snrs_db, episodes, seed, env_kwargs)

@@ -11,6 +11,7 @@ from agents.base import Agent
 from agents.fixed import FinalOnly, PersistentQ, RandomAgent
 from agents.lookahead import Lookahead
 from refine_env import ConfigurationError, SystemConfig
+from refine_env.config import PAPER_BIT_DEPTHS
 
 __all__ = ["env_kwargs", "make", "names"]
 
@@ -26,7 +27,7 @@ _PERSISTENT = re.compile(r"persistent-q([1-9]|1[0-6])")
 
 def names(config: SystemConfig | None = None) -> list[str]:
     """The names that :func:`make` knows; Persistent-Q for the bit depths of ``config`` (default: the paper's)."""
-    depths = (3, 4, 8, 10, 16) if config is None else config.bit_depths
+    depths = PAPER_BIT_DEPTHS if config is None else config.bit_depths
     return [*_MAKERS, *(f"persistent-q{bits}" for bits in depths)]
 
 

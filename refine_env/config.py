@@ -18,9 +18,21 @@ from refine_env.link.latency import check_quantile
 from refine_env.link.waterfilling import SNR_REFERENCES
 from refine_env.schedule import NoiseSchedule
 
-__all__ = ["PAYLOADS", "LinkConfig", "SystemConfig"]
+__all__ = [
+    "PAPER_BIT_DEPTHS",
+    "PAPER_DEADLINE",
+    "PAPER_LATENCY_QUANTILE",
+    "PAYLOADS",
+    "LinkConfig",
+    "SystemConfig",
+]
 
 PAYLOADS = ("latent",)
+PAPER_BIT_DEPTHS = (3, 4, 8, 10, 16)
+PAPER_DEADLINE = 60
+PAPER_LATENCY_QUANTILE = 0.9
+"""[K] §V-A: 𝓑, T_d [slots] and q, the defaults everywhere."""
+
 _SMALLEST, _LARGEST = 1e-30, 1e30
 _MOST_SLOTS = 100_000
 
@@ -147,9 +159,9 @@ class SystemConfig:
     snr_db: float | tuple[float, float]
     latent_dim: int = 16384
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule.stable_diffusion)
-    bit_depths: tuple[int, ...] = (3, 4, 8, 10, 16)
-    deadline: int = 60
-    latency_quantile: float = 0.9
+    bit_depths: tuple[int, ...] = PAPER_BIT_DEPTHS
+    deadline: int = PAPER_DEADLINE
+    latency_quantile: float = PAPER_LATENCY_QUANTILE
     link: LinkConfig = field(default_factory=LinkConfig)
     coder: str = "forward"
     payload: str = "latent"

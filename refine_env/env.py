@@ -11,7 +11,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from refine_env.config import SystemConfig
-from refine_env.errors import ActionError, RenderModeError
+from refine_env.errors import RenderModeError
 from refine_env.process import DecisionProcess
 from refine_env.render import ansi_frame
 from refine_env.settings import EnvSettings
@@ -190,15 +190,12 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
         return observation, reward, bool(observation["slot"] > process.config.deadline), False, info
 
     def _check_action(self, action: Any) -> int:
-        count = self._process.config.num_actions
         try:
             number = -1 if isinstance(action, (bool, np.bool_)) else operator.index(action)
         except TypeError:
             number = -1
-        if not 0 <= number < count:
-            raise ActionError(
-                f"`action` must be in 0 … {count - 1}, got {action!r}. 0 is WAIT, i is TRANSMIT(bit_depths[i - 1])."
-            )
+        if not 0 <= number < self._process.config.num_actions:
+            raise self._process.action_outside("action", action)
         return number
 
     def action_masks(self) -> NDArray[np.bool_]:

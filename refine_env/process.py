@@ -31,7 +31,7 @@ INFO_KEYS = (
     "uplink_slots",
 )
 LOG_REWARD_FLOOR = 1e-8
-TERMINAL, IMPROVEMENT, LOG = range(len(REWARDS))
+TERMINAL, IMPROVEMENT = REWARDS.index("terminal"), REWARDS.index("improvement")
 _OPTION_KEYS = ("trajectory", "rates")
 
 
@@ -220,6 +220,13 @@ class DecisionProcess:
             rewards,
         )
         return rewards
+
+    def action_outside(self, name: str, value: Any) -> ActionError:
+        """The error for a value that is not in the action space."""
+        return ActionError(
+            f"`{name}` must be in 0 … {self.config.num_actions - 1}, got {value!r}. "
+            "0 is WAIT, i is TRANSMIT(bit_depths[i - 1])."
+        )
 
     def _refuse_illegal(self, actions: NDArray[np.int64]) -> None:
         mask = self.episodes.action_mask()

@@ -8,13 +8,18 @@ from os import PathLike, fspath
 from typing import Any
 
 from refine_env._validation import check_choice, check_integer
-from refine_env.config import LinkConfig, SystemConfig
+from refine_env.config import (
+    PAPER_BIT_DEPTHS,
+    PAPER_DEADLINE,
+    PAPER_LATENCY_QUANTILE,
+    LinkConfig,
+    SystemConfig,
+)
 from refine_env.errors import ConfigurationError
-from refine_env.trajectories import TrajectoryCache
+from refine_env.trajectories import SPLITS, TrajectoryCache
 
-__all__ = ["ILLEGAL_ACTIONS", "REWARDS", "SPLITS", "EnvSettings"]
+__all__ = ["ILLEGAL_ACTIONS", "REWARDS", "EnvSettings"]
 
-SPLITS = ("train", "test", "all")
 REWARDS = ("terminal", "improvement", "log")
 ILLEGAL_ACTIONS = ("wait", "raise")
 
@@ -33,9 +38,9 @@ class EnvSettings:
     snr_db: float | Sequence[float] = 6.0
     cache: str = "default"
     split: str = "train"
-    deadline: int = 60
-    bit_depths: Sequence[int] = (3, 4, 8, 10, 16)
-    latency_quantile: float = 0.9
+    deadline: int = PAPER_DEADLINE
+    bit_depths: Sequence[int] = PAPER_BIT_DEPTHS
+    latency_quantile: float = PAPER_LATENCY_QUANTILE
     link: Mapping[str, Any] | None = None
     latent_dim: int | None = None
     coder: str = "forward"

@@ -182,10 +182,7 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
             )
         outside = (values < 0) | (values >= self.config.num_actions)
         if outside.any():
-            raise ActionError(
-                f"`actions` must be in 0 … {self.config.num_actions - 1}, got {values[outside][0]}. "
-                "0 is WAIT, i is TRANSMIT(bit_depths[i - 1])."
-            )
+            raise self._process.action_outside("actions", values[outside][0].item())
         if not self._process.episodes.begun():
             raise ResetNeeded("All episodes must have begun to step, got some that have not. Call reset().")
         everywhere = np.ones(self.num_envs, dtype=np.bool_)

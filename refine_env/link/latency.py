@@ -13,9 +13,9 @@ from refine_env._validation import check_positive
 from refine_env.errors import ConfigurationError
 from refine_env.link.statistics import RateStatistics
 
-_FOREVER = 2**31
-
 __all__ = ["check_quantile", "latency_quantile", "latency_quantiles"]
+
+_FOREVER = 2**31  # slots: beyond any deadline, and still far from overflow when added to one
 
 
 def check_quantile(value: float, name: str = "quantile") -> float:

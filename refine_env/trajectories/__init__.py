@@ -1,6 +1,6 @@
 """Trajectory caches: read, write and generate them. Imports NumPy and safetensors, nothing heavier."""
 
-from refine_env.trajectories.cache import TrajectoryCache, find_cache, find_damage, read_manifest
+from refine_env.trajectories.cache import SPLITS, TrajectoryCache, find_cache, find_damage, read_manifest
 from refine_env.trajectories.generate import (
     generate_diffusers,
     generate_forward_process,
@@ -10,6 +10,7 @@ from refine_env.trajectories.generate import (
 from refine_env.trajectories.manifest import Manifest, Recipe, Shard, Trajectory
 
 __all__ = [
+    "SPLITS",
     "Manifest",
     "Recipe",
     "Shard",

@@ -21,11 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refine_env.errors import CacheError, CacheFormatError, ConfigurationError
+from refine_env._validation import check_choice
+from refine_env.errors import CacheError, CacheFormatError
 from refine_env.schedule import NoiseSchedule
 from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Span
 
-__all__ = ["TrajectoryCache", "find_cache", "find_damage", "read_manifest"]
+__all__ = ["SPLITS", "TrajectoryCache", "find_cache", "find_damage", "read_manifest"]
+
+SPLITS = ("train", "test", "all")
 
 STAGING_SUFFIX = ".partial"
 """Suffix of the folder beside a cache in which it grows until it is complete."""
@@ -167,11 +170,7 @@ class TrajectoryCache:
             "test": (recipe.num_train, len(self)),
             "all": (0, len(self)),
         }
-        if not isinstance(split, str) or split not in bounds:
-            raise ConfigurationError(
-                f"`split` must be one of 'train', 'test', 'all', got {split!r}. Choose one of them."
-            )
-        return np.arange(*bounds[split], dtype=np.int64)
+        return np.arange(*bounds[check_choice("split", split, SPLITS)], dtype=np.int64)
 
     def latents(self, index: int) -> NDArray[np.float16]:
         """x_0 … x_T of a trajectory: float16 (T+1, C, H, W), indexed by t, a read-only view of the file.
