@@ -7,12 +7,24 @@ from numpy.typing import NDArray
 
 from refine_env.schedule import NoiseSchedule
 
-__all__ = ["diffusion_distortion", "residual_variance", "total_distortion"]
+__all__ = ["diffusion_distortion", "prediction_gain", "residual_variance", "total_distortion"]
 
 
 def diffusion_distortion(schedule: NoiseSchedule) -> NDArray[np.float64]:
     """D_diff(t) = 2(1 − √ᾱ_t) ([K] Eq. 9), shape (T+1,)."""
     return 2.0 * (1.0 - np.sqrt(schedule.alpha_bar))
+
+
+def prediction_gain(schedule: NoiseSchedule) -> NDArray[np.float64]:
+    """√(ᾱ_t/ᾱ_{t_p}), the factor of x̂_{t_p} in what [K] predicts ([K] Eqs. 5, 7); 0 for the first transmission.
+
+    Returns:
+        Shape (T+1, T+1), indexed [t, t_p]. Only t < t_p is meant by the paper's model.
+    """
+    ab = schedule.alpha_bar
+    gain = np.sqrt(ab[:, None] / ab[None, :])
+    gain[:, -1] = 0.0
+    return gain
 
 
 def residual_variance(schedule: NoiseSchedule) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refine_env.config import SystemConfig
 from refine_env.errors import RenderModeError
-from refine_env.process import DecisionProcess
+from refine_env.process import INTEGERS, DecisionProcess
 from refine_env.render import ansi_frame
 from refine_env.settings import EnvSettings
 from refine_env.trajectories import TrajectoryCache
@@ -20,6 +20,7 @@ from refine_env.trajectories import TrajectoryCache
 __all__ = ["RENDER_MODES", "LatentRefinementEnv", "check_render_mode"]
 
 RENDER_MODES = ("ansi",)
+_FLOAT32, _INT8 = np.dtype(np.float32), np.dtype(np.int8)
 
 
 def check_render_mode(render_mode: str | None) -> str | None:
@@ -138,6 +139,13 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
         self.render_mode = check_render_mode(render_mode)
         self._process = DecisionProcess(EnvSettings.from_kwargs(kwargs), num_envs=1)
         self._action = np.zeros(1, dtype=np.int64)
+        self._num_actions = self._process.config.num_actions
+        self._integers = np.empty((len(INTEGERS), 1), dtype=np.int64)
+        self._numbers = np.empty((3, 1))
+        self._history_shape = (1, self._process.history_length)
+        self._mask_shape = (1, self._num_actions)
+        self._deadline = self._process.config.deadline
+        self._slot = 0  # n, as the last observation has it; 0 before the first episode
         self.observation_space = self._process.observation_space
         self.action_space = self._process.action_space
 
@@ -170,8 +178,9 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
         """
         checked = self._process.check_options(options)
         super().reset(seed=seed)
-        self._process.begin(0, self.np_random, checked)
-        return self._look()
+        self._process.begin((0,), (self.np_random,), checked)
+        observation, info, _ = self._look()
+        return observation, info
 
     def step(self, action: np.int64 | int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Act in the current slot and pass to the next.
@@ -181,20 +190,19 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
             ResetNeeded: if the episode is over or none has begun.
         """
         process = self._process
-        slot = process.episodes.state["slot"].item()
-        if not 1 <= slot <= process.config.deadline:
+        if not 1 <= self._slot <= self._deadline:
             raise ResetNeeded("The episode must be running to step, got a finished or unstarted one. Call reset().")
         self._action[0] = self._check_action(action)
-        reward = process.step(self._action).item()
-        observation, info = self._look()
-        return observation, reward, bool(observation["slot"] > process.config.deadline), False, info
+        process.step(self._action)
+        observation, info, reward = self._look()
+        return observation, reward, observation["slot"] > self._deadline, False, info
 
     def _check_action(self, action: Any) -> int:
         try:
             number = -1 if isinstance(action, (bool, np.bool_)) else operator.index(action)
         except TypeError:
             number = -1
-        if not 0 <= number < self._process.config.num_actions:
+        if not 0 <= number < self._num_actions:
             raise self._process.action_outside("action", action)
         return number
 
@@ -213,9 +221,42 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
             raise ResetNeeded("An episode must have begun to render it, got none. Call reset().")
         return ansi_frame(self._process.episodes, 0) if self.render_mode == "ansi" else None
 
-    def _look(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        observations, infos = self._process.look()
-        return (
-            {key: values[0] for key, values in observations.items()},
-            {key: values[0] if values.ndim > 1 else values.item() for key, values in infos.items()},
-        )
+    def _look(self) -> tuple[dict[str, Any], dict[str, Any], float]:
+        """Observation, info and reward, with plain numbers (``split_look`` has the same keys for N episodes)."""
+        floats = np.empty((2, 1, 1), _FLOAT32)
+        history = np.empty(self._history_shape, _FLOAT32)
+        mask = np.empty(self._mask_shape, _INT8)
+        self._process.look_into(self._integers, self._numbers, floats, history, mask)
+        (
+            slot,
+            server_step,
+            device_step,
+            device_bits,
+            num_deliveries,
+            uplink_slots,
+            trajectory,
+            delivered,
+            illegal,
+        ) = self._integers.ravel().tolist()
+        self._slot = slot
+        bits_sent, latent_mse, reward = self._numbers.ravel().tolist()
+        observation = {
+            "channel_history": history[0],
+            "device_bits": device_bits,
+            "device_error": floats[1, 0],
+            "device_step": device_step,
+            "remaining_bits": floats[0, 0],
+            "server_step": server_step,
+            "slot": slot,
+        }
+        info = {
+            "action_mask": mask[0],
+            "bits_sent": bits_sent,
+            "delivered": delivered == 1,
+            "illegal_action": illegal == 1,
+            "latent_mse": latent_mse,
+            "num_deliveries": num_deliveries,
+            "trajectory": trajectory,
+            "uplink_slots": uplink_slots,
+        }
+        return observation, info, reward

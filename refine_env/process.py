@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -15,10 +15,10 @@ from refine_env.config import SystemConfig
 from refine_env.errors import ActionError, ConfigurationError
 from refine_env.link import draw_rates
 from refine_env.settings import REWARDS, EnvSettings
-from refine_env.simulator import NO_ACTION, EpisodeBatch, fill_channel_history
+from refine_env.simulator import EpisodeBatch
 from refine_env.trajectories import TrajectoryCache
 
-__all__ = ["INFO_KEYS", "DecisionProcess", "make_observation_space"]
+__all__ = ["INFO_KEYS", "DecisionProcess", "Draws", "Look", "make_observation_space", "split_look"]
 
 INFO_KEYS = (
     "action_mask",
@@ -52,35 +52,114 @@ def make_observation_space(config: SystemConfig, history_length: int) -> spaces.
     )
 
 
+INTEGERS = (
+    "slot",
+    "server_step",
+    "device_step",
+    "device_bits",
+    "num_deliveries",
+    "uplink_slots",
+    "trajectory",
+    "delivered",
+    "illegal_action",
+)
+"""Rows of the integers in a :class:`Look`."""
+
+
+class Look(NamedTuple):
+    """What N episodes show, in fresh arrays.
+
+    Attributes:
+        integers: int64 (len(INTEGERS), N).
+        numbers: bits sent, latent MSE and reward of the last step, float64 (3, N).
+        floats: bits per dimension still to flow and predicted coding error, float32 (2, N, 1).
+        history: channel history, float32 (N, history length).
+        mask: legal actions, int8 (N, 1 + |𝓑|).
+    """
+
+    integers: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+    floats: NDArray[np.float32]
+    history: NDArray[np.float32]
+    mask: NDArray[np.int8]
+
+
+class Draws(NamedTuple):
+    """All that is random in N episodes.
+
+    Attributes:
+        trajectories: int64 (N,).
+        rates: bits per slot (N, T_d).
+    """
+
+    trajectories: NDArray[np.int64]
+    rates: NDArray[np.float64]
+
+
 @kernel
-def fill_rewards(
-    kind: int,
-    actions: NDArray[np.int64],
-    slots: NDArray[np.int64],
-    deadline: int,
-    before: NDArray[np.float64],
-    after: NDArray[np.float64],
-    out: NDArray[np.float64],
+def _reward(s: Any, kind: int, deadline: int) -> float:
+    """Reward of an episode's last step; 0 where there was none."""
+    if not s.acted:
+        return 0.0
+    if kind == IMPROVEMENT:
+        return float(s.previous_mse - s.latent_mse)
+    if s.slot <= deadline:
+        return 0.0
+    return float(-s.latent_mse if kind == TERMINAL else -10.0 * np.log10(s.latent_mse + LOG_REWARD_FLOOR))
+
+
+@kernel
+def fill_look(
+    state: NDArray[Any],
+    rates: NDArray[np.float64],
+    latent_dim: int,
+    ceiling: float,
+    reward: int,
+    integers: NDArray[np.int64],
+    numbers: NDArray[np.float64],
+    floats: NDArray[np.float32],
+    history: NDArray[np.float32],
+    mask: NDArray[np.int8],
 ) -> None:
-    """Rewards of one step, (N,).
+    """Fill a :class:`Look`.
+
+    The history holds the rates of the slots up to the current one, per latent dimension, most recent last and 0
+    before slot 1; after the last slot it ends with slot T_d.
 
     Args:
-        kind: position in ``settings.REWARDS``.
-        actions: what was done; ``NO_ACTION`` earns 0.
-        slots: n after the step.
-        deadline: T_d.
-        before: latent MSE before the step.
-        after: latent MSE after it.
-        out: the rewards.
+        state: ``simulator.STATE_DTYPE`` (N,).
+        rates: bits per slot (N, T_d).
+        latent_dim: M.
+        ceiling: value at which the history saturates [bit/dimension].
+        reward: position in ``settings.REWARDS``.
+        integers, numbers, floats, history, mask: the fields of the look.
     """
-    for i in range(out.size):
-        out[i] = 0.0
-        if actions[i] == NO_ACTION:
-            continue
-        if kind == IMPROVEMENT:
-            out[i] = before[i] - after[i]
-        elif slots[i] > deadline:
-            out[i] = -after[i] if kind == TERMINAL else -10.0 * np.log10(after[i] + LOG_REWARD_FLOOR)
+    length = history.shape[1]
+    deadline = rates.shape[1]
+    for i in range(state.size):
+        s = state[i]
+        integers[0, i] = s.slot
+        integers[1, i] = s.server_step
+        integers[2, i] = s.device_step
+        integers[3, i] = s.device_bits
+        integers[4, i] = s.num_deliveries
+        integers[5, i] = s.uplink_slots
+        integers[6, i] = s.trajectory
+        integers[7, i] = s.delivered
+        integers[8, i] = s.illegal
+        floats[0, i, 0] = (s.message_size - s.message_sent) / latent_dim
+        floats[1, i, 0] = s.device_error
+        numbers[0, i] = s.bits_sent
+        numbers[1, i] = s.latent_mse
+        numbers[2, i] = _reward(s, reward, deadline)
+        before = length - min(s.slot, deadline)  # entries before slot 1
+        for k in range(min(before, length)):
+            history[i, k] = 0.0
+        for k in range(max(before, 0), length):
+            history[i, k] = min(rates[i, k - before] / latent_dim, ceiling)
+        mask[i, 0] = 1
+        for action in range(1, mask.shape[1]):
+            mask[i, action] = s.legal
 
 
 class DecisionProcess:
@@ -89,6 +168,7 @@ class DecisionProcess:
     Args:
         settings: the environment's arguments.
         num_envs: N.
+        latents: False plays without latents, for who only wants to know what is delivered.
 
     Attributes:
         settings, cache, config: what the arguments describe.
@@ -96,16 +176,21 @@ class DecisionProcess:
         observation_space, action_space: of one episode.
     """
 
-    def __init__(self, settings: EnvSettings, num_envs: int) -> None:
+    def __init__(self, settings: EnvSettings, num_envs: int, *, latents: bool = True) -> None:
         self.settings = settings
         self.cache: TrajectoryCache = settings.open_cache()
         self.config = settings.config_for(self.cache)
         self.history_length = settings.history_length or self.config.deadline
         self.observation_space = make_observation_space(self.config, self.history_length)
         self.action_space = spaces.Discrete(self.config.num_actions)
+        # Properties that every step needs, computed once.
         self._ceiling = self.config.max_bits_per_dimension
+        self._latent_dim = self.config.latent_dim
         self._reward = REWARDS.index(settings.reward)
-        self.episodes = EpisodeBatch(self.config, self.cache, num_envs)
+        self._raises = settings.illegal_action == "raise"
+        self._until_decision = settings.decision_epochs
+        self._power = 0.0 if isinstance(self.config.snr_db, tuple) else self.config.total_power(self.config.snr_db)
+        self.episodes = EpisodeBatch(self.config, self.cache if latents else None, num_envs)
         self._indices = self.cache.indices(settings.split)
         if self._indices.size == 0:
             raise ConfigurationError(
@@ -164,62 +249,56 @@ class DecisionProcess:
             checked["rates"] = np.broadcast_to(rates, (count, deadline))
         return checked
 
-    def begin(self, i: int, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
-        """Start episode ``i``: draw everything random in it, then put in what the options replay.
+    def begin(
+        self, selected: Sequence[int], rngs: Sequence[np.random.Generator], options: Mapping[str, Any]
+    ) -> None:
+        """Start episodes: draw everything random in them, then put in what the options replay.
 
-        Always drawn, in this order: trajectory, SNR (only of a range), gains; a replayed part never changes
+        Always drawn of each, in this order: trajectory, SNR (only of a range), gains; a replayed part never changes
         what else is drawn.
 
         Args:
-            i: which of the N.
-            rng: the episode's own generator.
+            selected: which of the N.
+            rngs: the generator of each of them.
             options: as :meth:`check_options` returned them.
         """
-        config = self.config
-        trajectory = int(self._indices[rng.integers(self._indices.size)])
-        snr_db = rng.uniform(*config.snr_db) if isinstance(config.snr_db, tuple) else config.snr_db
-        rates = draw_rates(
-            rng,
-            config.deadline,
-            config.link.num_subchannels,
-            config.total_power(snr_db),
-            config.symbols_per_slot,
-        )
-        if "trajectory" in options:
-            trajectory = int(options["trajectory"][i])
-        if "rates" in options:
-            rates = options["rates"][i]
-        self.episodes.begin(i, trajectory, rates)
-        if self.settings.decision_epochs:
-            self.episodes.skip_forced_slots(i)
+        self.start(selected, self.draw(rngs), options)
 
-    def step(self, actions: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Act in every episode whose action is not ``NO_ACTION``.
+    def draw(self, rngs: Sequence[np.random.Generator]) -> Draws:
+        """Draw all that is random in episodes, each from its own generator."""
+        config = self.config
+        count = self._indices.size
+        trajectories, powers = [], []
+        for rng in rngs:
+            trajectories.append(self._indices[rng.integers(count)])
+            powers.append(
+                config.total_power(rng.uniform(*config.snr_db)) if isinstance(config.snr_db, tuple) else self._power
+            )
+        rates = draw_rates(
+            rngs, config.deadline, config.link.num_subchannels, np.array(powers), config.symbols_per_slot
+        )
+        return Draws(np.array(trajectories, dtype=np.int64), rates)
+
+    def start(self, selected: Sequence[int], draws: Draws, options: Mapping[str, Any]) -> None:
+        """Start episodes whose draws are known, see :meth:`begin`."""
+        for k, i in enumerate(selected):
+            trajectory = options["trajectory"][i] if "trajectory" in options else draws.trajectories[k]
+            self.episodes.begin(i, int(trajectory), options["rates"][i] if "rates" in options else draws.rates[k])
+            if self.settings.decision_epochs:
+                self.episodes.skip_forced_slots(i)
+
+    def step(self, actions: NDArray[np.int64]) -> None:
+        """Act in every episode whose action is not ``simulator.NO_ACTION``.
 
         Args:
             actions: int64 (N,), each ``NO_ACTION`` or in the action space.
 
-        Returns:
-            Rewards (N,); 0 for the others.
-
         Raises:
             ActionError: if an action is illegal where the settings raise on these.
         """
-        if self.settings.illegal_action == "raise":
+        if self._raises:
             self._refuse_illegal(actions)
-        before = self.episodes.latent_mse.copy()
-        self.episodes.advance(actions, until_decision=self.settings.decision_epochs)
-        rewards = np.empty(actions.size)
-        fill_rewards(
-            self._reward,
-            actions,
-            self.episodes.state["slot"],
-            self.config.deadline,
-            before,
-            self.episodes.latent_mse,
-            rewards,
-        )
-        return rewards
+        self.episodes.advance(actions, until_decision=self._until_decision)
 
     def action_outside(self, name: str, value: Any) -> ActionError:
         """The error for a value that is not in the action space."""
@@ -240,30 +319,64 @@ class DecisionProcess:
                 f"{self.episodes.remaining_bits()[i]:.0f} bits in flight). Use the action mask."
             )
 
-    def look(self) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-        """Observations and infos of all N episodes, in fresh arrays; keys in the order of Gymnasium's spaces."""
+    def look(self) -> Look:
+        """What all N episodes show, in fresh arrays; rewards are those of the last step, 0 for who took none."""
+        count = len(self.episodes)
+        look = Look(
+            np.empty((len(INTEGERS), count), dtype=np.int64),
+            np.empty((3, count)),
+            np.empty((2, count, 1), dtype=np.float32),
+            np.empty((count, self.history_length), dtype=np.float32),
+            np.empty((count, self.config.num_actions), dtype=np.int8),
+        )
+        self.look_into(*look)
+        return look
+
+    def look_into(
+        self,
+        integers: NDArray[np.int64],
+        numbers: NDArray[np.float64],
+        floats: NDArray[np.float32],
+        history: NDArray[np.float32],
+        mask: NDArray[np.int8],
+    ) -> None:
+        """Fill the given arrays, the fields of a :class:`Look`."""
         episodes = self.episodes
-        integers, floats, bits_sent = episodes.snapshot()
-        history = np.empty((len(episodes), self.history_length), dtype=np.float32)
-        fill_channel_history(integers[0], episodes.rates, self.config.latent_dim, self._ceiling, history)
-        slot, server_step, device_step, device_bits, num_deliveries, uplink_slots = integers
-        observations: dict[str, NDArray[Any]] = {
-            "channel_history": history,
-            "device_bits": device_bits,
-            "device_error": floats[1],
-            "device_step": device_step,
-            "remaining_bits": floats[0],
-            "server_step": server_step,
-            "slot": slot,
-        }
-        infos: dict[str, NDArray[Any]] = {
-            "action_mask": episodes.action_mask(),
-            "bits_sent": bits_sent,
-            "delivered": episodes.delivered.copy(),
-            "illegal_action": episodes.illegal.copy(),
-            "latent_mse": episodes.latent_mse.copy(),
-            "num_deliveries": num_deliveries,
-            "trajectory": episodes.trajectory.copy(),
-            "uplink_slots": uplink_slots,
-        }
-        return observations, infos
+        fill_look(
+            episodes.state,
+            episodes.rates,
+            self._latent_dim,
+            self._ceiling,
+            self._reward,
+            integers,
+            numbers,
+            floats,
+            history,
+            mask,
+        )
+
+
+def split_look(look: Look) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Observations and infos of N episodes; keys in the order of Gymnasium's spaces."""
+    slot, server_step, device_step, device_bits, num_deliveries, uplink_slots, trajectory = look.integers[:7]
+    delivered, illegal = look.integers[7:].astype(np.bool_)
+    observations: dict[str, NDArray[Any]] = {
+        "channel_history": look.history,
+        "device_bits": device_bits,
+        "device_error": look.floats[1],
+        "device_step": device_step,
+        "remaining_bits": look.floats[0],
+        "server_step": server_step,
+        "slot": slot,
+    }
+    infos: dict[str, NDArray[Any]] = {
+        "action_mask": look.mask,
+        "bits_sent": look.numbers[0],
+        "delivered": delivered,
+        "illegal_action": illegal,
+        "latent_mse": look.numbers[1],
+        "num_deliveries": num_deliveries,
+        "trajectory": trajectory,
+        "uplink_slots": uplink_slots,
+    }
+    return observations, infos

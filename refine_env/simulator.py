@@ -3,7 +3,7 @@
 The single environment, the vector environment and the evaluation all run on :class:`EpisodeBatch`. The
 channel of an episode is handed in whole when the episode begins; from then on everything is determined by the
 actions. Time, channel and steps are numbers in one structured array that a compiled loop advances; latents
-are touched only when a delivery completes.
+are touched only when a delivery completes, or not at all where a batch is played without them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from refine_env.coding import LOSSLESS_BITS, kernels
 from refine_env.config import SystemConfig
 
 __all__ = [
-    "INTEGER_FIELDS",
     "NO_ACTION",
     "STATE_DTYPE",
     "EpisodeBatch",
     "LatentSource",
-    "fill_channel_history",
     "server_step",
 ]
 
@@ -42,13 +40,18 @@ STATE_DTYPE = np.dtype(
         ("message_sent", np.float64),  # [bit] of it that have flowed
         ("num_deliveries", np.int64),
         ("bits_sent", np.float64),  # [bit] carried by the downlink so far
+        ("trajectory", np.int64),  # index in the source
+        ("latent_mse", np.float64),  # (1/M)‖ŷ − x_0‖² of what the device holds
+        ("previous_mse", np.float64),  # the same before the last step
+        ("predecessor", np.int64),  # step that the device held before the last delivery
+        ("legal", np.bool_),  # TRANSMIT is legal now
+        ("acted", np.bool_),  # what the last step met: it was this episode's,
+        ("illegal", np.bool_),  # its action was an illegal TRANSMIT,
+        ("delivered", np.bool_),  # a delivery completed in it
     ],
     align=True,
 )
 """What one episode is made of, apart from its channel and its latents."""
-
-INTEGER_FIELDS = ("slot", "server_step", "device_step", "device_bits", "num_deliveries", "uplink_slots")
-"""Rows of the integers in a snapshot of the state."""
 
 NO_ACTION = -1
 """Marks an episode that a call of :meth:`EpisodeBatch.advance` leaves as it is."""
@@ -111,7 +114,10 @@ def _pass_slot(s: Any, rate: float, num_steps: int) -> bool:
 
 
 @kernel
-def _begin(s: Any, num_steps: int, uplink_bits: float) -> None:
+def _begin(
+    state: NDArray[Any], i: int, trajectory: int, latent_mse: float, num_steps: int, uplink_bits: float
+) -> None:
+    s = state[i]
     s.slot = 1
     s.uplink_slots = 0
     s.server_step = num_steps
@@ -124,6 +130,14 @@ def _begin(s: Any, num_steps: int, uplink_bits: float) -> None:
     s.message_sent = 0.0
     s.num_deliveries = 0
     s.bits_sent = 0.0
+    s.trajectory = trajectory
+    s.latent_mse = latent_mse
+    s.previous_mse = latent_mse
+    s.predecessor = num_steps
+    s.legal = False  # nothing is generated in the first slot
+    s.acted = False
+    s.illegal = False
+    s.delivered = False
 
 
 @kernel
@@ -137,100 +151,47 @@ def _advance(
     latent_dim: int,
     refreshes: bool,
     until_decision: bool,
-    illegal: NDArray[np.bool_],
-    delivered: NDArray[np.bool_],
-    predecessor: NDArray[np.int64],
 ) -> int:
     """Advance every episode whose action is not NO_ACTION; returns the number of deliveries."""
     deliveries = 0
     for i in range(state.size):
-        illegal[i] = False
-        delivered[i] = False
-        action = actions[i]
         s = state[i]
+        s.acted = False
+        s.illegal = False
+        s.delivered = False
+        s.previous_mse = s.latent_mse
+        action = actions[i]
         if action < 0 or s.slot > deadline:
             continue
+        s.acted = True
         if action > 0:
-            if _may_transmit(s, num_steps, deadline, refreshes):
+            if s.legal:
                 s.message_step = s.server_step
                 s.message_bits = bit_depths[action - 1]
                 s.message_size = float(latent_dim * s.message_bits)
                 s.message_sent = 0.0
             else:
-                illegal[i] = True
+                s.illegal = True
         while True:
             held = s.device_step
             if _pass_slot(s, rates[i, s.slot - 1], num_steps):
-                delivered[i] = True
-                predecessor[i] = held
+                s.delivered = True
+                s.predecessor = held
                 deliveries += 1
-            if not until_decision or s.slot > deadline or _may_transmit(s, num_steps, deadline, refreshes):
+            s.legal = _may_transmit(s, num_steps, deadline, refreshes)
+            if not until_decision or s.slot > deadline or s.legal:
                 break
     return deliveries
 
 
 @kernel
-def _skip_forced_slots(s: Any, rates: NDArray[np.float64], num_steps: int, deadline: int, refreshes: bool) -> None:
-    while s.slot < deadline and not _may_transmit(s, num_steps, deadline, refreshes):
-        _pass_slot(s, rates[s.slot - 1], num_steps)
-
-
-@kernel
-def _fill_action_mask(
-    state: NDArray[Any], num_steps: int, deadline: int, refreshes: bool, mask: NDArray[np.int8]
+def _skip_forced_slots(
+    state: NDArray[Any], i: int, rates: NDArray[np.float64], num_steps: int, deadline: int, refreshes: bool
 ) -> None:
-    for i in range(state.size):
-        mask[i, 0] = 1
-        legal = 1 if _may_transmit(state[i], num_steps, deadline, refreshes) else 0
-        for action in range(1, mask.shape[1]):
-            mask[i, action] = legal
-
-
-@kernel
-def fill_channel_history(
-    slots: NDArray[np.int64],
-    rates: NDArray[np.float64],
-    latent_dim: int,
-    ceiling: float,
-    out: NDArray[np.float32],
-) -> None:
-    """Rates of the slots up to the current one, per latent dimension, most recent last.
-
-    Args:
-        slots: n of every episode (N,); after the last slot the history ends with slot T_d.
-        rates: bits per slot (N, T_d).
-        latent_dim: M.
-        ceiling: value at which the entries saturate [bit/dimension].
-        out: (N, history length); 0 before slot 1.
-    """
-    length = out.shape[1]
-    for i in range(out.shape[0]):
-        last = min(slots[i], rates.shape[1])
-        for k in range(length):
-            slot = last - (length - 1 - k)
-            out[i, k] = min(rates[i, slot - 1] / latent_dim, ceiling) if slot >= 1 else 0.0
-
-
-@kernel
-def _fill_snapshot(
-    state: NDArray[Any],
-    latent_dim: int,
-    integers: NDArray[np.int64],
-    floats: NDArray[np.float32],
-    bits_sent: NDArray[np.float64],
-) -> None:
-    """What a snapshot shows of the state: rows of INTEGER_FIELDS; remaining bits per dimension and error; bits sent."""
-    for i in range(state.size):
-        s = state[i]
-        integers[0, i] = s.slot
-        integers[1, i] = s.server_step
-        integers[2, i] = s.device_step
-        integers[3, i] = s.device_bits
-        integers[4, i] = s.num_deliveries
-        integers[5, i] = s.uplink_slots
-        floats[0, i, 0] = (s.message_size - s.message_sent) / latent_dim
-        floats[1, i, 0] = s.device_error
-        bits_sent[i] = s.bits_sent
+    s = state[i]
+    while s.slot < deadline and not s.legal:
+        _pass_slot(s, rates[i, s.slot - 1], num_steps)
+        s.legal = _may_transmit(s, num_steps, deadline, refreshes)
 
 
 class EpisodeBatch:
@@ -238,50 +199,76 @@ class EpisodeBatch:
 
     Args:
         config: the system.
-        source: where the latents come from; its trajectories must have M dimensions and T + 1 steps.
+        source: where the latents come from; its trajectories must have M dimensions and T + 1 steps. None plays the
+            episodes without latents: what is decided and delivered is the same, the latent MSE stays NaN.
         num_episodes: N.
 
     Attributes:
         state: :data:`STATE_DTYPE` (N,).
         rates: bits per slot (N, T_d), the whole episode's; no policy sees it ahead of time.
-        trajectory: trajectory index (N,).
-        device: x̂_{t_p}, what each device holds, float32 (N, M).
-        latent_mse: (1/M)‖ŷ − x_0‖² of what each device holds (N,).
-        illegal, delivered: what the last :meth:`advance` met, bool (N,).
+        device: x̂_{t_p}, what each device holds, float32 (N, M); (N, 0) without latents.
     """
 
-    def __init__(self, config: SystemConfig, source: LatentSource, num_episodes: int) -> None:
+    def __init__(self, config: SystemConfig, source: LatentSource | None, num_episodes: int) -> None:
         self.config = config
         self.coder = config.make_coder()
         self._source = source
         self._bit_depths = np.array(config.bit_depths, dtype=np.int64)
-        self._system = (config.num_steps, config.deadline, config.latent_dim)
+        self._system = (config.num_steps, config.deadline, config.latent_dim, self.coder.refreshes_held_step)
+        self._uplink_bits = config.uplink_bits
         self._patterns: list[NDArray[np.uint16] | None] = [None] * num_episodes
+        self._addresses = np.zeros(num_episodes, dtype=np.uint64)
         self.state = np.zeros(num_episodes, dtype=STATE_DTYPE)
         self.rates = np.zeros((num_episodes, config.deadline))
-        self.trajectory = np.zeros(num_episodes, dtype=np.int64)
-        self.device = np.zeros((num_episodes, config.latent_dim), dtype=np.float32)
-        self.latent_mse = np.zeros(num_episodes)
-        self.illegal = np.zeros(num_episodes, dtype=np.bool_)
-        self.delivered = np.zeros(num_episodes, dtype=np.bool_)
-        self._predecessor = np.zeros(num_episodes, dtype=np.int64)
+        self.device = np.zeros((num_episodes, 0 if source is None else config.latent_dim), dtype=np.float32)
 
     def __len__(self) -> int:
         return self.state.size
 
     def __getstate__(self) -> dict[str, Any]:
         # Views of mapped files do not travel; they are looked up again from the source.
-        return {**self.__dict__, "_patterns": None}
+        return {**self.__dict__, "_patterns": None, "_addresses": None}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)
-        self._patterns = [
-            None if self.state["slot"][i] == 0 else self._look_up(int(self.trajectory[i])) for i in range(len(self))
-        ]
+        self._patterns = [None] * len(self)
+        self._addresses = np.zeros(len(self), dtype=np.uint64)
+        if self._source is not None:
+            for i in np.flatnonzero(self.state["slot"]):
+                self._hold(int(i), int(self.state["trajectory"][i]))
 
-    def _look_up(self, trajectory: int) -> NDArray[np.uint16]:
+    @property
+    def trajectory(self) -> NDArray[np.int64]:
+        """Trajectory index (N,)."""
+        return self._field("trajectory")
+
+    @property
+    def latent_mse(self) -> NDArray[np.float64]:
+        """(1/M)‖ŷ − x_0‖² of what each device holds (N,)."""
+        return self._field("latent_mse")
+
+    @property
+    def illegal(self) -> NDArray[np.bool_]:
+        """Whether the last :meth:`advance` met an illegal TRANSMIT, bool (N,)."""
+        return self._field("illegal")
+
+    @property
+    def delivered(self) -> NDArray[np.bool_]:
+        """Whether a delivery completed in the last :meth:`advance`, bool (N,)."""
+        return self._field("delivered")
+
+    def _field(self, name: str) -> NDArray[Any]:
+        field: NDArray[Any] = self.state[name]
+        return field
+
+    def _hold(self, i: int, trajectory: int) -> NDArray[np.uint16]:
+        """Keep the float16 patterns of episode ``i``'s trajectory at hand, (T+1, M)."""
+        assert self._source is not None
         latents = self._source.latents(trajectory)
-        return latents.reshape(latents.shape[0], -1).view(np.uint16)
+        patterns = np.ascontiguousarray(latents.reshape(latents.shape[0], -1)).view(np.uint16)
+        self._patterns[i] = patterns
+        self._addresses[i] = patterns.ctypes.data
+        return patterns
 
     def begin(self, i: int, trajectory: int, rates: NDArray[np.float64] | Sequence[float]) -> None:
         """Start episode ``i`` anew.
@@ -291,22 +278,19 @@ class EpisodeBatch:
             trajectory: index in the source.
             rates: bits per slot (T_d,).
         """
-        patterns = self._look_up(trajectory)
-        self._patterns[i] = patterns
         self.rates[i] = rates
-        self.trajectory[i] = trajectory
-        _begin(self.state[i], self.config.num_steps, self.config.uplink_bits)
-        kernels.decode_float16(patterns[-1], self.device[i])  # shared randomness: the device holds x_T
-        self.latent_mse[i] = kernels.mean_square_error(self.device[i], patterns[0])
-        self.illegal[i] = False
-        self.delivered[i] = False
+        latent_mse = np.nan
+        if self._source is not None:
+            patterns = self._hold(i, trajectory)
+            latent_mse = kernels.begin(patterns, self.device[i])  # shared randomness: the device holds x_T
+        _begin(self.state, i, trajectory, latent_mse, self.config.num_steps, self._uplink_bits)
 
     def skip_forced_slots(self, i: int) -> None:
         """Run a fresh episode to its first slot in which TRANSMIT is legal, or else to its last slot."""
-        num_steps, deadline, _ = self._system
-        _skip_forced_slots(self.state[i], self.rates[i], num_steps, deadline, self.coder.refreshes_held_step)
+        num_steps, deadline, _, refreshes = self._system
+        _skip_forced_slots(self.state, i, self.rates, num_steps, deadline, refreshes)
 
-    def advance(self, actions: NDArray[np.int64], *, until_decision: bool = False) -> None:
+    def advance(self, actions: NDArray[np.int64], *, until_decision: bool = False) -> int:
         """Act, let the slot's bits flow, end the slot; then carry out the deliveries that completed.
 
         An illegal TRANSMIT is a WAIT, and marked in :attr:`illegal`. Finished episodes stay as they are.
@@ -314,42 +298,19 @@ class EpisodeBatch:
         Args:
             actions: 0 = WAIT, i = TRANSMIT(bit_depths[i−1]), -1 = leave this episode as it is; int64 (N,).
             until_decision: go on through slots in which only WAIT is legal.
-        """
-        deliveries = _advance(
-            self.state,
-            self.rates,
-            actions,
-            self._bit_depths,
-            *self._system,
-            self.coder.refreshes_held_step,
-            until_decision,
-            self.illegal,
-            self.delivered,
-            self._predecessor,
-        )
-        if deliveries:
-            for i in np.flatnonzero(self.delivered):
-                self._deliver(int(i))
 
-    def _deliver(self, i: int) -> None:
-        s = self.state[i]
-        patterns = self._patterns[i]
-        assert patterns is not None
-        s["device_error"] = self.coder.deliver(
-            patterns,
-            self.device[i],
-            int(s["device_step"]),
-            int(self._predecessor[i]),
-            int(s["device_bits"]),
-            float(s["device_error"]),
-        )
-        self.latent_mse[i] = kernels.mean_square_error(self.device[i], patterns[0])
+        Returns:
+            The number of deliveries.
+        """
+        deliveries: int = _advance(self.state, self.rates, actions, self._bit_depths, *self._system, until_decision)
+        if deliveries:
+            self.coder.deliver_batch(self.state, self._addresses, self.device)
+        return deliveries
 
     def action_mask(self) -> NDArray[np.int8]:
         """Which actions are legal now, int8 (N, 1 + |𝓑|)."""
-        mask = np.empty((len(self), self.config.num_actions), dtype=np.int8)
-        num_steps, deadline, _ = self._system
-        _fill_action_mask(self.state, num_steps, deadline, self.coder.refreshes_held_step, mask)
+        mask = np.ones((len(self), self.config.num_actions), dtype=np.int8)
+        mask[:, 1:] = self.state["legal"][:, None]
         return mask
 
     def legal_actions(self) -> NDArray[np.bool_]:
@@ -360,20 +321,6 @@ class EpisodeBatch:
         """Which episodes are past their last slot, bool (N,)."""
         finished: NDArray[np.bool_] = self.state["slot"] > self.config.deadline
         return finished
-
-    def snapshot(self) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
-        """The state's visible part, in fresh arrays.
-
-        Returns:
-            :data:`INTEGER_FIELDS` by row, int64 (6, N); bits per dimension still to flow and predicted coding error,
-            float32 (2, N, 1); bits sent, float64 (N,).
-        """
-        count = len(self)
-        integers = np.empty((len(INTEGER_FIELDS), count), dtype=np.int64)
-        floats = np.empty((2, count, 1), dtype=np.float32)
-        bits_sent = np.empty(count)
-        _fill_snapshot(self.state, self.config.latent_dim, integers, floats, bits_sent)
-        return integers, floats, bits_sent
 
     def begun(self) -> bool:
         """Whether every episode has begun."""

@@ -16,7 +16,7 @@ from refine_env._validation import check_choice, check_integer
 from refine_env.config import SystemConfig
 from refine_env.env import RENDER_MODES, LatentRefinementEnv, check_render_mode
 from refine_env.errors import ActionError, ConfigurationError
-from refine_env.process import DecisionProcess
+from refine_env.process import DecisionProcess, Look, split_look
 from refine_env.render import ansi_frame
 from refine_env.settings import EnvSettings
 from refine_env.simulator import NO_ACTION
@@ -159,7 +159,7 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         self._reseed(seed, selected)
         self._ended[selected] = False
         self._begin(selected, checked)
-        observations, infos = self._process.look()
+        observations, infos = split_look(self._process.look())
         return observations, self._masked_infos(infos, selected)
 
     def step(
@@ -187,18 +187,20 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
             raise ResetNeeded("All episodes must have begun to step, got some that have not. Call reset().")
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
         fresh = self._ended
-        rewards = self._process.step(np.where(fresh, NO_ACTION, values.astype(np.int64)))
+        self._process.step(np.where(fresh, NO_ACTION, values))
         if fresh.any():
             self._begin(fresh, {})
-            rewards[fresh] = 0.0
         terminated = self._process.episodes.finished()
         infos: dict[str, Any] = {}
+        look = self._process.look()
+        rewards = look.numbers[2]
         if self._autoreset == AutoresetMode.NEXT_STEP:
-            self._ended = terminated.copy()
+            self._ended = terminated
         elif terminated.any():
-            infos = self._final(terminated)
+            infos = self._final(look, terminated)
             self._begin(terminated, {})
-        observations, current = self._process.look()
+            look = self._process.look()
+        observations, current = split_look(look)
         infos.update(self._masked_infos(current, everywhere))
         return (
             observations,
@@ -221,22 +223,23 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         return tuple(ansi_frame(self._process.episodes, i) for i in range(self.num_envs))
 
     def _begin(self, selected: NDArray[np.bool_], options: dict[str, Any]) -> None:
-        for i in np.flatnonzero(selected):
-            self._process.begin(int(i), self._generators[i], options)
+        chosen = np.flatnonzero(selected).tolist()
+        self._process.begin(chosen, [self._generators[i] for i in chosen], options)
 
     @staticmethod
     def _masked_infos(infos: dict[str, NDArray[Any]], selected: NDArray[np.bool_]) -> dict[str, Any]:
         """Gymnasium's batched form: every key with its values, 0 where not selected, and ``_key``, who has it."""
         masked: dict[str, Any] = {}
+        everyone = selected.all()
         for key, values in infos.items():
-            if not selected.all():
+            if not everyone:
                 values[~selected] = 0
             masked[key], masked[f"_{key}"] = values, selected.copy()
         return masked
 
-    def _final(self, ended: NDArray[np.bool_]) -> dict[str, Any]:
+    def _final(self, look: Look, ended: NDArray[np.bool_]) -> dict[str, Any]:
         """The last observations and infos of the episodes that just ended."""
-        observations, infos = self._process.look()
+        observations, infos = split_look(look)
         final_obs = np.full(self.num_envs, None, dtype=object)
         for i in np.flatnonzero(ended):
             final_obs[i] = {key: values[i] for key, values in observations.items()}

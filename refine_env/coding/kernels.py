@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from refine_env._compiled import kernel
-from refine_env.coding.lloyd_max import QuantizerTable
+from refine_env.coding.lloyd_max import LOSSLESS_BITS, QuantizerTable
 
-__all__ = ["decode_float16", "mean_square_error", "quantize_value", "refine"]
+__all__ = [
+    "CoderTables",
+    "begin",
+    "decode_float16",
+    "deliver_batch",
+    "mean_square_error",
+    "quantize_value",
+    "refine",
+    "score_chains",
+]
 
 _FLOAT16_SCALE = np.float32(2.0**112)
 _LANES = 8
@@ -66,6 +78,7 @@ def mean_square_error(device: NDArray[np.float32], clean: NDArray[np.uint16]) ->
 @kernel
 def _refine(
     latent: NDArray[np.uint16],
+    held: NDArray[np.float32],
     device: NDArray[np.float32],
     gain: Any,
     scale: Any,
@@ -75,7 +88,7 @@ def _refine(
 ) -> None:
     reciprocal = np.float32(1.0) / scale
     for m in range(device.size):
-        prediction = gain * device[m]
+        prediction = gain * held[m]
         z = (_half(latent[m]) - prediction) * reciprocal
         device[m] = prediction + scale * quantize_value(z, cells, origin, bins_per_unit)
 
@@ -94,4 +107,141 @@ def refine(
         scale: residual scale s > 0.
         table: the b-bit quantizer's tables.
     """
-    _refine(latent, device, np.float32(gain), np.float32(scale), table.cells, table.origin, table.bins_per_unit)
+    _refine(latent, device, device, np.float32(gain), np.float32(scale), table.cells, table.origin, table.bins_per_unit)
+
+
+@kernel
+def begin(patterns: NDArray[np.uint16], device: NDArray[np.float32]) -> Any:
+    """Give the device x_T, which it shares with the server; returns the MSE of that. ``patterns`` is (T+1, M)."""
+    decode_float16(patterns[-1], device)
+    return mean_square_error(device, patterns[0])
+
+
+class CoderTables(NamedTuple):
+    """What deliveries of a coder without side information are carried out with, by step t, device step t_p and b.
+
+    Attributes:
+        gain: prediction gain g, float32 (T+1, T+1), indexed [t, t_p].
+        scale: residual scale s, float32 (T+1, T+1).
+        variance: s² in full precision, float64 (T+1, T+1).
+        base_distortion: D_base(b), float64 (17,), 0 where b is not used.
+        cells: the quantizers' cells, one table under the other, float32 (rows, 3).
+        first_row: a quantizer's first row in ``cells``, int64 (17,).
+        num_rows: its number of rows, int64 (17,).
+        origin: float32 (17,).
+        bins_per_unit: float32 (17,).
+    """
+
+    gain: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    variance: NDArray[np.float64]
+    base_distortion: NDArray[np.float64]
+    cells: NDArray[np.float32]
+    first_row: NDArray[np.int64]
+    num_rows: NDArray[np.int64]
+    origin: NDArray[np.float32]
+    bins_per_unit: NDArray[np.float32]
+
+
+@intrinsic
+def _pointer(typing_context: Any, address: Any) -> Any:
+    """The address of an array of uint16 as a pointer to it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.uint16)(address), generate
+
+
+@kernel
+def _deliver(
+    address: int,
+    held: NDArray[np.float32],
+    device: NDArray[np.float32],
+    step: int,
+    device_step: int,
+    bits: int,
+    tables: CoderTables,
+) -> None:
+    """One delivery from ``held`` into ``device``, which may be the same array."""
+    latent_dim = device.size
+    latent = numba.carray(_pointer(np.uint64(address + 2 * latent_dim * step)), (latent_dim,))
+    if bits == LOSSLESS_BITS:
+        decode_float16(latent, device)
+        return
+    first = tables.first_row[bits]
+    cells = tables.cells[first : first + tables.num_rows[bits]]
+    _refine(
+        latent,
+        held,
+        device,
+        tables.gain[step, device_step],
+        tables.scale[step, device_step],
+        cells,
+        tables.origin[bits],
+        tables.bins_per_unit[bits],
+    )
+
+
+@kernel
+def deliver_batch(
+    state: NDArray[Any], addresses: NDArray[np.uint64], device: NDArray[np.float32], tables: CoderTables
+) -> None:
+    """Carry out the deliveries of a batch that have just completed, and measure what the devices then hold.
+
+    Args:
+        state: records with the fields ``delivered``, ``device_step``, ``predecessor``, ``device_bits``,
+            ``device_error``, ``latent_mse`` (N,); the last two are written.
+        addresses: of every episode's float16 patterns (T+1, M).
+        device: (N, M), or (N, 0) where there are no latents: then only the predicted error is written.
+        tables: the coder's.
+    """
+    latent_dim = device.shape[1]
+    for i in range(state.size):
+        s = state[i]
+        if not s.delivered:
+            continue
+        s.device_error = tables.variance[s.device_step, s.predecessor] * tables.base_distortion[s.device_bits]
+        if latent_dim > 0:
+            _deliver(addresses[i], device[i], device[i], s.device_step, s.predecessor, s.device_bits, tables)
+            s.latent_mse = mean_square_error(device[i], numba.carray(_pointer(addresses[i]), (latent_dim,)))
+
+
+@kernel
+def score_chains(
+    patterns: NDArray[np.uint16],
+    steps: NDArray[np.int64],
+    bits: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    shared: NDArray[np.int64],
+    tables: CoderTables,
+    stack: NDArray[np.float32],
+    mse: NDArray[np.float64],
+    finals: NDArray[np.float32],
+) -> None:
+    """Carry out chains of deliveries of one trajectory, common beginnings once, and measure what they end in.
+
+    Args:
+        patterns: float16 patterns (T+1, M).
+        steps: steps delivered, all chains one after the other, in lexicographic order of the chains.
+        bits: their bit depths.
+        ends: where each chain ends in ``steps`` (C,).
+        shared: how many deliveries each chain has in common with the one before it (C,).
+        tables: the coder's.
+        stack: scratch, (longest chain + 1, M): row d is the device after d deliveries.
+        mse: (1/M)‖ŷ − x_0‖² of every chain (C,), the result.
+        finals: what the device holds at the end, (C, M); or (0, M) to leave it out.
+    """
+    num_steps = patterns.shape[0] - 1
+    address = patterns.ctypes.data
+    decode_float16(patterns[num_steps], stack[0])
+    start = 0
+    for chain in range(ends.size):
+        length = ends[chain] - start
+        for d in range(shared[chain], length):
+            held_step = num_steps if d == 0 else steps[start + d - 1]
+            _deliver(address, stack[d], stack[d + 1], steps[start + d], held_step, bits[start + d], tables)
+        mse[chain] = mean_square_error(stack[length], patterns[0])
+        if finals.shape[0] > 0:
+            finals[chain] = stack[length]
+        start = ends[chain]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +14,15 @@ from numpy.typing import NDArray
 from refine_env._validation import check_choice
 from refine_env.coding import kernels
 from refine_env.coding.lloyd_max import LOSSLESS_BITS, LloydMax, base_distortion
-from refine_env.distortion import residual_variance
+from refine_env.distortion import prediction_gain, residual_variance
 from refine_env.schedule import NoiseSchedule
 
-__all__ = ["CODERS", "Coder", "ForwardCoder", "Refinement", "make_coder"]
+__all__ = ["CODERS", "Chain", "Coder", "ForwardCoder", "Refinement", "make_coder"]
 
 CODERS = ("forward",)
+
+Chain = tuple[tuple[int, int], ...]
+"""The deliveries of an episode, in order: (step t, bit depth b) each."""
 
 
 class Refinement(NamedTuple):
@@ -54,6 +60,16 @@ class Coder(Protocol):
     ) -> float:
         """Carry out a delivery in place; returns the predicted coding error of what the device then holds."""
 
+    def deliver_batch(
+        self, state: NDArray[Any], addresses: NDArray[np.uint64], device: NDArray[np.float32]
+    ) -> None:
+        """Carry out the deliveries that ``state`` marks, see :func:`refine_env.coding.kernels.deliver_batch`."""
+
+    def score_chains(
+        self, latents: NDArray[np.uint16], chains: Sequence[Chain], keep_devices: bool = False
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Carry out whole chains of deliveries of one trajectory and measure what they end in."""
+
     @property
     def max_error(self) -> float:
         """Largest predicted coding error that any delivery can leave."""
@@ -79,8 +95,32 @@ class ForwardCoder:
         self.schedule = schedule
         self.bit_depths = bit_depths
         self._variance = residual_variance(schedule)
+        self._gain = prediction_gain(schedule)
         self._quantizers = {bits: LloydMax(bits) for bits in bit_depths if bits != LOSSLESS_BITS}
         self._base_distortion = {bits: base_distortion(bits) for bits in bit_depths}
+
+    @cached_property
+    def _tables(self) -> kernels.CoderTables:
+        by_depth = np.zeros((3, LOSSLESS_BITS + 1))
+        rows = np.zeros((2, LOSSLESS_BITS + 1), dtype=np.int64)
+        for bits, distortion in self._base_distortion.items():
+            by_depth[0, bits] = distortion
+        for bits, quantizer in self._quantizers.items():
+            table = quantizer.table
+            by_depth[1:, bits] = table.origin, table.bins_per_unit
+            rows[:, bits] = rows[1].sum(), len(table.cells)
+        cells = [quantizer.table.cells for quantizer in self._quantizers.values()]
+        return kernels.CoderTables(
+            gain=self._gain.astype(np.float32),
+            scale=np.sqrt(self._variance).astype(np.float32),
+            variance=self._variance,
+            base_distortion=by_depth[0],
+            cells=np.concatenate(cells) if cells else np.zeros((1, 4), dtype=np.float32),
+            first_row=rows[0],
+            num_rows=rows[1],
+            origin=by_depth[1].astype(np.float32),
+            bins_per_unit=by_depth[2].astype(np.float32),
+        )
 
     def refinement(self, step: int, device_step: int, bits: int, device_error: float) -> Refinement:
         """Gain, scale and D_quant of sending x_t with b bits (the device's own error is neglected, as in [K]).
@@ -91,11 +131,10 @@ class ForwardCoder:
             bits: b.
             device_error: not used by this coder.
         """
-        ab = self.schedule.alpha_bar
-        first = device_step == self.schedule.num_steps
-        gain = 0.0 if first else math.sqrt(ab[step] / ab[device_step])
         variance = float(self._variance[step, device_step])
-        return Refinement(gain, math.sqrt(variance), variance * self._base_distortion[bits])
+        return Refinement(
+            float(self._gain[step, device_step]), math.sqrt(variance), variance * self._base_distortion[bits]
+        )
 
     def deliver(
         self,
@@ -125,6 +164,53 @@ class ForwardCoder:
         else:
             kernels.refine(latents[step], device, gain, scale, self._quantizers[bits].table)
         return error
+
+    def deliver_batch(
+        self, state: NDArray[Any], addresses: NDArray[np.uint64], device: NDArray[np.float32]
+    ) -> None:
+        """Carry out the deliveries that ``state`` marks, as :meth:`deliver` does, in one compiled loop.
+
+        Args:
+            state: see :func:`refine_env.coding.kernels.deliver_batch`.
+            addresses: of every episode's float16 patterns.
+            device: what the devices hold, float32 (N, M), or (N, 0) without latents.
+        """
+        kernels.deliver_batch(state, addresses, device, self._tables)
+
+    def score_chains(
+        self, latents: NDArray[np.uint16], chains: Sequence[Chain], keep_devices: bool = False
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Carry out whole chains of deliveries of one trajectory; what chains have in common is done once.
+
+        Args:
+            latents: float16 patterns, uint16 (T+1, M), indexed by t.
+            chains: of (step, bits), every step below the one before it; without repetition, in ascending order.
+            keep_devices: also return what the device holds.
+
+        Returns:
+            (1/M)‖ŷ − x_0‖² of every chain (C,), and ŷ, float32 (C, M), or (0, M) if not kept.
+        """
+        lengths = [len(chain) for chain in chains]
+        flat = np.array([delivery for chain in chains for delivery in chain], dtype=np.int64).reshape(-1, 2)
+        shared = [0] + [
+            next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+            for one, other in itertools.pairwise(chains)
+        ]
+        dimensions = latents.shape[1]
+        mse = np.empty(len(chains))
+        finals = np.empty((len(chains) if keep_devices else 0, dimensions), dtype=np.float32)
+        kernels.score_chains(
+            latents,
+            np.ascontiguousarray(flat[:, 0]),
+            np.ascontiguousarray(flat[:, 1]),
+            np.cumsum(lengths),
+            np.array(shared, dtype=np.int64),
+            self._tables,
+            np.empty((max(lengths) + 1, dimensions), dtype=np.float32),
+            mse,
+            finals,
+        )
+        return mse, finals
 
     @property
     def max_error(self) -> float:

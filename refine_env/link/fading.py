@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -35,25 +37,59 @@ def slot_rates(gains: ArrayLike, total_power: float, symbols_per_slot: float) ->
     power = check_power(total_power)
     symbols = check_positive("symbols_per_slot", symbols_per_slot, advice="Give ℓ, for example 70.")
     rates = np.empty(values.shape[0])
-    fill_rates(values, power, symbols, rates)
+    fill_rates(values, np.full(len(values), power), symbols, rates)
     return rates
 
 
-def draw_gains(rng: np.random.Generator, num_slots: int, num_subchannels: int) -> NDArray[np.float64]:
+def draw_gains(
+    rng: np.random.Generator, num_slots: int, num_subchannels: int, out: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """Rayleigh power gains g ~ Exp(mean 1), independent over slots and subchannels.
+
+    Args:
+        rng: the generator.
+        num_slots: how many slots.
+        num_subchannels: K.
+        out: where to draw them, of the result's shape.
 
     Returns:
         Gains, shape (num_slots, num_subchannels).
     """
-    return rng.standard_exponential((num_slots, num_subchannels))
+    return rng.standard_exponential((num_slots, num_subchannels), out=out)
+
+
+_CHUNK = 1 << 15  # gains drawn before they are used: they stay in the second-level cache
 
 
 def draw_rates(
-    rng: np.random.Generator,
+    rngs: Sequence[np.random.Generator],
     num_slots: int,
     num_subchannels: int,
-    total_power: float,
+    total_powers: NDArray[np.float64],
     symbols_per_slot: float,
 ) -> NDArray[np.float64]:
-    """Draw the channel of an episode, then apply it: bits per slot, shape (num_slots,)."""
-    return slot_rates(draw_gains(rng, num_slots, num_subchannels), total_power, symbols_per_slot)
+    """Draw the channels of episodes, each from its own generator, then apply them.
+
+    Args:
+        rngs: one generator an episode (N,).
+        num_slots: T_d.
+        num_subchannels: K.
+        total_powers: Σ_j p_j in every slot of an episode, noise-normalized, > 0 (N,).
+        symbols_per_slot: ℓ, may be fractional.
+
+    Returns:
+        Bits per slot, shape (N, num_slots).
+    """
+    rates = np.empty((len(rngs), num_slots))
+    powers = np.repeat(total_powers, num_slots)
+    chunk = max(1, min(len(rngs), _CHUNK // (num_slots * num_subchannels)))
+    gains = np.empty((chunk, num_slots, num_subchannels))
+    for start in range(0, len(rngs), chunk):
+        part = rngs[start : start + chunk]
+        for rng, own in zip(part, gains, strict=False):
+            draw_gains(rng, num_slots, num_subchannels, out=own)
+        slots = slice(start * num_slots, (start + len(part)) * num_slots)
+        fill_rates(
+            gains[: len(part)].reshape(-1, num_subchannels), powers[slots], symbols_per_slot, rates.reshape(-1)[slots]
+        )
+    return rates

@@ -1,4 +1,8 @@
-"""Compiled loops over slots and subchannels."""
+"""Compiled loops over slots and subchannels.
+
+Slots are taken in blocks, transposed: the innermost loop runs over the slots of a block, which the processor handles
+several at a time, while each slot's own sums keep their order. So a slot's result does not depend on its block.
+"""
 
 from __future__ import annotations
 
@@ -9,101 +13,160 @@ from numpy.typing import NDArray
 
 from refine_env._compiled import kernel
 
-__all__ = ["fill_powers", "fill_rates", "water_level"]
+__all__ = ["fill_powers", "fill_rates"]
 
-_LOGS_PER_PRODUCT = 4
+_BLOCK = 60  # slots at a time: floors of a block stay in the first-level cache
 _SMALL_SNR = 1e-2  # below, 1 + p g loses digits
+_MOST_DOUBLINGS = 1000.0  # a product of factors stays below 2^1000
 _BITS_PER_NAT = 1.0 / np.log(2.0)
 
 
 @kernel
-def _fill_floors(gains: NDArray[np.float64], floors: NDArray[np.float64]) -> Any:
-    """floors ← 1/g_j, infinite where nothing can be received; returns the lowest. Both (K,)."""
-    lowest = np.inf
-    for j in range(gains.size):
-        floors[j] = 1.0 / gains[j] if gains[j] > 0.0 else np.inf
-        lowest = min(lowest, floors[j])
-    return lowest
+def _fill_floors(
+    gains: NDArray[np.float64],
+    powers: NDArray[np.float64],
+    first: int,
+    count: int,
+    floors: NDArray[np.float64],
+    lowest: NDArray[np.float64],
+    block_powers: NDArray[np.float64],
+) -> None:
+    """Floors 1/g_j of a block of slots, infinite where nothing can be received, the lowest of each slot, its power.
+
+    Args:
+        gains: (slots, K).
+        powers: (slots,).
+        first: the block's first slot.
+        count: its number of slots; the rest of the block is filled up with gains and powers of 1.
+        floors: (K, block).
+        lowest: (block,).
+        block_powers: (block,).
+    """
+    for s in range(_BLOCK):
+        block_powers[s] = powers[first + s] if s < count else 1.0
+    for s in range(count):
+        for j in range(floors.shape[0]):
+            floors[j, s] = gains[first + s, j]
+    for j in range(floors.shape[0]):
+        for s in range(count, _BLOCK):
+            floors[j, s] = 1.0
+    for s in range(_BLOCK):
+        lowest[s] = np.inf
+    for j in range(floors.shape[0]):
+        floor = floors[j]
+        for s in range(_BLOCK):
+            value = 1.0 / floor[s]
+            floor[s] = value
+            lowest[s] = value if value < lowest[s] else lowest[s]
 
 
 @kernel
-def water_level(floors: NDArray[np.float64], lowest: float, power: float, heights: NDArray[np.float64]) -> Any:
-    """Water level over one set of floors, by finite active-set elimination.
+def _fill_levels(
+    floors: NDArray[np.float64],
+    lowest: NDArray[np.float64],
+    powers: NDArray[np.float64],
+    levels: NDArray[np.float64],
+    active: NDArray[np.float64],
+    scratch: NDArray[np.float64],
+    counts: NDArray[np.float64],
+) -> None:
+    """Water level of every slot of a block, above its lowest floor, by finite active-set elimination.
 
     Heights d_j = 1/g_j − min 1/g are taken from the lowest floor, so that nothing is lost where the power is small
     beside the floors. All subchannels start active. The level that spends the power on the m active ones is
     (power + Σ d_j)/m; a subchannel with d_j at or above it cannot be part of the optimum, and dropping it only
     lowers the level, so dropping all such and repeating ends at the optimum after at most K rounds, without a
-    tolerance. The lowest floor always stays.
+    tolerance. The lowest floor always stays. A slot that has ended repeats its last round until all have.
 
     Args:
-        floors: 1/g_j (K,); infinite ones get nothing.
-        lowest: the lowest of them, finite.
-        power: total power, > 0.
-        heights: (K,) scratch.
-
-    Returns:
-        The level above the lowest floor.
+        floors: 1/g_j (K, block); infinite ones get nothing.
+        lowest: the lowest of them (block,); where it is infinite, the level is.
+        powers: total power of every slot, > 0 (block,).
+        levels: (block,), the result.
+        active: (block,), scratch, as ``scratch`` and ``counts``.
+        scratch: (block,).
+        counts: (block,).
     """
-    count = 0
-    total = power
-    for j in range(floors.size):
-        if floors[j] < np.inf:
-            heights[count] = floors[j] - lowest
-            total += heights[count]
-            count += 1
-    level = total / count
+    for s in range(_BLOCK):
+        levels[s] = np.inf
+        active[s] = -1.0
     while True:
-        kept = 0
-        total = power
-        for j in range(count):
-            if heights[j] < level:
-                heights[kept] = heights[j]
-                total += heights[j]
-                kept += 1
-        if kept == count:
-            return level
-        count = kept
-        level = total / count
+        for s in range(_BLOCK):
+            scratch[s] = powers[s]
+            counts[s] = 0.0
+        for j in range(floors.shape[0]):
+            floor = floors[j]
+            for s in range(_BLOCK):
+                height = floor[s] - lowest[s]
+                below = height < levels[s]
+                scratch[s] += height if below else 0.0
+                counts[s] += 1.0 if below else 0.0
+        changed = 0
+        for s in range(_BLOCK):
+            changed += counts[s] != active[s]
+            active[s] = counts[s]
+            levels[s] = scratch[s] / counts[s]
+        if changed == 0:
+            return
 
 
 @kernel
-def fill_powers(gains: NDArray[np.float64], power: float, out: NDArray[np.float64]) -> None:
-    """Waterfilled powers of every slot; ``gains`` and ``out`` (slots, K)."""
-    floors, heights = np.empty(gains.shape[1]), np.empty(gains.shape[1])
-    for row in range(gains.shape[0]):
-        lowest = _fill_floors(gains[row], floors)
-        level = water_level(floors, lowest, power, heights) if lowest < np.inf else 0.0
-        for j in range(gains.shape[1]):
-            out[row, j] = max(0.0, level - (floors[j] - lowest)) if floors[j] < np.inf else 0.0
+def fill_powers(gains: NDArray[np.float64], powers: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+    """Waterfilled powers of every slot; ``gains`` and ``out`` (slots, K), total ``powers`` (slots,)."""
+    floors = np.empty((gains.shape[1], _BLOCK))
+    lowest, levels, block_powers = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    active, scratch, counts = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    for first in range(0, gains.shape[0], _BLOCK):
+        count = min(_BLOCK, gains.shape[0] - first)
+        _fill_floors(gains, powers, first, count, floors, lowest, block_powers)
+        _fill_levels(floors, lowest, block_powers, levels, active, scratch, counts)
+        for s in range(count):
+            for j in range(gains.shape[1]):
+                allotted = levels[s] - (floors[j, s] - lowest[s])
+                out[first + s, j] = allotted if floors[j, s] < np.inf and allotted > 0.0 else 0.0
 
 
 @kernel
-def fill_rates(gains: NDArray[np.float64], power: float, symbols_per_slot: float, out: NDArray[np.float64]) -> None:
-    """ℓ Σ_j log2(1 + p_j g_j) of every slot; ``gains`` (slots, K), ``out`` (slots,)."""
-    floors, heights = np.empty(gains.shape[1]), np.empty(gains.shape[1])
-    for row in range(gains.shape[0]):
-        out[row] = 0.0
-        lowest = _fill_floors(gains[row], floors)
-        if lowest == np.inf:
-            continue
-        level = water_level(floors, lowest, power, heights)
-        bits = 0.0
-        product = 1.0
-        factors = 0
-        for j in range(gains.shape[1]):
-            allotted = level - (floors[j] - lowest)
-            if allotted <= 0.0:
-                continue
-            received = allotted * gains[row, j]
-            if received < _SMALL_SNR:
-                bits += np.log1p(received) * _BITS_PER_NAT
-                continue
-            # One logarithm for a few subchannels' product.
-            product *= 1.0 + received
-            factors += 1
-            if factors == _LOGS_PER_PRODUCT:
-                bits += np.log2(product)
-                product = 1.0
-                factors = 0
-        out[row] = symbols_per_slot * (bits + np.log2(product))
+def _small_rate(floors: Any, lowest: float, level: float) -> float:
+    """Σ_j log2(1 + p_j g_j) of one slot in which every p_j g_j is small."""
+    bits = 0.0
+    for j in range(floors.size):
+        allotted = level - (floors[j] - lowest)
+        if allotted > 0.0:
+            bits += np.log1p(allotted / floors[j]) * _BITS_PER_NAT
+    return bits
+
+
+@kernel
+def fill_rates(
+    gains: NDArray[np.float64], powers: NDArray[np.float64], symbols_per_slot: float, out: NDArray[np.float64]
+) -> None:
+    """ℓ Σ_j log2(1 + p_j g_j) of every slot; ``gains`` (slots, K), total ``powers`` and ``out`` (slots,)."""
+    num_subchannels = gains.shape[1]
+    floors = np.empty((num_subchannels, _BLOCK))
+    lowest, levels, block_powers = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    bits, product, counts = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    for first in range(0, gains.shape[0], _BLOCK):
+        count = min(_BLOCK, gains.shape[0] - first)
+        _fill_floors(gains, powers, first, count, floors, lowest, block_powers)
+        _fill_levels(floors, lowest, block_powers, levels, bits, product, counts)
+        strongest = 0.0  # the largest p_j g_j is that of the lowest floor
+        for s in range(count):
+            if lowest[s] < np.inf:
+                strongest = max(strongest, levels[s] / lowest[s])
+        # One logarithm for a product of so many factors that it cannot overflow.
+        factors = max(1, int(_MOST_DOUBLINGS / (np.log2(1.0 + strongest) + 1e-3)))
+        bits[:] = 0.0
+        for start in range(0, num_subchannels, factors):
+            product[:] = 1.0
+            for j in range(start, min(num_subchannels, start + factors)):
+                floor = floors[j]
+                for s in range(_BLOCK):
+                    allotted = levels[s] - (floor[s] - lowest[s])
+                    product[s] *= 1.0 + (allotted if allotted > 0.0 else 0.0) / floor[s]
+            for s in range(count):
+                bits[s] += np.log2(product[s])
+        for s in range(count):
+            if levels[s] < _SMALL_SNR * lowest[s]:
+                bits[s] = _small_rate(floors[:, s], lowest[s], levels[s])
+            out[first + s] = symbols_per_slot * bits[s]

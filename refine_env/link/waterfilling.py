@@ -77,5 +77,6 @@ def waterfill(gains: ArrayLike, total_power: float) -> NDArray[np.float64]:
     power = check_power(total_power)
     powers = np.empty_like(values)
     columns = values.shape[-1]
-    fill_powers(values.reshape(-1, columns), power, powers.reshape(-1, columns))
+    slots = values.reshape(-1, columns)
+    fill_powers(slots, np.full(len(slots), power), powers.reshape(-1, columns))
     return powers
