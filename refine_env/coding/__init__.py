@@ -1,16 +1,20 @@
-"""Quantizers and the refinement coder."""
+"""Quantizers, the refinement coder, and its bitstream."""
 
+from refine_env.coding.bitstream import Message, RefinementCodec
 from refine_env.coding.lloyd_max import LOSSLESS_BITS, MAX_QUANTIZER_BITS, LloydMax, base_distortion
-from refine_env.coding.refinement import CODERS, Coder, ForwardCoder, Refinement, make_coder
+from refine_env.coding.refinement import CODERS, Code, Coder, ForwardCoder, Refinement, make_coder
 
 __all__ = [
     "CODERS",
     "LOSSLESS_BITS",
     "MAX_QUANTIZER_BITS",
+    "Code",
     "Coder",
     "ForwardCoder",
     "LloydMax",
+    "Message",
     "Refinement",
+    "RefinementCodec",
     "base_distortion",
     "make_coder",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from refine_env.coding.lloyd_max import LOSSLESS_BITS, LloydMax, base_distortion
 from refine_env.distortion import residual_variance
 from refine_env.schedule import NoiseSchedule
 
-__all__ = ["CODERS", "Coder", "ForwardCoder", "Refinement", "make_coder"]
+__all__ = ["CODERS", "Code", "Coder", "ForwardCoder", "Refinement", "make_coder"]
 
 CODERS = ("forward",)
 
@@ -33,10 +34,26 @@ class Refinement(NamedTuple):
     error: float
 
 
+class Code(NamedTuple):
+    """What one delivery sends.
+
+    Attributes:
+        indices: one of b bits per dimension, uint16 (M,): levels of the quantizer; of b = 16 the float16 patterns.
+        side: what the decoder needs besides, ``side_bytes`` of the coder.
+    """
+
+    indices: NDArray[np.uint16]
+    side: bytes = b""
+
+
 class Coder(Protocol):
-    """What the simulator asks of a coder."""
+    """What the simulator and the bitstream ask of a coder."""
 
     name: str
+    schedule: NoiseSchedule
+    bit_depths: tuple[int, ...]
+    side_bytes: int
+    """Bytes of side information in a message."""
     refreshes_held_step: bool
     """Whether sending the step that the device holds once more, after a lossy delivery, is a refinement."""
 
@@ -54,9 +71,32 @@ class Coder(Protocol):
     ) -> float:
         """Carry out a delivery in place; returns the predicted coding error of what the device then holds."""
 
+    def encode(
+        self,
+        latent: NDArray[np.uint16],
+        device: NDArray[np.float32],
+        step: int,
+        device_step: int,
+        bits: int,
+        device_error: float,
+    ) -> Code:
+        """What :meth:`deliver` would send, with nothing changed."""
+
+    def decode(
+        self, code: Code, device: NDArray[np.float32], step: int, device_step: int, bits: int, device_error: float
+    ) -> float:
+        """Carry out at the device what :meth:`encode` sent: the same array as :meth:`deliver`'s, the same error."""
+
     @property
     def max_error(self) -> float:
         """Largest predicted coding error that any delivery can leave."""
+
+
+@cache
+def _lower_indices(bits: int) -> NDArray[np.uint16]:
+    """Index of the lower level of every row of the b-bit quantizer's ``cells``, uint16 (bins,)."""
+    table = LloydMax(bits).table
+    return np.searchsorted(table.levels, table.cells[:, 1]).astype(np.uint16)
 
 
 class ForwardCoder:
@@ -73,6 +113,7 @@ class ForwardCoder:
     """
 
     name = "forward"
+    side_bytes = 0
     refreshes_held_step = False  # σ² = 0 in Eq. (7): a degenerate quantizer
 
     def __init__(self, schedule: NoiseSchedule, bit_depths: tuple[int, ...]) -> None:
@@ -124,6 +165,54 @@ class ForwardCoder:
             kernels.decode_float16(latents[step], device)
         else:
             kernels.refine(latents[step], device, gain, scale, self._quantizers[bits].table)
+        return error
+
+    def encode(
+        self,
+        latent: NDArray[np.uint16],
+        device: NDArray[np.float32],
+        step: int,
+        device_step: int,
+        bits: int,
+        device_error: float,
+    ) -> Code:
+        """The levels' indices of a delivery.
+
+        Args:
+            latent: x_t as float16 patterns, uint16 (M,).
+            device: x̂_{t_p}, float32 (M,), left as it is.
+            step: t.
+            device_step: t_p.
+            bits: b.
+            device_error: e_p of what the device holds.
+        """
+        if bits == LOSSLESS_BITS:
+            return Code(latent)
+        gain, scale, _ = self.refinement(step, device_step, bits, device_error)
+        table = self._quantizers[bits].table
+        return Code(kernels.quantize_indices(latent, device, gain, scale, table, _lower_indices(bits)))
+
+    def decode(
+        self, code: Code, device: NDArray[np.float32], step: int, device_step: int, bits: int, device_error: float
+    ) -> float:
+        """Overwrite what the device holds, as :meth:`deliver` does.
+
+        Args:
+            code: of :meth:`encode`.
+            device: x̂_{t_p}, float32 (M,), overwritten with x̂_t.
+            step: t.
+            device_step: t_p.
+            bits: b.
+            device_error: e_p of what the device holds.
+
+        Returns:
+            The predicted coding error of x̂_t.
+        """
+        gain, scale, error = self.refinement(step, device_step, bits, device_error)
+        if bits == LOSSLESS_BITS:
+            kernels.decode_float16(code.indices, device)
+        else:
+            kernels.reconstruct(code.indices, device, gain, scale, self._quantizers[bits].table)
         return error
 
     @property
