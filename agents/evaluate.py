@@ -1,27 +1,30 @@
 """Compare policies over a range of SNRs: ``python -m agents.evaluate``.
 
 Writes ``episodes.csv``, ``summary.csv`` and ``run.json``, prints the table, and draws ``fig3a`` where
-matplotlib is installed.
+matplotlib is installed. With ``--images`` what the devices hold is decoded and scored too: further columns,
+``images.npz``, ``fig3b`` and ``strip``. With ``--html`` all of it becomes one page, ``report.html``.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import math
 import platform
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 import agents
-from refine_env import CacheError, ConfigurationError, MissingExtraError, __version__
+from agents.images import ImageScorer, open_decoder, open_metrics
+from refine_env import CacheError, ConfigurationError, MissingExtraError, TrajectoryCache, __version__
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE
 from refine_env.evaluation import (
     EPISODE_COLUMNS,
     SUMMARY_COLUMNS,
+    Score,
     Table,
     episode_seeds,
     roll_out,
@@ -29,6 +32,7 @@ from refine_env.evaluation import (
     write_atomically,
     write_table,
 )
+from refine_env.metrics import LPIPS, MAX_PSNR_DB, METRICS
 from refine_env.settings import EnvSettings
 
 __all__ = ["DEFAULT_AGENTS", "DEFAULT_SNRS_DB", "evaluate", "main"]
@@ -55,6 +59,7 @@ def evaluate(
     seed: int,
     env_kwargs: dict[str, Any],
     progress: Any = None,
+    score: Score | None = None,
 ) -> Table:
     """Episodes of every policy at every SNR on common draws: row k of every agent at one SNR has the same seed.
 
@@ -65,6 +70,7 @@ def evaluate(
         seed: of the evaluation.
         env_kwargs: environment arguments; a policy's own ``agents.env_kwargs`` come on top.
         progress: called with the number of episodes that have just ended.
+        score: see :func:`refine_env.evaluation.roll_out`.
 
     Raises:
         ConfigurationError: if a name, SNR or count is out of range.
@@ -80,6 +86,7 @@ def evaluate(
                     episodes=episodes,
                     seed=seed,
                     progress=progress,
+                    score=score,
                 )
             )
     return rows
@@ -135,42 +142,38 @@ def _parse_list(name: str, text: str, kind: type, example: str) -> tuple[Any, ..
 
 
 def print_table(summary: Table) -> None:
-    """The summary on the terminal, within 80 columns: one row an SNR, one column an agent, the lowest mean marked."""
+    """The summary on the terminal, within 80 columns: one row an SNR, one column a policy, the lowest mean marked."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    order = list(dict.fromkeys(row["agent"] for row in summary))
-    cells = {(row["snr_db"], row["agent"]): row for row in summary}
+    from agents.figures import format_mean, rows_by_policy
+
+    policies = rows_by_policy(summary)
+    cells = {(row["snr_db"], policy): row for policy, rows in policies.items() for row in rows}
     view = RichTable(
         title="latent MSE at the deadline, mean over episodes",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
     view.add_column("SNR\n[dB]", justify="right")
-    for agent in order:
-        view.add_column(agent.replace("-", "\n", 1), justify="right", no_wrap=True)
+    for policy in policies:
+        view.add_column(policy.replace("-", "\n", 1).replace(" (", "\n("), justify="right", no_wrap=True)
     for snr_db in dict.fromkeys(row["snr_db"] for row in summary):
-        best = min(cells[snr_db, agent]["latent_mse"] for agent in order)
+        best = min(cells[snr_db, policy]["latent_mse"] for policy in policies if (snr_db, policy) in cells)
         line = [f"{snr_db:g}"]
-        for agent in order:
-            row = cells[snr_db, agent]
-            mean, interval = _scientific(row["latent_mse"], row["ci_low"], row["ci_high"])
+        for policy in policies:
+            if (snr_db, policy) not in cells:
+                line.append("–")
+                continue
+            row = cells[snr_db, policy]
+            mean, interval = format_mean(row["latent_mse"], row["ci_low"], row["ci_high"])
             marked = f"[bold]{mean}[/bold]" if row["latent_mse"] == best else mean
             line.append(f"{marked}\n[dim]{interval}[/dim]")
         view.add_row(*line)
     console = Console()
     console.print(view)
     console.print("Second line: 95 % bootstrap interval, in the mean's power of ten. Bold: lowest.", style="dim")
-
-
-def _scientific(mean: float, low: float, high: float) -> tuple[str, str]:
-    """A mean as 1.83e-3 and its interval as 1.7–2.0, in the mean's power of ten; exact zeros as 0."""
-    if mean == 0.0:
-        return "0", ""
-    exponent = math.floor(math.log10(mean))
-    unit = 10.0**exponent
-    return f"{mean / unit:.2f}e{exponent}", f"{low / unit:.1f}–{high / unit:.1f}"
 
 
 def main(
@@ -186,19 +189,71 @@ def main(
     bit_depths: Annotated[str, typer.Option(help="Comma-separated bit depths.")] = _DEFAULT_BIT_DEPTHS,
     deadline: Annotated[int, typer.Option(help="Deadline in slots.")] = PAPER_DEADLINE,
     figures: Annotated[bool, typer.Option(help="Draw the figure (needs matplotlib).")] = True,
+    html: Annotated[bool, typer.Option("--html", help="Write the report, one HTML page (needs plotly).")] = False,
+    images: Annotated[bool, typer.Option(help="Decode what the devices hold, and score the images.")] = False,
+    metrics: Annotated[str, typer.Option(help="Comma-separated metrics of the images.")] = ",".join(METRICS),
+    image_episodes: Annotated[
+        int | None, typer.Option(help="Score the first so many episodes of every row.", show_default="all")
+    ] = None,
+    lpips_weights: Annotated[
+        Path | None, typer.Option(help="File of AlexNet's weights for LPIPS.", show_default="in torch's cache")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder of the cache's model.", show_default="as the cache says")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Torch device for the images.")] = "cpu",
 ) -> None:
     """Compare policies on common random numbers and write table, figure and how to repeat the run.
 
-    Exit codes: 0 done, 2 an argument is wrong, 3 a cache is missing or damaged, or the output cannot be written.
+    Exit codes: 0 done, 2 an argument is wrong, 3 a cache or model is missing or damaged, or the output cannot be
+    written, 4 what decodes images is not installed.
     """
+    scoring = _ImageOptions(metrics, image_episodes, lpips_weights, model, device) if images else None
     try:
-        _run(agent_names, snr_db, episodes, seed, out, cache, split, bit_depths, deadline, figures)
+        _run(agent_names, snr_db, episodes, seed, out, cache, split, bit_depths, deadline, figures, html, scoring)
+    except MissingExtraError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(4) from None
     except ConfigurationError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     except (CacheError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(3) from None
+
+
+class _ImageOptions(NamedTuple):
+    """What was asked for the images."""
+
+    metrics: str
+    episodes: int | None
+    lpips_weights: Path | None
+    model: str | None
+    device: str
+
+    def open(self, cache_name: str) -> tuple[ImageScorer, dict[str, Any]]:
+        """The scorer, and how to repeat what it does; says what is missing."""
+        cache = TrajectoryCache.open(cache_name)
+        names = _parse_list("--metrics", self.metrics, str, "psnr,ssim")
+        metrics, missing = open_metrics(names, self.lpips_weights, device=self.device)
+        decoder = open_decoder(cache, self.model, device=self.device)
+        scorer = ImageScorer(cache, decoder, metrics, image_episodes=self.episodes)
+        for sentence in missing:
+            typer.echo(sentence)
+        lpips = metrics.get("lpips")
+        return scorer, {
+            "metrics": list(metrics),
+            "episodes": self.episodes,
+            "model": {"id": decoder.model_id, "revision": decoder.revision},
+            "device": self.device,
+            "max_psnr_db": MAX_PSNR_DB,
+            "lpips": {"net": lpips.net, "weights_sha256": lpips.sha256} if isinstance(lpips, LPIPS) else None,
+            "versions": {
+                package: metadata.version(package)
+                for package in ("torch", "diffusers", "scikit-image", "lpips")
+                if importlib.util.find_spec({"scikit-image": "skimage"}.get(package, package))
+            },
+        }
 
 
 def _run(
@@ -212,6 +267,8 @@ def _run(
     bit_depths: str,
     deadline: int,
     figures: bool,
+    html: bool,
+    images: _ImageOptions | None,
 ) -> None:
     from tqdm import tqdm
 
@@ -224,6 +281,14 @@ def _run(
         "deadline": deadline,
     }
     run = describe_run(names, snrs_db, episodes, seed, env_kwargs)
+    if html:
+        from agents.interactive import import_plotly
+        from agents.report import write_report
+
+        import_plotly()
+    scorer = None
+    if images is not None:
+        scorer, run["images"] = images.open(cache)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -231,20 +296,36 @@ def _run(
             f"`--out` must be a folder that can be written, got {str(out)!r} ({error.strerror}). Choose another."
         ) from None
     with tqdm(total=len(names) * len(snrs_db) * episodes, unit="episode", desc="evaluate") as bar:
-        table = evaluate(names, snrs_db, episodes=episodes, seed=seed, env_kwargs=env_kwargs, progress=bar.update)
+        if scorer is not None:
+            scorer.progress = lambda: bar.set_postfix(images=scorer.num_images)
+        table = evaluate(
+            names, snrs_db, episodes=episodes, seed=seed, env_kwargs=env_kwargs, progress=bar.update, score=scorer
+        )
     summary = summarize(table)
     write_table(out / "episodes.csv", table, EPISODE_COLUMNS)
     write_table(out / "summary.csv", summary, SUMMARY_COLUMNS)
     write_atomically(out / "run.json", json.dumps(run, indent=1) + "\n")
     print_table(summary)
     written = [out / name for name in ("episodes.csv", "summary.csv", "run.json")]
+    if scorer is None:
+        (out / "images.npz").unlink(missing_ok=True)  # of an earlier evaluation, which these tables replace
+    else:
+        scorer.write_tiles(out / "images.npz")
+        written.append(out / "images.npz")
     if figures:
-        from agents.figures import draw_fig3a
+        from agents.figures import draw_fig3a, draw_images
 
         try:
             written += draw_fig3a(summary, out)
+            if scorer is not None:
+                written += draw_images(out, out)
         except MissingExtraError as error:
             typer.echo(f"No figure: {error}")
+    if html:
+        decoder = None
+        if images is not None:
+            decoder = open_decoder(TrajectoryCache.open(cache), images.model, device=images.device)
+        written.append(write_report(out, decoder=decoder))
     typer.echo("wrote " + ", ".join(str(path) for path in written))
 
 

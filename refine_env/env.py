@@ -13,24 +13,33 @@ from numpy.typing import NDArray
 from refine_env.config import SystemConfig
 from refine_env.errors import RenderModeError
 from refine_env.process import INTEGERS, DecisionProcess
-from refine_env.render import ansi_frame
+from refine_env.render import EpisodeViewer, ansi_frame
 from refine_env.settings import EnvSettings
 from refine_env.trajectories import TrajectoryCache
 
-__all__ = ["RENDER_MODES", "LatentRefinementEnv", "check_render_mode"]
+__all__ = ["RENDER_MODES", "LatentRefinementEnv", "check_render_mode", "make_viewer"]
 
-RENDER_MODES = ("ansi",)
+RENDER_MODES = ("ansi", "human", "rgb_array")
+PICTURE_MODES = ("human", "rgb_array")
 _FLOAT32, _INT8 = np.dtype(np.float32), np.dtype(np.int8)
 
 
-def check_render_mode(render_mode: str | None) -> str | None:
+def check_render_mode(
+    render_mode: str | None, known: tuple[str, ...] = RENDER_MODES, advice: str = "Choose one of them."
+) -> str | None:
     """``render_mode`` if it is known; raises RenderModeError otherwise."""
-    if render_mode is not None and render_mode not in RENDER_MODES:
+    if render_mode is not None and render_mode not in known:
         raise RenderModeError(
-            f"`render_mode` must be one of {', '.join(map(repr, RENDER_MODES))} or None, got {render_mode!r}. "
-            "Choose one of them."
+            f"`render_mode` must be one of {', '.join(map(repr, known))} or None, got {render_mode!r}. {advice}"
         )
     return render_mode
+
+
+def make_viewer(render_mode: str | None, process: DecisionProcess, fps: float) -> EpisodeViewer | None:
+    """What notes the past for frames, only where they show it: otherwise there is no cost."""
+    if render_mode not in PICTURE_MODES:
+        return None
+    return EpisodeViewer(process.episodes, process.cache, process.settings.render_decoder, fps)
 
 
 class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
@@ -106,7 +115,8 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
     | ``illegal_action`` | "wait" | an illegal TRANSMIT is a WAIT (and marked in info), or with "raise" an error |
     | ``history_length`` | None | slots in ``channel_history``; None: the deadline |
     | ``decision_epochs`` | False | run through the slots in which only WAIT is legal |
-    | ``render_mode`` | None | "ansi": one line of text a slot |
+    | ``render_mode`` | None | "ansi": one line of text a slot; "rgb_array": a picture of the episode so far, uint8 (540, 960, 3); "human": the same in a window |
+    | ``render_decoder`` | "auto" | what decodes the images in pictures: "auto": the cache's own model, where it is at hand; "none": nothing; or a model's folder or hub id |
 
     ## Info
 
@@ -138,6 +148,7 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         self.render_mode = check_render_mode(render_mode)
         self._process = DecisionProcess(EnvSettings.from_kwargs(kwargs), num_envs=1)
+        self._viewer = make_viewer(render_mode, self._process, self.metadata["render_fps"])
         self._action = np.zeros(1, dtype=np.int64)
         self._num_actions = self._process.config.num_actions
         self._integers = np.empty((len(INTEGERS), 1), dtype=np.int64)
@@ -179,6 +190,9 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
         checked = self._process.check_options(options)
         super().reset(seed=seed)
         self._process.begin((0,), (self.np_random,), checked)
+        if self._viewer is not None:
+            self._viewer.begin(0)
+            self._show()
         observation, info, _ = self._look()
         return observation, info
 
@@ -194,6 +208,9 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
             raise ResetNeeded("The episode must be running to step, got a finished or unstarted one. Call reset().")
         self._action[0] = self._check_action(action)
         process.step(self._action)
+        if self._viewer is not None:
+            self._viewer.follow(self._action)
+            self._show()
         observation, info, reward = self._look()
         return observation, reward, observation["slot"] > self._deadline, False, info
 
@@ -211,15 +228,36 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
         legal: NDArray[np.bool_] = self._process.episodes.legal_actions()[0]
         return legal
 
-    def render(self) -> str | None:
-        """The current slot as one line of text, under ``render_mode="ansi"``.
+    def render(self) -> str | NDArray[np.uint8] | None:
+        """The episode so far.
+
+        Returns:
+            Under ``"ansi"`` the current slot as one line of text; under ``"rgb_array"`` a picture, uint8
+            (540, 960, 3); under ``"human"`` None: every reset and step shows the picture in a window.
 
         Raises:
             ResetNeeded: if no episode has begun.
+            MissingExtraError: if what draws pictures is not installed.
+            ConfigurationError, CacheError: if ``render_decoder`` names a model that cannot be used.
         """
         if not self._process.episodes.begun():
             raise ResetNeeded("An episode must have begun to render it, got none. Call reset().")
-        return ansi_frame(self._process.episodes, 0) if self.render_mode == "ansi" else None
+        if self._viewer is None:
+            return ansi_frame(self._process.episodes, 0) if self.render_mode == "ansi" else None
+        if self.render_mode == "rgb_array":
+            return self._viewer.frame(0)
+        self._show()
+        return None
+
+    def _show(self) -> None:
+        """Under ``"human"``, bring the window up to date."""
+        if self.render_mode == "human" and self._viewer is not None:
+            self._viewer.show(0)
+
+    def close(self) -> None:
+        """Close the window, if there is one; the environment itself holds nothing that must be closed."""
+        if self._viewer is not None:
+            self._viewer.close()
 
     def _look(self) -> tuple[dict[str, Any], dict[str, Any], float]:
         """Observation, info and reward, with plain numbers (``split_look`` has the same keys for N episodes)."""

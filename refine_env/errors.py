@@ -7,11 +7,13 @@ from types import ModuleType
 
 __all__ = [
     "ActionError",
+    "BitstreamError",
     "CacheError",
     "CacheFormatError",
     "ConfigurationError",
     "MissingExtraError",
     "RenderModeError",
+    "TransportError",
     "import_extra",
 ]
 
@@ -22,6 +24,14 @@ class ConfigurationError(ValueError):
 
 class ActionError(ValueError):
     """An action outside the action space, or an illegal one where the environment raises on these."""
+
+
+class BitstreamError(ValueError):
+    """Bytes that are no message, or a message that does not fit what the device holds."""
+
+
+class TransportError(ConnectionError):
+    """A connection between server and device that failed, or a peer that does not speak their protocol."""
 
 
 class CacheError(Exception):

@@ -7,7 +7,7 @@ import io
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +22,10 @@ from refine_env.vector_env import LatentRefinementVectorEnv
 
 __all__ = [
     "EPISODE_COLUMNS",
+    "IMAGE_COLUMNS",
     "SUMMARY_COLUMNS",
     "Policy",
+    "Score",
     "Table",
     "bootstrap_interval",
     "episode_seeds",
@@ -36,6 +38,16 @@ __all__ = [
 
 Table = list[dict[str, Any]]
 """Rows of equal keys."""
+
+Score = Callable[[Table, NDArray[np.float32]], Sequence[Mapping[str, Any]]]
+"""Further columns of finished episodes, one mapping a row, from their rows and what each device held at the deadline,
+float32 (N, M)."""
+
+IMAGE_COLUMNS = ("psnr_db", "ssim", "lpips")
+"""Metrics of the decoded image, in a table of episodes and, as means, in a summary; None, an empty cell, where they
+were not computed. Tables without these columns are read as if they were empty."""
+
+_OPTIONAL_COLUMNS = ("scored_episodes", *(name + end for name in IMAGE_COLUMNS for end in ("", "_low", "_high")))
 
 EPISODE_COLUMNS: dict[str, type] = {
     "agent": str,
@@ -52,6 +64,7 @@ EPISODE_COLUMNS: dict[str, type] = {
     "uplink_slots": int,
     "coder": str,
     "payload": str,
+    **dict.fromkeys(IMAGE_COLUMNS, float),
 }
 """Columns of a table of episodes. ``no_delivery_mse`` is what the episode's device would score with nothing
 delivered, ``device_step`` = T means just that, ``uplink_slots`` = 0 an uplink that never finished."""
@@ -70,9 +83,12 @@ SUMMARY_COLUMNS: dict[str, type] = {
     "mean_bits_sent": float,
     "coder": str,
     "payload": str,
+    "scored_episodes": int,
+    **{name + end: float for name in IMAGE_COLUMNS for end in ("", "_low", "_high")},
 }
-"""Columns of a summary: one row per agent and SNR, ``ci_low`` … ``ci_high`` a 95 % bootstrap interval of the
-mean ``latent_mse``."""
+"""Columns of a summary: one row per agent, SNR, coder and payload, ``ci_low`` … ``ci_high`` a 95 % bootstrap interval
+of the mean ``latent_mse``; and likewise the image metrics' means over the ``scored_episodes``, with ``_low`` and
+``_high``."""
 
 
 class Policy(Protocol):
@@ -109,6 +125,7 @@ def roll_out(
     seed: int = 0,
     batch_size: int = 256,
     progress: Callable[[int], None] | None = None,
+    score: Score | None = None,
 ) -> Table:
     """Play episodes with one policy; episode k has the same seed whatever the policy, hence the same draws.
 
@@ -119,6 +136,7 @@ def roll_out(
         seed: of the evaluation.
         batch_size: episodes played at once; the table does not depend on it for a deterministic policy.
         progress: called with the number of episodes that have just ended.
+        score: fills columns of :data:`IMAGE_COLUMNS`; called with every batch.
 
     Returns:
         One row per episode, columns :data:`EPISODE_COLUMNS`.
@@ -143,24 +161,29 @@ def roll_out(
         if policy is None:
             policy = make_policy(env.config)
         policy.check_config(env.config)
-        rows.extend(_play(env, policy, batch, first_episode=start))
+        rows.extend(_play(env, policy, batch, first_episode=start, score=score))
         env.close()
         if progress is not None:
             progress(len(batch))
     return rows
 
 
-def _play(env: LatentRefinementVectorEnv, policy: Policy, seeds: Sequence[int], first_episode: int) -> Table:
+def _play(
+    env: LatentRefinementVectorEnv, policy: Policy, seeds: Sequence[int], first_episode: int, score: Score | None
+) -> Table:
     """Play one episode in every environment to its end; with decision epochs they end at different steps."""
     snr_db = env.config.single_snr_db("an evaluation")
     policy.reset(env.num_envs)
     observation, info = env.reset(seed=list(seeds))
     nothing_delivered = info["latent_mse"].copy()
     rows: Table = [{} for _ in seeds]
+    held = np.empty((env.num_envs, env.config.latent_dim), dtype=np.float32) if score is not None else None
     running = np.ones(env.num_envs, dtype=np.bool_)
     while running.any():
         observation, _, terminated, _, info = env.step(policy.select_action(observation, info))
         for i in map(int, np.flatnonzero(running & terminated)):
+            if held is not None:
+                held[i] = env._process.episodes.device[i]
             rows[i] = {
                 "agent": policy.name,
                 "snr_db": snr_db,
@@ -176,8 +199,12 @@ def _play(env: LatentRefinementVectorEnv, policy: Policy, seeds: Sequence[int], 
                 "uplink_slots": int(info["uplink_slots"][i]),
                 "coder": env.config.coder,
                 "payload": env.config.payload,
+                **dict.fromkeys(IMAGE_COLUMNS),
             }
         running &= ~terminated
+    if score is not None and held is not None:
+        for row, columns in zip(rows, score(rows, held), strict=True):
+            row.update(columns)
     return rows
 
 
@@ -246,18 +273,31 @@ def summarize(episodes: Table) -> Table:
                 "mean_bits_sent": mean("bits_sent"),
                 "coder": coder,
                 "payload": payload,
+                **_summarize_images(rows),
             }
         )
     return summary
 
 
-def write_atomically(path: Path, content: str) -> None:
-    """Write a text file so that a reader, or a crash, sees the old one or the new one, never a part."""
+def _summarize_images(rows: Table) -> dict[str, Any]:
+    """Means and intervals of the image metrics; None of what no row has."""
+    columns: dict[str, Any] = {
+        "scored_episodes": sum(any(row.get(name) is not None for name in IMAGE_COLUMNS) for row in rows)
+    }
+    for name in IMAGE_COLUMNS:
+        values = np.array([row[name] for row in rows if row.get(name) is not None])
+        low, high = bootstrap_interval(values) if values.size else (None, None)
+        columns |= {name: float(values.mean()) if values.size else None, f"{name}_low": low, f"{name}_high": high}
+    return columns
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, so that a reader, or a crash, sees the old one or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(content)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -274,8 +314,20 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[
     write_atomically(path, buffer.getvalue())
 
 
-def read_table(path: Path, columns: Mapping[str, type]) -> Table:
+def read_table(
+    path: Path,
+    columns: Mapping[str, type],
+    *,
+    optional: Collection[str] = _OPTIONAL_COLUMNS,
+    command: str = "python -m agents.evaluate",
+) -> Table:
     """Read what :func:`write_table` wrote.
+
+    Args:
+        path: the file.
+        columns: to read.
+        optional: those of them that a file may lack or leave empty, which gives None.
+        command: that makes such a table, for the messages.
 
     Raises:
         ConfigurationError: if the file is missing or empty, its columns are not these, or a number is none or not
@@ -283,21 +335,26 @@ def read_table(path: Path, columns: Mapping[str, type]) -> Table:
     """
     if not path.is_file():
         raise ConfigurationError(
-            f"`{path.name}` must be a table of an evaluation, got no file at {path}. "
-            "Make one with: python -m agents.evaluate"
+            f"`{path.name}` must be a table of an evaluation, got no file at {path}. Make one with: {command}"
         )
-    remedy = "Make it anew with: python -m agents.evaluate"
+    remedy = f"Make it anew with: {command}"
     rows: Table = []
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         reader = csv.DictReader(file, strict=True)
-        missing = [name for name in columns if name not in (reader.fieldnames or [])]
+        missing = [name for name in columns if name not in (*(reader.fieldnames or []), *optional)]
         if missing:
             raise ConfigurationError(
                 f"`{path.name}` must have the columns {', '.join(columns)}, got none named {', '.join(missing)}. "
                 f"{remedy}"
             )
         try:
-            rows.extend({name: _parse(kind, row[name]) for name, kind in columns.items()} for row in reader)
+            rows.extend(
+                {
+                    name: None if name in optional and row.get(name, "") == "" else _parse(kind, row[name])
+                    for name, kind in columns.items()
+                }
+                for row in reader
+            )
         except (ValueError, TypeError, csv.Error) as error:
             raise ConfigurationError(
                 f"`{path.name}` must hold a value of the right kind in every column, got {error} in line "

@@ -13,7 +13,7 @@ from refine_env._compiled import kernel
 from refine_env.coding import LOSSLESS_BITS
 from refine_env.config import SystemConfig
 from refine_env.errors import ActionError, ConfigurationError
-from refine_env.link import draw_rates
+from refine_env.link import draw_rates_of_many
 from refine_env.settings import REWARDS, EnvSettings
 from refine_env.simulator import EpisodeBatch
 from refine_env.trajectories import TrajectoryCache
@@ -249,9 +249,7 @@ class DecisionProcess:
             checked["rates"] = np.broadcast_to(rates, (count, deadline))
         return checked
 
-    def begin(
-        self, selected: Sequence[int], rngs: Sequence[np.random.Generator], options: Mapping[str, Any]
-    ) -> None:
+    def begin(self, selected: Sequence[int], rngs: Sequence[np.random.Generator], options: Mapping[str, Any]) -> None:
         """Start episodes: draw everything random in them, then put in what the options replay.
 
         Always drawn of each, in this order: trajectory, SNR (only of a range), gains; a replayed part never changes
@@ -274,7 +272,7 @@ class DecisionProcess:
             powers.append(
                 config.total_power(rng.uniform(*config.snr_db)) if isinstance(config.snr_db, tuple) else self._power
             )
-        rates = draw_rates(
+        rates = draw_rates_of_many(
             rngs, config.deadline, config.link.num_subchannels, np.array(powers), config.symbols_per_slot
         )
         return Draws(np.array(trajectories, dtype=np.int64), rates)

@@ -49,6 +49,7 @@ class EnvSettings:
     illegal_action: str = "wait"
     history_length: int | None = None
     decision_epochs: bool = False
+    render_decoder: str = "auto"
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> EnvSettings:
@@ -80,6 +81,11 @@ class EnvSettings:
             raise ConfigurationError(
                 f"`decision_epochs` must be True or False, got {self.decision_epochs!r}. "
                 "True runs through the slots in which only WAIT is legal."
+            )
+        if not isinstance(self.render_decoder, str) or not self.render_decoder:
+            raise ConfigurationError(
+                f"`render_decoder` must be 'auto', 'none' or a model, got {self.render_decoder!r}. "
+                "Give a model's folder or hub id, or 'none' to show no images."
             )
         if self.history_length is not None:
             check_integer(

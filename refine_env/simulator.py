@@ -114,9 +114,7 @@ def _pass_slot(s: Any, rate: float, num_steps: int) -> bool:
 
 
 @kernel
-def _begin(
-    state: NDArray[Any], i: int, trajectory: int, latent_mse: float, num_steps: int, uplink_bits: float
-) -> None:
+def _begin(state: NDArray[Any], i: int, trajectory: int, latent_mse: float, num_steps: int, uplink_bits: float) -> None:
     s = state[i]
     s.slot = 1
     s.uplink_slots = 0

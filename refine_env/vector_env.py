@@ -14,15 +14,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from refine_env._validation import check_choice, check_integer
 from refine_env.config import SystemConfig
-from refine_env.env import RENDER_MODES, LatentRefinementEnv, check_render_mode
+from refine_env.env import RENDER_MODES, LatentRefinementEnv, check_render_mode, make_viewer
 from refine_env.errors import ActionError, ConfigurationError
 from refine_env.process import DecisionProcess, Look, split_look
-from refine_env.render import ansi_frame
+from refine_env.render import EpisodeViewer, ansi_frame
 from refine_env.settings import EnvSettings
 from refine_env.simulator import NO_ACTION
 from refine_env.trajectories import TrajectoryCache
 
 __all__ = ["LatentRefinementVectorEnv"]
+
+VECTOR_RENDER_MODES = tuple(mode for mode in RENDER_MODES if mode != "human")
+"""There is one window, and there are many environments."""
 
 _AUTORESET_MODES = {"NextStep": AutoresetMode.NEXT_STEP, "SameStep": AutoresetMode.SAME_STEP}
 
@@ -38,14 +41,17 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         autoreset_mode: ``"NextStep"`` (default) or ``"SameStep"``, as Gymnasium defines them; the metadata
             carries the enum. With ``"SameStep"`` a finished episode's last observation and info are in
             ``infos["final_obs"]`` and ``infos["final_info"]``.
-        render_mode: ``None`` or ``"ansi"``.
+        render_mode: ``None``, ``"ansi"`` or ``"rgb_array"``, a frame for each environment; there is no window.
         **kwargs: the single environment's arguments.
     """
 
     metadata = {  # noqa: RUF012 - as Gymnasium declares it
         **LatentRefinementEnv.metadata,
+        "render_modes": list(VECTOR_RENDER_MODES),
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
+
+    _viewer: EpisodeViewer | None = None  # closing looks for it even where __init__ raised
 
     def __init__(
         self,
@@ -59,13 +65,18 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         # Accept the enum too, but document the string: the enum breaks EnvSpec.to_json.
         mode = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
         self._autoreset = _AUTORESET_MODES[check_choice("autoreset_mode", mode, tuple(_AUTORESET_MODES))]
-        self.metadata = {**LatentRefinementEnv.metadata, "autoreset_mode": self._autoreset}
-        self.render_mode = check_render_mode(render_mode)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self._autoreset}
+        self.render_mode = check_render_mode(
+            render_mode,
+            VECTOR_RENDER_MODES,
+            "A vector environment has no window: take 'rgb_array', or a single environment.",
+        )
         self._process = DecisionProcess(EnvSettings.from_kwargs(kwargs), self.num_envs)
         self.single_observation_space = self._process.observation_space
         self.single_action_space = self._process.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._viewer = make_viewer(render_mode, self._process, self.metadata["render_fps"])
         self._generators: list[np.random.Generator] = []
         self._seeds: list[int] = []
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
@@ -187,7 +198,10 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
             raise ResetNeeded("All episodes must have begun to step, got some that have not. Call reset().")
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
         fresh = self._ended
-        self._process.step(np.where(fresh, NO_ACTION, values))
+        taken = np.where(fresh, NO_ACTION, values.astype(np.int64))
+        self._process.step(taken)
+        if self._viewer is not None:
+            self._viewer.follow(taken)
         if fresh.any():
             self._begin(fresh, {})
         terminated = self._process.episodes.finished()
@@ -195,7 +209,7 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         look = self._process.look()
         rewards = look.numbers[2]
         if self._autoreset == AutoresetMode.NEXT_STEP:
-            self._ended = terminated
+            self._ended = terminated.copy()
         elif terminated.any():
             infos = self._final(look, terminated)
             self._begin(terminated, {})
@@ -214,17 +228,33 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         """Which actions are legal now, bool (N, n)."""
         return self._process.episodes.legal_actions()
 
-    def render(self) -> tuple[str, ...] | None:
-        """The current slot of every episode as one line of text, under ``render_mode="ansi"``."""
-        if self.render_mode not in RENDER_MODES:
+    def render(self) -> tuple[str, ...] | tuple[NDArray[np.uint8], ...] | None:
+        """The episodes so far, each as the single environment renders it; None without a render mode.
+
+        Raises:
+            ResetNeeded: if some have not begun.
+            MissingExtraError: if what draws pictures is not installed.
+            ConfigurationError, CacheError: if ``render_decoder`` names a model that cannot be used.
+        """
+        if self.render_mode is None:
             return None
         if not self._process.episodes.begun():
             raise ResetNeeded("All episodes must have begun to render them, got some that have not. Call reset().")
+        if self._viewer is not None:
+            return tuple(self._viewer.frame(i) for i in range(self.num_envs))
         return tuple(ansi_frame(self._process.episodes, i) for i in range(self.num_envs))
 
     def _begin(self, selected: NDArray[np.bool_], options: dict[str, Any]) -> None:
         chosen = np.flatnonzero(selected).tolist()
         self._process.begin(chosen, [self._generators[i] for i in chosen], options)
+        if self._viewer is not None:
+            for i in chosen:
+                self._viewer.begin(i)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Let go of what draws frames."""
+        if self._viewer is not None:
+            self._viewer.close()
 
     @staticmethod
     def _masked_infos(infos: dict[str, NDArray[Any]], selected: NDArray[np.bool_]) -> dict[str, Any]:
@@ -242,7 +272,9 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         observations, infos = split_look(look)
         final_obs = np.full(self.num_envs, None, dtype=object)
         for i in np.flatnonzero(ended):
-            final_obs[i] = {key: values[i] for key, values in observations.items()}
+            final_obs[i] = {
+                key: values[i] if values.ndim > 1 else values[i].item() for key, values in observations.items()
+            }
         return {
             "final_obs": final_obs,
             "_final_obs": ended.copy(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from hypothesis import settings
 import refine_env
 from refine_env import NoiseSchedule, SystemConfig
 from refine_env.trajectories import generate_gaussian
+
+# Gymnasium's checker tries every render mode, a window too.
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 # The first call of a kernel compiles it: no test has a time limit.
 settings.register_profile("refine-env", deadline=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +46,7 @@ def test_wrappers_of_the_vector_environment(kwargs: dict[str, Any]) -> None:
 
 def test_stable_baselines_makes_it_by_its_id(kwargs: dict[str, Any]) -> None:
     env_util = pytest.importorskip("stable_baselines3.common.env_util")
-    with warnings.catch_warnings():
-        # It first asks for pixels, which Gymnasium remarks on, and then goes on without.
-        warnings.filterwarnings("ignore", message=".*render_mode.*", category=UserWarning)
-        envs = env_util.make_vec_env(refine_env.ENV_ID, 2, env_kwargs=kwargs, seed=0)
+    envs = env_util.make_vec_env(refine_env.ENV_ID, 2, env_kwargs=kwargs, seed=0)  # with render_mode="rgb_array"
     observations = envs.reset()
     assert observations["slot"].tolist() == [3, 3]
     assert len(envs.env_method("action_masks")) == 2

@@ -33,11 +33,14 @@ ALLOWED: dict[str, set[str]] = {
     "simulator": BASE | {"config", "coding"},
     "settings": BASE | {"config", "trajectories"},
     "process": BASE | {"config", "coding", "link", "settings", "simulator", "trajectories"},
-    "render": {"simulator"},
+    "render": BASE | {"config", "simulator", "trajectories"},
     "env": BASE | {"config", "process", "render", "settings", "trajectories"},
     "vector_env": BASE | {"config", "env", "process", "render", "settings", "simulator", "trajectories"},
     "evaluation": BASE | {"config", "vector_env"},
+    "metrics": BASE,
     "cli": BASE | {"schedule", "trajectories"},
+    "transport": BASE | {"coding", "config", "env", "evaluation"},
+    "receive": BASE | {"evaluation", "transport"},
 }
 # What `from refine_env import …` hands on: the room that each name comes from.
 HANDED_ON = {
@@ -47,8 +50,29 @@ HANDED_ON = {
 } | {"__version__": "version", "ENV_ID": "env"}
 # What the policies may use of the package: descriptions and models, never the simulator or a cache.
 AGENTS_ALLOWED = {"_compiled", "errors", "coding", "distortion", "link", "schedule", "config"}
-TOOLS_ALLOWED = AGENTS_ALLOWED | {"evaluation", "settings", "version"}
-AGENT_TOOLS = {"evaluate.py", "figures.py"}
+TOOLS_ALLOWED = AGENTS_ALLOWED | {
+    "evaluation",
+    "settings",
+    "version",
+    "env",
+    "receive",
+    "transport",
+    "metrics",
+    "trajectories",
+    "_validation",
+}
+AGENT_TOOLS = {
+    "distortion.py",
+    "evaluate.py",
+    "figures.py",
+    "images.py",
+    "interactive.py",
+    "player.py",
+    "record.py",
+    "replay.py",
+    "report.py",
+    "send.py",
+}
 
 
 def imported(path: Path, package: str) -> set[str]:
@@ -143,12 +167,27 @@ HEAVY = (
     "matplotlib",
     "stable_baselines3",
     "lpips",
+    "plotly",
+    "selenium",
+    "skimage",
     "pandas",
     "scipy.stats",
 )
 
 
-@pytest.mark.parametrize("module", ["refine_env", "agents", "agents.evaluate", "agents.figures", "refine_env.cli"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "refine_env",
+        "agents",
+        "agents.evaluate",
+        "agents.figures",
+        "agents.send",
+        "agents.distortion",
+        "agents.report",
+        "refine_env.cli",
+    ],
+)
 def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
     assert run_python(code) == "[]"

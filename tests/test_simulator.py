@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from refine_env import NoiseSchedule, SystemConfig, TrajectoryCache
 from refine_env.coding import LloydMax
-from refine_env.simulator import NO_ACTION, EpisodeBatch, fill_channel_history, server_step
+from refine_env.process import INTEGERS, Look, fill_look
+from refine_env.simulator import NO_ACTION, STATE_DTYPE, EpisodeBatch, server_step
 
 
 @pytest.fixture
@@ -139,6 +140,7 @@ def test_no_action_and_finished_episodes_stay_as_they_are(tiny_config: SystemCon
     before = batch.state.copy()
     assert before["slot"].tolist() == [9, 1]
     batch.advance(np.array([1, NO_ACTION]))
+    before["acted"] = False  # what the last step met, not what the episode is in
     assert np.array_equal(batch.state, before)
 
 
@@ -149,10 +151,19 @@ def test_server_step_formula() -> None:
 
 
 def test_channel_history_by_hand() -> None:
-    out = np.empty((3, 4), dtype=np.float32)
     rates = np.array([[2.0, 4.0, 6.0], [2.0, 4.0, 400.0], [2.0, 4.0, 6.0]])
-    fill_channel_history(np.array([1, 3, 4]), rates, 2, 16.0, out)
-    assert out.tolist() == [[0, 0, 0, 1], [0, 1, 2, 16], [0, 1, 2, 3]]
+    state = np.zeros(3, dtype=STATE_DTYPE)
+    state["slot"] = [1, 3, 4]
+    for length, expected in ((4, [[0, 0, 0, 1], [0, 1, 2, 16], [0, 1, 2, 3]]), (2, [[0, 1], [2, 16], [2, 3]])):
+        look = Look(
+            np.empty((len(INTEGERS), 3), dtype=np.int64),
+            np.empty((3, 3)),
+            np.empty((2, 3, 1), dtype=np.float32),
+            np.empty((3, length), dtype=np.float32),
+            np.empty((3, 2), dtype=np.int8),
+        )
+        fill_look(state, rates, 2, 16.0, 0, *look)
+        assert look.history.tolist() == expected
 
 
 class PlainEpisode:

@@ -1,17 +1,21 @@
-"""Quantizers and the refinement coder."""
+"""Quantizers, the refinement coder, and its bitstream."""
 
+from refine_env.coding.bitstream import Message, RefinementCodec
 from refine_env.coding.lloyd_max import LOSSLESS_BITS, MAX_QUANTIZER_BITS, LloydMax, base_distortion
-from refine_env.coding.refinement import CODERS, Chain, Coder, ForwardCoder, Refinement, make_coder
+from refine_env.coding.refinement import CODERS, Chain, Code, Coder, ForwardCoder, Refinement, make_coder
 
 __all__ = [
     "CODERS",
     "LOSSLESS_BITS",
     "MAX_QUANTIZER_BITS",
     "Chain",
+    "Code",
     "Coder",
     "ForwardCoder",
     "LloydMax",
+    "Message",
     "Refinement",
+    "RefinementCodec",
     "base_distortion",
     "make_coder",
 ]

@@ -19,9 +19,13 @@ __all__ = [
     "decode_float16",
     "deliver_batch",
     "mean_square_error",
+    "pack_bits",
+    "quantize_indices",
     "quantize_value",
+    "reconstruct",
     "refine",
     "score_chains",
+    "unpack_bits",
 ]
 
 _FLOAT16_SCALE = np.float32(2.0**112)
@@ -48,11 +52,17 @@ def decode_float16(patterns: NDArray[np.uint16], out: NDArray[np.float32]) -> No
 
 
 @kernel
-def quantize_value(value: Any, cells: NDArray[np.float32], origin: Any, bins_per_unit: Any) -> Any:
-    """The level of ``value``, both float32: ``levels[numpy.searchsorted(thresholds, value, side="left")]``."""
+def _row(value: Any, cells: NDArray[np.float32], origin: Any, bins_per_unit: Any) -> Any:
+    """The row of ``cells`` that settles ``value``."""
     position = (value - origin) * bins_per_unit
     # Clamp as a float: an outlier's position may not fit an integer.
-    row = int(min(max(position, np.float32(0.0)), np.float32(cells.shape[0] - 1)))
+    return int(min(max(position, np.float32(0.0)), np.float32(cells.shape[0] - 1)))
+
+
+@kernel
+def quantize_value(value: Any, cells: NDArray[np.float32], origin: Any, bins_per_unit: Any) -> Any:
+    """The level of ``value``, both float32: ``levels[numpy.searchsorted(thresholds, value, side="left")]``."""
+    row = _row(value, cells, origin, bins_per_unit)
     return cells[row, 2] if value > cells[row, 0] else cells[row, 1]
 
 
@@ -76,6 +86,18 @@ def mean_square_error(device: NDArray[np.float32], clean: NDArray[np.uint16]) ->
 
 
 @kernel
+def _standardize(pattern: Any, prediction: Any, reciprocal: Any) -> Any:
+    """(x − g x̂)·(1/s) of one value."""
+    return (_half(pattern) - prediction) * reciprocal
+
+
+@kernel
+def _add_level(prediction: Any, scale: Any, level: Any) -> Any:
+    """g x̂ + s Q_b(z) of one value."""
+    return prediction + scale * level
+
+
+@kernel
 def _refine(
     latent: NDArray[np.uint16],
     held: NDArray[np.float32],
@@ -89,8 +111,8 @@ def _refine(
     reciprocal = np.float32(1.0) / scale
     for m in range(device.size):
         prediction = gain * held[m]
-        z = (_half(latent[m]) - prediction) * reciprocal
-        device[m] = prediction + scale * quantize_value(z, cells, origin, bins_per_unit)
+        z = _standardize(latent[m], prediction, reciprocal)
+        device[m] = _add_level(prediction, scale, quantize_value(z, cells, origin, bins_per_unit))
 
 
 def refine(
@@ -108,6 +130,125 @@ def refine(
         table: the b-bit quantizer's tables.
     """
     _refine(latent, device, device, np.float32(gain), np.float32(scale), table.cells, table.origin, table.bins_per_unit)
+
+
+@kernel
+def _quantize_indices(
+    latent: NDArray[np.uint16],
+    device: NDArray[np.float32],
+    gain: Any,
+    scale: Any,
+    cells: NDArray[np.float32],
+    lower: NDArray[np.uint16],
+    origin: Any,
+    bins_per_unit: Any,
+    indices: NDArray[np.uint16],
+) -> None:
+    reciprocal = np.float32(1.0) / scale
+    for m in range(device.size):
+        z = _standardize(latent[m], gain * device[m], reciprocal)
+        row = _row(z, cells, origin, bins_per_unit)
+        indices[m] = lower[row] + 1 if z > cells[row, 0] else lower[row]
+
+
+def quantize_indices(
+    latent: NDArray[np.uint16],
+    device: NDArray[np.float32],
+    gain: float,
+    scale: float,
+    table: QuantizerTable,
+    lower: NDArray[np.uint16],
+) -> NDArray[np.uint16]:
+    """What a delivery sends ([K] Eqs. 5–7): the indices of the levels that :func:`refine` takes.
+
+    Args:
+        latent: x_t as float16 patterns (M,).
+        device: x̂_{t_p} as float32 (M,), left as it is.
+        gain: prediction gain g.
+        scale: residual scale s > 0.
+        table: the b-bit quantizer's tables.
+        lower: index of the lower level of every row of the table's cells (bins,).
+
+    Returns:
+        Indices into the levels, uint16 (M,).
+    """
+    indices = np.empty(device.size, dtype=np.uint16)
+    _quantize_indices(
+        latent,
+        device,
+        np.float32(gain),
+        np.float32(scale),
+        table.cells,
+        lower,
+        table.origin,
+        table.bins_per_unit,
+        indices,
+    )
+    return indices
+
+
+@kernel
+def _reconstruct(
+    indices: NDArray[np.uint16], device: NDArray[np.float32], gain: Any, scale: Any, levels: NDArray[np.float32]
+) -> None:
+    for m in range(device.size):
+        device[m] = _add_level(gain * device[m], scale, levels[indices[m]])
+
+
+def reconstruct(
+    indices: NDArray[np.uint16], device: NDArray[np.float32], gain: float, scale: float, table: QuantizerTable
+) -> None:
+    """The device's part of a delivery, in place: x̂ ← g x̂ + s levels[index], as :func:`refine` has it.
+
+    Args:
+        indices: of :func:`quantize_indices`, each below 2^b, uint16 (M,).
+        device: x̂_{t_p} as float32 (M,), overwritten with x̂_t.
+        gain: prediction gain g.
+        scale: residual scale s > 0.
+        table: the b-bit quantizer's tables.
+    """
+    _reconstruct(indices, device, np.float32(gain), np.float32(scale), table.levels)
+
+
+@kernel
+def pack_bits(indices: NDArray[np.uint16], bits: int, out: NDArray[np.uint8]) -> None:
+    """Write b-bit indices one after the other, most significant bit first, the last byte filled up with zeros.
+
+    Args:
+        indices: each below 2^b (M,).
+        bits: b, 1 … 16.
+        out: ⌈Mb/8⌉ bytes.
+    """
+    held, count, position = np.uint32(0), 0, 0  # bits not yet written, below 8 of them between two indices
+    for m in range(indices.size):
+        held = np.uint32((held << np.uint32(bits)) | np.uint32(indices[m]))
+        count += bits
+        while count >= 8:
+            count -= 8
+            out[position] = np.uint8((held >> np.uint32(count)) & np.uint32(0xFF))
+            position += 1
+    if count > 0:
+        out[position] = np.uint8((held << np.uint32(8 - count)) & np.uint32(0xFF))
+
+
+@kernel
+def unpack_bits(data: NDArray[np.uint8], bits: int, indices: NDArray[np.uint16]) -> None:
+    """Read what :func:`pack_bits` wrote.
+
+    Args:
+        data: ⌈Mb/8⌉ bytes.
+        bits: b, 1 … 16.
+        indices: overwritten with M indices below 2^b.
+    """
+    held, count, position = np.uint32(0), 0, 0
+    mask = np.uint32((1 << bits) - 1)
+    for m in range(indices.size):
+        while count < bits:
+            held = np.uint32((held << np.uint32(8)) | np.uint32(data[position]))
+            position += 1
+            count += 8
+        count -= bits
+        indices[m] = np.uint16((held >> np.uint32(count)) & mask)
 
 
 @kernel
@@ -143,14 +284,18 @@ class CoderTables(NamedTuple):
     bins_per_unit: NDArray[np.float32]
 
 
-@intrinsic
-def _pointer(typing_context: Any, address: Any) -> Any:
+def _type_pointer(typing_context: Any, address: Any) -> Any:
     """The address of an array of uint16 as a pointer to it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(types.uint16)(address), generate
+    return _PATTERNS(address), generate
+
+
+_PATTERNS: Any = types.CPointer(types.uint16)  # type: ignore[no-untyped-call]
+_pointer: Any = intrinsic(_type_pointer)
+_array_at: Any = numba.carray  # type: ignore[attr-defined]
 
 
 @kernel
@@ -165,7 +310,7 @@ def _deliver(
 ) -> None:
     """One delivery from ``held`` into ``device``, which may be the same array."""
     latent_dim = device.size
-    latent = numba.carray(_pointer(np.uint64(address + 2 * latent_dim * step)), (latent_dim,))
+    latent = _array_at(_pointer(np.uint64(address + 2 * latent_dim * step)), (latent_dim,))
     if bits == LOSSLESS_BITS:
         decode_float16(latent, device)
         return
@@ -204,7 +349,7 @@ def deliver_batch(
         s.device_error = tables.variance[s.device_step, s.predecessor] * tables.base_distortion[s.device_bits]
         if latent_dim > 0:
             _deliver(addresses[i], device[i], device[i], s.device_step, s.predecessor, s.device_bits, tables)
-            s.latent_mse = mean_square_error(device[i], numba.carray(_pointer(addresses[i]), (latent_dim,)))
+            s.latent_mse = mean_square_error(device[i], _array_at(_pointer(addresses[i]), (latent_dim,)))
 
 
 @kernel

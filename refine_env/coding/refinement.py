@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from refine_env.coding.lloyd_max import LOSSLESS_BITS, LloydMax, base_distortion
 from refine_env.distortion import prediction_gain, residual_variance
 from refine_env.schedule import NoiseSchedule
 
-__all__ = ["CODERS", "Chain", "Coder", "ForwardCoder", "Refinement", "make_coder"]
+__all__ = ["CODERS", "Chain", "Code", "Coder", "ForwardCoder", "Refinement", "make_coder"]
 
 CODERS = ("forward",)
 
@@ -39,10 +39,26 @@ class Refinement(NamedTuple):
     error: float
 
 
+class Code(NamedTuple):
+    """What one delivery sends.
+
+    Attributes:
+        indices: one of b bits per dimension, uint16 (M,): levels of the quantizer; of b = 16 the float16 patterns.
+        side: what the decoder needs besides, ``side_bytes`` of the coder.
+    """
+
+    indices: NDArray[np.uint16]
+    side: bytes = b""
+
+
 class Coder(Protocol):
-    """What the simulator asks of a coder."""
+    """What the simulator and the bitstream ask of a coder."""
 
     name: str
+    schedule: NoiseSchedule
+    bit_depths: tuple[int, ...]
+    side_bytes: int
+    """Bytes of side information in a message."""
     refreshes_held_step: bool
     """Whether sending the step that the device holds once more, after a lossy delivery, is a refinement."""
 
@@ -60,9 +76,7 @@ class Coder(Protocol):
     ) -> float:
         """Carry out a delivery in place; returns the predicted coding error of what the device then holds."""
 
-    def deliver_batch(
-        self, state: NDArray[Any], addresses: NDArray[np.uint64], device: NDArray[np.float32]
-    ) -> None:
+    def deliver_batch(self, state: NDArray[Any], addresses: NDArray[np.uint64], device: NDArray[np.float32]) -> None:
         """Carry out the deliveries that ``state`` marks, see :func:`refine_env.coding.kernels.deliver_batch`."""
 
     def score_chains(
@@ -70,9 +84,32 @@ class Coder(Protocol):
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Carry out whole chains of deliveries of one trajectory and measure what they end in."""
 
+    def encode(
+        self,
+        latent: NDArray[np.uint16],
+        device: NDArray[np.float32],
+        step: int,
+        device_step: int,
+        bits: int,
+        device_error: float,
+    ) -> Code:
+        """What :meth:`deliver` would send, with nothing changed."""
+
+    def decode(
+        self, code: Code, device: NDArray[np.float32], step: int, device_step: int, bits: int, device_error: float
+    ) -> float:
+        """Carry out at the device what :meth:`encode` sent: the same array as :meth:`deliver`'s, the same error."""
+
     @property
     def max_error(self) -> float:
         """Largest predicted coding error that any delivery can leave."""
+
+
+@cache
+def _lower_indices(bits: int) -> NDArray[np.uint16]:
+    """Index of the lower level of every row of the b-bit quantizer's ``cells``, uint16 (bins,)."""
+    table = LloydMax(bits).table
+    return np.searchsorted(table.levels, table.cells[:, 1]).astype(np.uint16)
 
 
 class ForwardCoder:
@@ -89,6 +126,7 @@ class ForwardCoder:
     """
 
     name = "forward"
+    side_bytes = 0
     refreshes_held_step = False  # σ² = 0 in Eq. (7): a degenerate quantizer
 
     def __init__(self, schedule: NoiseSchedule, bit_depths: tuple[int, ...]) -> None:
@@ -165,9 +203,7 @@ class ForwardCoder:
             kernels.refine(latents[step], device, gain, scale, self._quantizers[bits].table)
         return error
 
-    def deliver_batch(
-        self, state: NDArray[Any], addresses: NDArray[np.uint64], device: NDArray[np.float32]
-    ) -> None:
+    def deliver_batch(self, state: NDArray[Any], addresses: NDArray[np.uint64], device: NDArray[np.float32]) -> None:
         """Carry out the deliveries that ``state`` marks, as :meth:`deliver` does, in one compiled loop.
 
         Args:
@@ -211,6 +247,54 @@ class ForwardCoder:
             finals,
         )
         return mse, finals
+
+    def encode(
+        self,
+        latent: NDArray[np.uint16],
+        device: NDArray[np.float32],
+        step: int,
+        device_step: int,
+        bits: int,
+        device_error: float,
+    ) -> Code:
+        """The levels' indices of a delivery.
+
+        Args:
+            latent: x_t as float16 patterns, uint16 (M,).
+            device: x̂_{t_p}, float32 (M,), left as it is.
+            step: t.
+            device_step: t_p.
+            bits: b.
+            device_error: e_p of what the device holds.
+        """
+        if bits == LOSSLESS_BITS:
+            return Code(latent)
+        gain, scale, _ = self.refinement(step, device_step, bits, device_error)
+        table = self._quantizers[bits].table
+        return Code(kernels.quantize_indices(latent, device, gain, scale, table, _lower_indices(bits)))
+
+    def decode(
+        self, code: Code, device: NDArray[np.float32], step: int, device_step: int, bits: int, device_error: float
+    ) -> float:
+        """Overwrite what the device holds, as :meth:`deliver` does.
+
+        Args:
+            code: of :meth:`encode`.
+            device: x̂_{t_p}, float32 (M,), overwritten with x̂_t.
+            step: t.
+            device_step: t_p.
+            bits: b.
+            device_error: e_p of what the device holds.
+
+        Returns:
+            The predicted coding error of x̂_t.
+        """
+        gain, scale, error = self.refinement(step, device_step, bits, device_error)
+        if bits == LOSSLESS_BITS:
+            kernels.decode_float16(code.indices, device)
+        else:
+            kernels.reconstruct(code.indices, device, gain, scale, self._quantizers[bits].table)
+        return error
 
     @property
     def max_error(self) -> float:

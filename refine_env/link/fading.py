@@ -12,7 +12,7 @@ from refine_env.errors import ConfigurationError
 from refine_env.link.kernels import fill_rates
 from refine_env.link.waterfilling import check_gains, check_power
 
-__all__ = ["draw_gains", "draw_rates", "slot_rates"]
+__all__ = ["draw_gains", "draw_rates", "draw_rates_of_many", "slot_rates"]
 
 
 def slot_rates(gains: ArrayLike, total_power: float, symbols_per_slot: float) -> NDArray[np.float64]:
@@ -58,17 +58,28 @@ def draw_gains(
     return rng.standard_exponential((num_slots, num_subchannels), out=out)
 
 
+def draw_rates(
+    rng: np.random.Generator,
+    num_slots: int,
+    num_subchannels: int,
+    total_power: float,
+    symbols_per_slot: float,
+) -> NDArray[np.float64]:
+    """Draw the channel of an episode, then apply it: bits per slot, shape (num_slots,)."""
+    return slot_rates(draw_gains(rng, num_slots, num_subchannels), total_power, symbols_per_slot)
+
+
 _CHUNK = 1 << 15  # gains drawn before they are used: they stay in the second-level cache
 
 
-def draw_rates(
+def draw_rates_of_many(
     rngs: Sequence[np.random.Generator],
     num_slots: int,
     num_subchannels: int,
     total_powers: NDArray[np.float64],
     symbols_per_slot: float,
 ) -> NDArray[np.float64]:
-    """Draw the channels of episodes, each from its own generator, then apply them.
+    """:func:`draw_rates` of many episodes, each from its own generator.
 
     Args:
         rngs: one generator an episode (N,).

@@ -1,0 +1,297 @@
+"""Decoded images of an evaluation: scored against the clean sample's, and kept, as tiles, for a figure."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from refine_env import CacheError, ConfigurationError, MissingExtraError, TrajectoryCache
+from refine_env._validation import check_choice, check_integer
+from refine_env.errors import import_extra
+from refine_env.evaluation import Table, write_atomically
+from refine_env.metrics import LPIPS, METRICS, MissingWeightsError, psnr, ssim
+from refine_env.trajectories.pipeline import LatentDecoder
+
+__all__ = [
+    "TILE_EPISODES",
+    "Decoder",
+    "ImageScorer",
+    "Metric",
+    "decode",
+    "open_decoder",
+    "open_metrics",
+    "read_tiles",
+]
+
+Decoder = Callable[[ArrayLike], NDArray[np.float32]]
+"""Latents (N, C, H, W) to images (N, height, width, 3) in [0, 1]."""
+
+Metric = Callable[[ArrayLike, ArrayLike], NDArray[np.float64]]
+"""References and images (N, height, width, 3) to values (N,)."""
+
+TILE_EPISODES = 4
+"""Episodes of every policy and SNR, the first ones, whose images are kept."""
+
+_COLUMNS = dict(zip(METRICS, ("psnr_db", "ssim", "lpips"), strict=True))
+_MAX_BATCH = 16
+_BATCH_VALUES = 1 << 16  # latent values decoded at once; a decoder needs some 100 KB for each
+_REFERENCE_BYTES = 1 << 27
+_TILE_FIELDS = {"agent": str, "snr_db": float, "coder": str, "payload": str, "episode": int, "tile": int}
+
+
+def open_decoder(cache: TrajectoryCache, model: str | None = None, *, device: str = "cpu") -> LatentDecoder:
+    """The decoder of the model that drew a cache's latents.
+
+    Args:
+        cache: the trajectories.
+        model: hub id or folder of that model, where the name in the cache's manifest does not lead to it.
+        device: torch device.
+
+    Raises:
+        ConfigurationError: if the cache's latents come from no model.
+        CacheError: if the model is missing, or not the one that the manifest names.
+        MissingExtraError: if torch or diffusers is not installed.
+    """
+    recorded = cache.manifest.recipe.model
+    if recorded is None:
+        raise ConfigurationError(
+            f"`cache` must hold latents of a model to be decoded, got {cache.path.name!r}, whose source is "
+            f"{cache.manifest.recipe.source!r}. Leave images out, or choose a cache that a model generated."
+        )
+    decoder = LatentDecoder(model or recorded["id"], device=device, revision=recorded["revision"])
+    if decoder.revision != recorded["revision"]:
+        raise CacheError(
+            f"`model` must be the one that drew the cache {cache.path.name!r}, {recorded['id']} of revision "
+            f"{recorded['revision']:.20}…, got {decoder.model_id} of revision {decoder.revision:.20}…. Give its "
+            "folder (--model), or generate the cache again."
+        )
+    return decoder
+
+
+def open_metrics(
+    names: Sequence[str], lpips_weights: Path | None = None, *, device: str = "cpu"
+) -> tuple[dict[str, Metric], list[str]]:
+    """The metrics of those names, as far as they can be had.
+
+    Args:
+        names: among :data:`refine_env.metrics.METRICS`.
+        lpips_weights: see :class:`refine_env.metrics.LPIPS`.
+        device: torch device of LPIPS.
+
+    Returns:
+        The metrics by name, and for each that is missing its package or weights one sentence.
+
+    Raises:
+        ConfigurationError: if a name is not a metric's, or weights were given and are not to be used.
+    """
+    metrics: dict[str, Metric] = {}
+    missing = []
+    for name in names:
+        check_choice("metrics", name, METRICS)
+        try:
+            if name == "psnr":
+                metrics[name] = psnr
+            elif name == "ssim":
+                import_extra("skimage", "images")
+                metrics[name] = ssim
+            else:
+                metrics[name] = LPIPS(lpips_weights, device=device)
+        except MissingWeightsError as error:
+            if lpips_weights is not None:
+                raise
+            missing.append(f"No LPIPS: {error}")
+        except MissingExtraError as error:
+            missing.append(f"No {name.upper()}: {error}")
+    return metrics, missing
+
+
+def decode(decoder: Decoder, latents: NDArray[Any]) -> NDArray[np.float32]:
+    """Decode in batches of one size, so that an image does not depend, in its last bits, on those beside it.
+
+    Args:
+        decoder: of the latents' model.
+        latents: (N, C, H, W).
+
+    Returns:
+        float32 (N, height, width, 3) in [0, 1].
+    """
+    size = max(1, min(_MAX_BATCH, _BATCH_VALUES // int(np.prod(latents.shape[1:]))))
+    images = []
+    for start in range(0, len(latents), size):
+        batch = latents[start : start + size]
+        padding = np.zeros((size - len(batch), *batch.shape[1:]), dtype=batch.dtype)
+        images.append(decoder(np.concatenate([batch, padding]))[: len(batch)])
+    return np.concatenate(images)
+
+
+class ImageScorer:
+    """Scores what the devices hold at the deadline, decoded, against the decoded x_0 of their trajectories.
+
+    A :data:`refine_env.evaluation.Score`. Many episodes end with the same bytes on the same trajectory: these are
+    decoded and scored once. Memory does not grow with the episodes, but for a few numbers each and the tiles.
+
+    Args:
+        cache: the trajectories.
+        decoder: of their model.
+        metrics: by name, see :func:`open_metrics`.
+        image_episodes: only the first so many of every policy and SNR are scored; None is all.
+        tile_episodes: of the first so many the images are kept.
+
+    Attributes:
+        progress: called, if set, whenever images have been scored.
+
+    Raises:
+        ConfigurationError: if a number is out of range.
+    """
+
+    def __init__(
+        self,
+        cache: TrajectoryCache,
+        decoder: Decoder,
+        metrics: Mapping[str, Metric],
+        *,
+        image_episodes: int | None = None,
+        tile_episodes: int = TILE_EPISODES,
+    ) -> None:
+        if image_episodes is not None:
+            check_integer("image_episodes", image_episodes, 1, advice="Leave it out to score all.")
+        self._episodes = image_episodes
+        self._tile_episodes = check_integer("tile_episodes", tile_episodes, 1, advice="Keep at least one.")
+        self._cache = cache
+        self._decoder = decoder
+        self._metrics = dict(metrics)
+        self.progress: Callable[[], None] | None = None
+        self._scores: dict[bytes, dict[str, float]] = {}
+        self._references: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
+        self._kept: list[dict[str, Any]] = []
+        self._tiles: dict[bytes, NDArray[np.uint8]] = {}
+        self._clean_tiles: dict[int, NDArray[np.uint8]] = {}
+
+    @property
+    def num_images(self) -> int:
+        """Distinct images scored so far."""
+        return len(self._scores)
+
+    def __call__(self, rows: Table, latents: NDArray[np.float32]) -> list[dict[str, float | None]]:
+        """The image metrics of every row, None where it is not to be scored.
+
+        Args:
+            rows: of the episodes.
+            latents: what each device holds at the deadline, float32 (len(rows), M).
+        """
+        keys: list[bytes | None] = []
+        todo: dict[bytes, int] = {}
+        for i, row in enumerate(rows):
+            if self._episodes is not None and row["episode"] >= self._episodes:
+                keys.append(None)
+                continue
+            key = hashlib.blake2b(latents[i].tobytes(), digest_size=16, salt=b"%d" % row["trajectory"]).digest()
+            keys.append(key)
+            kept = row["episode"] < self._tile_episodes
+            if kept:
+                names = ("agent", "snr_db", "coder", "payload", "episode", "trajectory")
+                self._kept.append({**{name: row[name] for name in names}, "key": key})
+            if key not in self._scores or (kept and key not in self._tiles):
+                todo[key] = i
+        wanted = {entry["key"] for entry in self._kept}
+        order = sorted(todo, key=lambda key: int(rows[todo[key]]["trajectory"]))
+        for start in range(0, len(order), _MAX_BATCH):
+            batch = order[start : start + _MAX_BATCH]
+            chosen = [todo[key] for key in batch]
+            trajectories = [int(rows[i]["trajectory"]) for i in chosen]
+            images = decode(self._decoder, latents[chosen].reshape(-1, *self._cache.latent_shape))
+            references = self._decode_references(trajectories)
+            values = {_COLUMNS[name]: metric(references, images) for name, metric in self._metrics.items()}
+            for k, key in enumerate(batch):
+                self._scores[key] = {column: float(column_values[k]) for column, column_values in values.items()}
+                if key in wanted:
+                    self._tiles[key] = _to_tile(images[k])
+                    self._clean_tiles[trajectories[k]] = _to_tile(references[k])
+            if self.progress is not None:
+                self.progress()
+        nothing: dict[str, float | None] = dict.fromkeys(_COLUMNS.values())
+        return [nothing if key is None else {**nothing, **self._scores[key]} for key in keys]
+
+    def _decode_references(self, trajectories: Iterable[int]) -> NDArray[np.float32]:
+        """The decoded x_0 of each trajectory; those used last are kept."""
+        wanted = list(trajectories)
+        missing = [index for index in dict.fromkeys(wanted) if index not in self._references]
+        if missing:
+            clean = np.stack([self._cache.latents(index)[0] for index in missing]).astype(np.float32)
+            self._references.update(zip(missing, decode(self._decoder, clean), strict=True))
+        for index in wanted:
+            self._references.move_to_end(index)
+        found = np.stack([self._references[index] for index in wanted])
+        while len(self._references) * found[0].nbytes > _REFERENCE_BYTES:
+            self._references.popitem(last=False)
+        return found
+
+    def write_tiles(self, path: Path) -> None:
+        """Write the images of the first episodes, 8 bits a channel, as an ``.npz`` file that :func:`read_tiles` reads.
+
+        The same images give the same bytes.
+        """
+        position = {key: number for number, key in enumerate(self._tiles)}
+        columns = {name: [entry[name] for entry in self._kept] for name in _TILE_FIELDS if name != "tile"}
+        columns["tile"] = [position[entry["key"]] for entry in self._kept]
+        trajectory = {entry["episode"]: entry["trajectory"] for entry in self._kept}
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            allow_pickle=False,
+            tiles=np.stack(list(self._tiles.values())),
+            clean_tiles=np.stack([self._clean_tiles[index] for index in trajectory.values()]),
+            clean_episode=np.array(list(trajectory)),
+            clean_prompt=np.array([self._cache.prompt(index) or "" for index in trajectory.values()]),
+            **{name: np.array(values) for name, values in columns.items()},
+        )
+        write_atomically(path, buffer.getvalue())
+
+
+def read_tiles(path: Path, episode: int = 0) -> tuple[Table, NDArray[np.uint8], str]:
+    """Read the images of one episode that :meth:`ImageScorer.write_tiles` wrote.
+
+    Args:
+        path: the ``.npz`` file.
+        episode: which of the kept ones.
+
+    Returns:
+        One row per policy and SNR, with ``agent``, ``snr_db``, ``coder``, ``payload``, ``episode`` and ``image``,
+        uint8 (height, width, 3); the image of the clean x_0; and the prompt, empty where there is none.
+
+    Raises:
+        ConfigurationError: if the file is missing or not one of these, or does not hold that episode.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            clean = {int(k): i for i, k in enumerate(file["clean_episode"])}
+            columns = {name: file[name].tolist() for name in _TILE_FIELDS}
+            tiles, clean_tiles, prompts = file["tiles"], file["clean_tiles"], file["clean_prompt"]
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            chosen = [
+                {**{name: value for name, value in row.items() if name != "tile"}, "image": tiles[row["tile"]]}
+                for row in rows
+                if row["episode"] == episode
+            ]
+            if episode in clean:
+                return chosen, clean_tiles[clean[episode]], str(prompts[clean[episode]])
+    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigurationError(
+            f"`{path.name}` must hold the images of an evaluation, got {path} ({type(error).__name__}: {error}). "
+            "Make it with: python -m agents.evaluate --images"
+        ) from None
+    raise ConfigurationError(
+        f"`episode` must be one whose images are kept, {', '.join(map(str, clean))}, got {episode}. Choose one of them."
+    )
+
+
+def _to_tile(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.asarray(np.rint(image * 255.0), dtype=np.uint8)

@@ -1,0 +1,384 @@
+"""Deliveries as bytes: what the server sends, and what the device makes of it.
+
+A message is a header, the coder's side information, and the payload: M indices of b bits, most significant bit
+first, in ⌈M·b/8⌉ bytes. ``docs/bitstream.md`` has the format as a table.
+"""
+
+from __future__ import annotations
+
+import operator
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refine_env._validation import check_integer
+from refine_env.coding import kernels
+from refine_env.coding.lloyd_max import LOSSLESS_BITS
+from refine_env.coding.refinement import Code, Coder
+from refine_env.errors import BitstreamError, ConfigurationError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "HEADER_BYTES",
+    "Message",
+    "RefinementCodec",
+    "latent_bytes",
+    "pack_indices",
+    "payload_bytes",
+    "unpack_indices",
+]
+
+FORMAT_VERSION = 1
+_MAGIC = b"RFNL"
+_HEADER = struct.Struct(">4sBBHHHIIII")  # network byte order, see Message
+_CHECKSUM = struct.Struct(">I")
+HEADER_BYTES = _HEADER.size
+"""Length of a message before its side information and payload."""
+
+_MAX_STEP = 0xFFFF
+_MAX_SIDE_BYTES = 0xFFFF
+_MAX_DIM = 2**31 - 1  # its 2·M bytes without loss still fit the header's field
+_DAMAGED = "Send the message again."
+
+
+def payload_bytes(latent_dim: int, bits: int) -> int:
+    """⌈M·b/8⌉."""
+    return (latent_dim * bits + 7) // 8
+
+
+def latent_bytes(latent: NDArray[np.float32]) -> bytes:
+    """A decoded latent as bytes, float32 in network byte order: what checksums of it are taken over."""
+    return latent.astype(">f4").tobytes()
+
+
+def pack_indices(indices: NDArray[np.uint16], bits: int) -> bytes:
+    """Indices of b bits one after the other, most significant bit first; the last byte ends in zeros.
+
+    Args:
+        indices: each below 2^b, uint16 (M,).
+        bits: b, 1 … 16.
+
+    Returns:
+        ⌈M·b/8⌉ bytes.
+
+    Raises:
+        BitstreamError: if an index does not fit b bits.
+        ConfigurationError: if ``bits`` is not in 1 … 16.
+    """
+    check_integer("bits", bits, 1, LOSSLESS_BITS, advice="Give a bit depth, for example 3.")
+    if indices.size and int(indices.max()) >> bits:
+        raise BitstreamError(
+            f"`indices` must be below 2^{bits}, got {int(indices.max())}. Pack with the bit depth of their quantizer."
+        )
+    packed = np.empty(payload_bytes(indices.size, bits), dtype=np.uint8)
+    kernels.pack_bits(indices, bits, packed)
+    return packed.tobytes()
+
+
+def unpack_indices(payload: bytes, bits: int, latent_dim: int) -> NDArray[np.uint16]:
+    """The indices that :func:`pack_indices` packed, uint16 (M,).
+
+    Args:
+        payload: ⌈M·b/8⌉ bytes.
+        bits: b, 1 … 16.
+        latent_dim: M.
+
+    Raises:
+        BitstreamError: if the payload is not that long, or its last byte does not end in zeros.
+        ConfigurationError: if ``bits`` is not in 1 … 16.
+    """
+    check_integer("bits", bits, 1, LOSSLESS_BITS, advice="Give a bit depth, for example 3.")
+    _check_payload(payload, bits, latent_dim)
+    indices = np.empty(latent_dim, dtype=np.uint16)
+    kernels.unpack_bits(np.frombuffer(payload, dtype=np.uint8), bits, indices)
+    return indices
+
+
+def _check_payload(payload: bytes, bits: int, latent_dim: int) -> None:
+    size = payload_bytes(latent_dim, bits)
+    if len(payload) != size:
+        raise BitstreamError(
+            f"`payload` must have {size} bytes for {latent_dim} dimensions at {bits} bits, got {len(payload)}. "
+            f"{_DAMAGED}"
+        )
+    padding = 8 * size - latent_dim * bits
+    if padding and payload[-1] & ((1 << padding) - 1):
+        raise BitstreamError(
+            f"`payload` must end in {padding} zero bits after {latent_dim} indices of {bits} bits, got the last byte "
+            f"{payload[-1]:#04x}. {_DAMAGED}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One delivery, ``bytes(message)`` on the wire and :meth:`from_bytes` back.
+
+    The paper counts M·b bits and lets b be signaled for nothing ([K] §II-A), so the simulator counts payload and side
+    information, and the header is signaling.
+
+    Args:
+        step: t, what is sent.
+        device_step: t_p, what it refines.
+        bits: b.
+        latent_dim: M.
+        latent_crc: CRC-32 of :func:`latent_bytes` of x̂_t, which the device must end up with.
+        payload: M packed indices, ⌈M·b/8⌉ bytes.
+        side: the coder's side information.
+
+    Raises:
+        BitstreamError: if a value is out of range, or the payload does not have that many indices.
+    """
+
+    step: int
+    device_step: int
+    bits: int
+    latent_dim: int
+    latent_crc: int
+    payload: bytes
+    side: bytes = b""
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("bits", self.bits, 1, LOSSLESS_BITS),
+            ("latent_dim", self.latent_dim, 1, _MAX_DIM),
+            ("step", self.step, 0, _MAX_STEP),
+            ("device_step", self.device_step, 0, _MAX_STEP),
+            ("latent_crc", self.latent_crc, 0, 0xFFFFFFFF),
+            ("side", len(self.side), 0, _MAX_SIDE_BYTES),
+        ):
+            if not low <= value <= high:
+                raise BitstreamError(f"`{name}` of a message must be in {low} … {high}, got {value}. {_DAMAGED}")
+        _check_payload(self.payload, self.bits, self.latent_dim)
+
+    @property
+    def num_bits(self) -> int:
+        """Bits that the simulated link is charged: M·b, and the side information."""
+        return self.latent_dim * self.bits + 8 * len(self.side)
+
+    def __bytes__(self) -> bytes:
+        front = _HEADER.pack(
+            _MAGIC,
+            FORMAT_VERSION,
+            self.bits,
+            self.step,
+            self.device_step,
+            len(self.side),
+            self.latent_dim,
+            len(self.payload),
+            self.latent_crc,
+            0,
+        )[: -_CHECKSUM.size]
+        body = self.side + self.payload
+        return front + _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(front))) + body
+
+    @staticmethod
+    def length(header: bytes) -> int:
+        """Length of the whole message that begins with these :data:`HEADER_BYTES`.
+
+        Raises:
+            BitstreamError: if they are no header of this format version.
+        """
+        if len(header) < HEADER_BYTES:
+            raise BitstreamError(
+                f"A message must have at least {HEADER_BYTES} bytes, got {len(header)}. Read on until it is complete."
+            )
+        magic, version, _, _, _, side, _, payload, _, _ = _HEADER.unpack(header[:HEADER_BYTES])
+        if magic != _MAGIC:
+            raise BitstreamError(f"A message must begin with {_MAGIC!r}, got {magic!r}. Read from where one begins.")
+        if version != FORMAT_VERSION:
+            raise BitstreamError(
+                f"A message must be of format version {FORMAT_VERSION}, got {version}. "
+                "Run the same version of refine-env at both ends."
+            )
+        return HEADER_BYTES + int(side) + int(payload)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Message:
+        """The message that these bytes are.
+
+        Raises:
+            BitstreamError: if they are not exactly one undamaged message.
+        """
+        length = cls.length(data)
+        if len(data) != length:
+            raise BitstreamError(
+                f"A message must have the {length} bytes that its header says, got {len(data)}. "
+                "Hand over one message, whole."
+            )
+        _, _, bits, step, device_step, side, latent_dim, _, latent_crc, checksum = _HEADER.unpack(data[:HEADER_BYTES])
+        body = bytes(data[HEADER_BYTES:])
+        computed = zlib.crc32(body, zlib.crc32(data[: HEADER_BYTES - _CHECKSUM.size]))
+        if computed != checksum:
+            raise BitstreamError(
+                f"A message must have the CRC-32 that its header says, {checksum:#010x}, got {computed:#010x}. "
+                f"{_DAMAGED}"
+            )
+        return cls(
+            step=step,
+            device_step=device_step,
+            bits=bits,
+            latent_dim=latent_dim,
+            latent_crc=latent_crc,
+            payload=body[side:],
+            side=body[:side],
+        )
+
+
+class RefinementCodec:
+    """One end of the refinement link: the device, or the server's mirror of it.
+
+    Both ends begin with the same noise. The server compresses against what the device holds; when the message is
+    through, both ends decompress it, so they hold the same latent, bit for bit, and the one that
+    :class:`refine_env.simulator.EpisodeBatch` says the device holds. A message that does not get through changes
+    nothing at either end.
+
+    Args:
+        coder: the refinement coder, for example ``config.make_coder()``.
+        noise: x_T, float16 of any shape with M values.
+
+    Attributes:
+        coder: the refinement coder.
+        device: x̂_{t_p}, what the device holds, float32 (M,), read-only.
+        device_step: t_p.
+        device_bits: bit depth of the last delivery, 0 = none.
+        device_error: e_p, predicted coding error of what the device holds.
+
+    Raises:
+        ConfigurationError: if the schedule has more steps than a header can number.
+        BitstreamError: if ``noise`` is not finite float16.
+    """
+
+    def __init__(self, coder: Coder, noise: NDArray[np.float16]) -> None:
+        if coder.schedule.num_steps > _MAX_STEP:
+            raise ConfigurationError(
+                f"`coder` must have at most {_MAX_STEP} steps, got {coder.schedule.num_steps}. Use a shorter schedule."
+            )
+        patterns = _float16_patterns("noise", noise)
+        self.coder = coder
+        self.device: NDArray[np.float32] = np.empty(patterns.size, dtype=np.float32)
+        kernels.decode_float16(patterns, self.device)
+        self.device.setflags(write=False)
+        self.device_step = coder.schedule.num_steps
+        self.device_bits = 0
+        self.device_error = 0.0
+
+    @property
+    def latent_dim(self) -> int:
+        """M."""
+        return self.device.size
+
+    def compress(self, latent: NDArray[np.float16], step: int, bits: int) -> Message:
+        """The message that takes the device from what it holds to x̂_t; changes nothing.
+
+        Args:
+            latent: x_t, float16 of any shape with M values.
+            step: t.
+            bits: b.
+
+        Raises:
+            BitstreamError: if the latent is not finite float16 with M values, t is nothing fresher than what the
+                device holds, or b is not among the coder's bit depths.
+        """
+        patterns = _float16_patterns("latent", latent)
+        if patterns.size != self.latent_dim:
+            raise BitstreamError(
+                f"`latent` must have {self.latent_dim} values, as the noise has, got {patterns.size}. "
+                "Send latents of the same trajectory."
+            )
+        step, bits = operator.index(step), operator.index(bits)
+        self._check_step(step, bits)
+        code = self.coder.encode(patterns, self.device, step, self.device_step, bits, self.device_error)
+        decoded, _ = self._decode(code, step, bits)
+        return Message(
+            step=step,
+            device_step=self.device_step,
+            bits=bits,
+            latent_dim=self.latent_dim,
+            latent_crc=zlib.crc32(latent_bytes(decoded)),
+            payload=pack_indices(code.indices, bits),
+            side=code.side,
+        )
+
+    def decompress(self, message: Message | bytes) -> NDArray[np.float32]:
+        """Carry out a delivery.
+
+        Args:
+            message: as :meth:`compress` made it at the other end, or its bytes.
+
+        Returns:
+            x̂_t, what the device then holds, float32 (M,), read-only.
+
+        Raises:
+            BitstreamError: if the bytes are no undamaged message, it does not fit what the device holds, or it does
+                not decode to the latent that the server meant. The device then holds what it held.
+        """
+        if not isinstance(message, Message):
+            message = Message.from_bytes(message)
+        if message.latent_dim != self.latent_dim:
+            raise BitstreamError(
+                f"`latent_dim` of the message must be {self.latent_dim}, as the noise has, got {message.latent_dim}. "
+                "Use the same model at both ends."
+            )
+        if message.device_step != self.device_step:
+            raise BitstreamError(
+                f"`device_step` of the message must be {self.device_step}, which the device holds, got "
+                f"{message.device_step}. Compress against what was delivered last."
+            )
+        self._check_step(message.step, message.bits)
+        if len(message.side) != self.coder.side_bytes:
+            raise BitstreamError(
+                f"`side` of the message must have {self.coder.side_bytes} bytes for the coder {self.coder.name!r}, got "
+                f"{len(message.side)}. Use the same coder at both ends."
+            )
+        indices = unpack_indices(message.payload, message.bits, self.latent_dim)
+        if message.bits == LOSSLESS_BITS:
+            _float16_patterns("payload", indices.view(np.float16))
+        decoded, error = self._decode(Code(indices, message.side), message.step, message.bits)
+        found = zlib.crc32(latent_bytes(decoded))
+        if found != message.latent_crc:
+            raise BitstreamError(
+                f"The decoded latent must have the CRC-32 that the server meant, {message.latent_crc:#010x}, got "
+                f"{found:#010x}. Use the same noise, schedule and coder at both ends, and give both every message."
+            )
+        self.device = decoded
+        self.device_step = message.step
+        self.device_bits = message.bits
+        self.device_error = error
+        return decoded
+
+    def _decode(self, code: Code, step: int, bits: int) -> tuple[NDArray[np.float32], float]:
+        decoded = self.device.copy()
+        error = self.coder.decode(code, decoded, step, self.device_step, bits, self.device_error)
+        decoded.setflags(write=False)
+        return decoded, error
+
+    def _check_step(self, step: int, bits: int) -> None:
+        if bits not in self.coder.bit_depths:
+            raise BitstreamError(
+                f"`bits` must be one of the bit depths {list(self.coder.bit_depths)}, got {bits}. "
+                "Use the same bit depths at both ends."
+            )
+        refreshes = self.coder.refreshes_held_step and 0 < self.device_bits < LOSSLESS_BITS
+        if not 0 <= step < self.device_step + refreshes:
+            raise BitstreamError(
+                f"`step` must be in 0 … {self.device_step + refreshes - 1}, fresher than what the device holds, got "
+                f"{step}. Send a later latent."
+            )
+
+
+def _float16_patterns(name: str, values: Any) -> NDArray[np.uint16]:
+    """Finite float16 values as their patterns, uint16 (M,)."""
+    array = np.asarray(values)
+    if array.dtype != np.float16 or array.size == 0:
+        raise BitstreamError(
+            f"`{name}` must be a float16 array with values, got {array.dtype} of shape {array.shape}. "
+            "Take it from a trajectory cache."
+        )
+    if not np.isfinite(array).all():
+        raise BitstreamError(f"`{name}` must be finite, got a value that is not. Check where it comes from.")
+    patterns: NDArray[np.uint16] = np.ascontiguousarray(array).reshape(-1).view(np.uint16)
+    return patterns

@@ -1,0 +1,237 @@
+"""Quality of decoded images against a reference: PSNR, SSIM and LPIPS, over batches.
+
+Images are (N, height, width, 3), as :class:`refine_env.trajectories.pipeline.LatentDecoder` gives them: floats in
+[0, 1], or uint8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from refine_env._validation import check_choice
+from refine_env.errors import ConfigurationError, import_extra
+
+__all__ = [
+    "LPIPS",
+    "LPIPS_NETS",
+    "MAX_PSNR_DB",
+    "METRICS",
+    "SSIM_WINDOW",
+    "MissingWeightsError",
+    "mean_square_error",
+    "psnr",
+    "ssim",
+]
+
+METRICS = ("psnr", "ssim", "lpips")
+
+MAX_PSNR_DB = 100.0
+"""PSNR [dB] of identical images, whose PSNR is infinite, and the highest that :func:`psnr` returns.
+
+A mean over episodes stays finite so. It is a mean square error of 1e-10 on [0, 1], far below that of an 8-bit
+display, 3e-6, and above what float32 arithmetic leaves.
+"""
+
+SSIM_WINDOW = 11
+"""Side of SSIM's Gaussian window (σ = 1.5) in pixels: no image may be smaller."""
+
+_LPIPS_SMALLEST = 17  # AlexNet's third stage has nothing left to look at below
+
+LPIPS_NETS = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
+"""LPIPS's trunk networks, with torchvision's names for them."""
+
+
+class MissingWeightsError(ConfigurationError):
+    """LPIPS's trunk weights are not on this machine."""
+
+
+def mean_square_error(reference: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
+    """Mean square error over all pixels and channels of every image, on [0, 1]; this is 1/PSNR as a power ratio.
+
+    Args:
+        reference: (N, height, width, 3), floats in [0, 1] or uint8.
+        images: the same.
+
+    Returns:
+        float64 (N,).
+
+    Raises:
+        ConfigurationError: if the arrays are not of that form, or their shapes differ.
+    """
+    a, b = _check_images(reference, images)
+    errors: NDArray[np.float64] = np.square(a.astype(np.float64) - b).mean(axis=(1, 2, 3))
+    return errors
+
+
+def psnr(reference: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
+    """Peak signal-to-noise ratio −10 log10(MSE) of every image [dB], at most :data:`MAX_PSNR_DB`.
+
+    Args:
+        reference: (N, height, width, 3), floats in [0, 1] or uint8.
+        images: the same.
+
+    Returns:
+        float64 (N,).
+
+    Raises:
+        ConfigurationError: if the arrays are not of that form, or their shapes differ.
+    """
+    floor = 10.0 ** (-MAX_PSNR_DB / 10.0)
+    values: NDArray[np.float64] = -10.0 * np.log10(np.maximum(mean_square_error(reference, images), floor))
+    return values
+
+
+def ssim(reference: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
+    """Structural similarity of every image, 1 for identical ones, by scikit-image.
+
+    The settings are those of Wang et al. (2004): a Gaussian window of 11 × 11 pixels with σ = 1.5, K_1 = 0.01,
+    K_2 = 0.03, population covariances; the mean over the pixels whose window lies inside the image, and over the
+    three color channels.
+
+    Args:
+        reference: (N, height, width, 3), floats in [0, 1] or uint8; at least 11 pixels high and wide.
+        images: the same.
+
+    Returns:
+        float64 (N,).
+
+    Raises:
+        ConfigurationError: if the arrays are not of that form, or their shapes differ.
+        MissingExtraError: if scikit-image is not installed.
+    """
+    a, b = _check_images(reference, images, SSIM_WINDOW)
+    structural_similarity = import_extra("skimage.metrics", "images").structural_similarity
+    return np.array(
+        [
+            structural_similarity(
+                one, other, data_range=1.0, channel_axis=-1, gaussian_weights=True, use_sample_covariance=False
+            )
+            for one, other in zip(a, b, strict=True)
+        ],
+        dtype=np.float64,
+    )
+
+
+class LPIPS:
+    """Learned perceptual image patch similarity (Zhang et al. 2018): 0 for identical images, higher is worse.
+
+    The linear heads are those that the package ``lpips`` brings, version 0.1. The trunk is a classifier trained on
+    ImageNet, whose weights that package would download at first use; here nothing is downloaded.
+
+    Args:
+        weights: file of the trunk's weights, as torchvision publishes it. None looks for it in torch's own cache,
+            where torchvision puts what it downloads.
+        net: ``"alex"``, ``"vgg"`` or ``"squeeze"``.
+        device: torch device.
+
+    Attributes:
+        net: as given.
+        weights: the file.
+        sha256: its hash; other weights make another metric.
+
+    Raises:
+        ConfigurationError: if there is no such net, or the weights are not its.
+        MissingWeightsError: if there is no such file; the message says where to put it and how to get it.
+        MissingExtraError: if torch, torchvision or lpips is not installed.
+    """
+
+    def __init__(
+        self, weights: str | os.PathLike[str] | None = None, *, net: str = "alex", device: str = "cpu"
+    ) -> None:
+        self.net = check_choice("net", net, tuple(LPIPS_NETS))
+        for module in ("torch", "torchvision"):
+            import_extra(module, "perceptual")
+        package = import_extra("lpips", "perceptual")
+        self.weights = _find_weights(weights, net)
+        self.sha256 = hashlib.sha256(self.weights.read_bytes()).hexdigest()
+        with warnings.catch_warnings():
+            # lpips calls torchvision with an argument that it renamed.
+            warnings.filterwarnings("ignore", message=".*(pretrained|weight enum)", category=UserWarning)
+            model = package.LPIPS(net=net, pnet_rand=True, verbose=False)
+        _load_trunk(model.net, self.weights, net)
+        self._model = model.eval().to(device)
+        self._device = device
+
+    def __call__(self, reference: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
+        """Distance of every image from its reference.
+
+        Args:
+            reference: (N, height, width, 3), floats in [0, 1] or uint8; more than 16 pixels high and wide.
+            images: the same.
+
+        Returns:
+            float64 (N,).
+
+        Raises:
+            ConfigurationError: if the arrays are not of that form, or their shapes differ.
+        """
+        torch = import_extra("torch", "perceptual")
+        pair = [
+            torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2), dtype=np.float32)).to(self._device)
+            for array in _check_images(reference, images, _LPIPS_SMALLEST)
+        ]
+        with torch.no_grad():
+            distances = self._model(*pair, normalize=True)
+        values: NDArray[np.float64] = distances.flatten().double().cpu().numpy()
+        return values
+
+
+def _check_images(reference: ArrayLike, images: ArrayLike, smallest: int = 1) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both arrays as floats in [0, 1]."""
+    pair = []
+    for name, given in (("reference", reference), ("images", images)):
+        array = np.asarray(given)
+        if array.ndim != 4 or array.shape[3] != 3 or min(array.shape[1:3]) < smallest or array.shape[0] < 1:
+            raise ConfigurationError(
+                f"`{name}` must be RGB images of shape (N, height, width, 3), at least {smallest} pixels high and "
+                f"wide, got shape {array.shape}. Pass what LatentDecoder returns."
+            )
+        if array.dtype == np.uint8:
+            array = array.astype(np.float32) / np.float32(255.0)
+        elif not np.issubdtype(array.dtype, np.floating) or not (array.min() >= 0.0 and array.max() <= 1.0):
+            raise ConfigurationError(
+                f"`{name}` must be uint8, or floats in [0, 1], got {array.dtype} in {array.min()} … {array.max()}. "
+                "Scale the images first."
+            )
+        pair.append(array)
+    if pair[0].shape != pair[1].shape:
+        raise ConfigurationError(
+            f"`images` must have the shape of `reference`, {pair[0].shape}, got {pair[1].shape}. Pair them one to one."
+        )
+    return pair[0], pair[1]
+
+
+def _find_weights(weights: str | os.PathLike[str] | None, net: str) -> Path:
+    """The file of a trunk's ImageNet weights."""
+    torch = import_extra("torch", "perceptual")
+    models = import_extra("torchvision.models", "perceptual")
+    url = models.get_model_weights(LPIPS_NETS[net]).IMAGENET1K_V1.url
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.rpartition("/")[2] if weights is None else Path(weights)
+    if not path.is_file():
+        raise MissingWeightsError(
+            f"`lpips_weights` must be the file of {LPIPS_NETS[net]}'s weights, got no file at {path}. Download "
+            f"{url} into {folder}, or give the file's path (--lpips-weights)."
+        )
+    return path
+
+
+def _load_trunk(trunk: Any, path: Path, net: str) -> None:
+    """Copy a classifier's convolutions into LPIPS's trunk, which holds them cut into slices."""
+    torch = import_extra("torch", "perceptual")
+    try:
+        published = torch.load(path, map_location="cpu", weights_only=True)
+        # "slice2.3.weight" of the trunk is "features.3.weight" of the classifier.
+        trunk.load_state_dict({name: published["features." + name.partition(".")[2]] for name in trunk.state_dict()})
+    except Exception as error:  # torch raises whatever the bytes make it stumble over
+        raise ConfigurationError(
+            f"`lpips_weights` must hold the weights of torchvision's {LPIPS_NETS[net]}, got other content in {path} "
+            f"({type(error).__name__}). Download the file anew."
+        ) from error

@@ -1,0 +1,65 @@
+"""The device on the command line: ``python -m refine_env.receive`` decodes what ``python -m agents.send`` sends."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from refine_env.errors import BitstreamError, ConfigurationError, TransportError
+from refine_env.evaluation import write_atomically
+from refine_env.transport import Receiver, Reception
+
+__all__ = ["DEFAULT_PORT", "describe", "main"]
+
+DEFAULT_PORT = 5005
+
+
+def describe(reception: Reception) -> str:
+    """An episode as text: a line for every delivery, and one for what the device holds."""
+    lines = [
+        f"slot {delivery.slot}: x_{delivery.step} at {delivery.bits} bits, {delivery.num_bytes} bytes"
+        for delivery in reception.deliveries
+    ]
+    nothing = " (only the noise)" if reception.device_bits == 0 else ""
+    return "\n".join([*lines, f"deadline: the device holds x_{reception.device_step}{nothing}"])
+
+
+def main(
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = DEFAULT_PORT,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a sender, and for each of its frames.")] = 60.0,
+    out: Annotated[Path | None, typer.Option(help="Save what the device holds, float32 (M,), as this .npy.")] = None,
+) -> None:
+    """Play the device for one episode: listen, decode every delivery, hold a latent at the deadline.
+
+    Exit codes: 0 done, 2 an argument is wrong, 3 the connection failed, or the output cannot be written.
+    """
+    try:
+        with Receiver(host, port, timeout=timeout) as receiver:
+            typer.echo("listening on {}:{}".format(*receiver.address))
+            reception = receiver.receive()
+        if out is not None:
+            _save(out, reception)
+    except ConfigurationError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except (TransportError, BitstreamError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(3) from None
+    typer.echo(describe(reception))
+
+
+def _save(path: Path, reception: Reception) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, reception.latent)
+    write_atomically(path, buffer.getvalue())
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

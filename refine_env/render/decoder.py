@@ -1,0 +1,64 @@
+"""The decoder of a cache's own model, where it is at hand."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from refine_env.errors import CacheError, ConfigurationError, MissingExtraError
+from refine_env.trajectories import TrajectoryCache
+from refine_env.trajectories.pipeline import BUNDLED_MODEL, LatentDecoder
+
+__all__ = ["AUTO_DECODER", "NO_DECODER", "Decoder", "find_decoder", "load_decoder"]
+
+AUTO_DECODER, NO_DECODER = "auto", "none"
+
+Decoder = Callable[[ArrayLike], NDArray[np.float32]]
+"""Latents (N, C, H, W) to images (N, height, width, 3) in [0, 1]."""
+
+
+@lru_cache(maxsize=2)
+def load_decoder(model: str) -> Any:
+    """The decoder of a model, loaded once in a process: that takes seconds."""
+    return LatentDecoder(model)
+
+
+def find_decoder(cache: TrajectoryCache, choice: str) -> tuple[Decoder | None, str]:
+    """The decoder for a cache's latents.
+
+    Args:
+        cache: the trajectories.
+        choice: ``"auto"``: the model that the manifest names, if it is the bundled one or a folder, is that very
+            revision, and torch and diffusers are installed; ``"none"``: none; else a model's folder or hub id.
+
+    Returns:
+        The decoder or None, and a note that says why there is none.
+
+    Raises:
+        ConfigurationError, CacheError, MissingExtraError: if a model was named and cannot be used.
+    """
+    if choice == NO_DECODER:
+        return None, ""
+    if choice != AUTO_DECODER:
+        return load_decoder(choice), ""
+    model = cache.manifest.recipe.model
+    if model is None:
+        return None, f"no picture: {cache.manifest.recipe.source} latents"
+    name = model["id"]
+    if name != BUNDLED_MODEL and not Path(name).is_dir():
+        return None, f"no picture: the model {name} is not here"
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("diffusers") is None:
+        return None, "no picture: needs refine-env[generate]"
+    try:
+        decoder = load_decoder(name)
+    except (CacheError, ConfigurationError, MissingExtraError):
+        return None, f"no picture: the model {name} cannot be loaded"
+    if decoder.revision != model["revision"]:
+        return None, f"no picture: not the cache's revision of {name}"
+    return decoder, ""
