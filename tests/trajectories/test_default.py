@@ -57,11 +57,10 @@ def test_prompts_and_splits(cache: TrajectoryCache) -> None:
 
 
 def test_latents_are_in_the_model_s_units(cache: TrajectoryCache) -> None:
-    """x_T is standard noise (128·256 values: standard error 0.8 % of the mean square), x_0 of about unit power."""
+    """x_T is standard noise (128·1024 values: standard error 0.4 % of the mean square), x_0 of about unit power."""
     noise = np.array([cache.latents(i)[-1] for i in range(128)], dtype=np.float64)
-    assert (noise**2).mean() == pytest.approx(1.0, abs=0.04)
+    assert (noise**2).mean() == pytest.approx(1.0, abs=0.02)
     assert 0.8 < cache.mean_square[0] < 1.1
     assert cache.mmse[0] == 0.0
-    # The estimates of x_0 get better with every step; the first few, under guidance, are worse than none (t = T).
-    assert (np.diff(cache.mmse[:-1]) > 0.0).all()
-    assert cache.mmse[49] > cache.mmse[50]
+    # The estimates of x_0 get better with every step, and the first is better than none (t = T).
+    assert (np.diff(cache.mmse) > 0.0).all()
