@@ -26,6 +26,7 @@ from refine_env.trajectories import (
     generate_forward_process,
     generate_gaussian,
     read_manifest,
+    read_prompts,
 )
 from refine_env.trajectories.pipeline import ModelNotFoundError
 
@@ -166,7 +167,7 @@ def _forward_process(
 
     Example: refine-env generate forward-process --clean-latents default --out cached_trajectories/ideal
     """
-    texts = None if prompts is None else _read_prompts(prompts)
+    texts = None if prompts is None else read_prompts(prompts)
     with _progress(quiet) as progress:
         cache = generate_forward_process(
             out,
@@ -202,11 +203,31 @@ def _diffusers(
             "--prompts",
             "-p",
             metavar="FILE",
-            help="Prompts, one per line and trajectory; blank lines are skipped.",
+            help="Prompts, one a trajectory: a text with one per line, or a table .csv, .tsv, .parquet or .json, "
+            "such as DiffusionDB's metadata.parquet.",
             show_default=False,
         ),
     ],
     out: Out,
+    num_prompts: Annotated[
+        int | None,
+        typer.Option("--num-prompts", "-n", help="Draw a sample of the prompts.", show_default="all"),
+    ] = None,
+    prompt_seed: Annotated[int, typer.Option(help="Seed of that sample.")] = 0,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="The table's column of prompts.", show_default="prompt, or p")
+    ] = None,
+    max_nsfw: Annotated[
+        float | None,
+        typer.Option(
+            help="Leave out a table's rows of which DiffusionDB's prompt_nsfw or image_nsfw is greater or missing.",
+            show_default="keep all",
+        ),
+    ] = None,
+    unique: Annotated[
+        bool | None,
+        typer.Option("--unique/--repeats", help="Leave out prompts that come again.", show_default="in a table"),
+    ] = None,
     num_steps: Annotated[int, typer.Option(help="T, the reverse diffusion steps.")] = 50,
     scheduler: Annotated[
         str,
@@ -220,12 +241,30 @@ def _diffusers(
     batch_size: Annotated[
         int, typer.Option(help="Samples at once. Part of the recipe: the last bits depend on it.")
     ] = 8,
-    device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Torch device, such as cpu or cuda; or several, as in cuda:0,cuda:1.")
+    ] = "cpu",
     dtype: Annotated[
         str, typer.Option(metavar="float32|float16|bfloat16", help="Number format that the network runs in.")
     ] = "float32",
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes, each with a model of its own. The bytes do not depend on it.", show_default="one a device"
+        ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(metavar="loky|dask|ray", help="What runs several workers: loky on this host, dask, or ray.")
+    ] = "loky",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A running Dask scheduler or Ray cluster, whose hosts share the folder.",
+            show_default="one is started here",
+        ),
     ] = None,
     num_train: NumTrain = None,
     shard_size: Annotated[
@@ -239,12 +278,19 @@ def _diffusers(
     """Trajectories of a diffusion model: any text-to-image latent pipeline of diffusers.
 
     Records x_T … x_0 and the network's estimate of the clean sample at every step, in the model's own units.
-    Equal bytes are for one machine, one number of threads and the library versions in the manifest; the noise
-    is the same everywhere. Needs the extra `generate`.
+    Equal bytes are for one kind of machine and the library versions in the manifest, whatever the number of
+    workers (on a CPU each runs on one thread); the noise is the same everywhere. Needs the extra `generate`.
 
     Example: refine-env generate diffusers --model emoji --prompts prompts.txt --out cached_trajectories/mine
     """
-    texts = _read_prompts(prompts)
+    texts = read_prompts(
+        prompts,
+        column=prompt_column,
+        num_prompts=num_prompts,
+        seed=prompt_seed,
+        max_nsfw=max_nsfw,
+        unique=unique,
+    )
     with _progress(quiet) as progress:
         cache = generate_diffusers(
             out,
@@ -255,9 +301,12 @@ def _diffusers(
             guidance_scale=guidance_scale,
             seed=seed,
             batch_size=batch_size,
-            device=device,
+            device=[name.strip() for name in device.split(",")],
             dtype=dtype,
             revision=revision,
+            workers=workers,
+            engine=engine,
+            address=address,
             num_train=num_train,
             shard_size=shard_size,
             overwrite=overwrite,
@@ -347,22 +396,6 @@ def _parse_shape(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def _read_prompts(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigurationError(
-            f"`--prompts` must be a readable UTF-8 text file, got {str(file)!r} ({reason}). Check the path."
-        ) from None
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise ConfigurationError(
-            f"`--prompts` must hold at least one prompt, got {str(file)!r} without any. Write one per line."
-        )
-    return prompts
-
-
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, float, int], None]]:
     """A bar on stderr with the time left for each phase; gives what it is called with: phase, done, total.
@@ -420,6 +453,7 @@ def _summary(cache: TrajectoryCache) -> dict[str, Any]:
         "batch_size": recipe.batch_size,
         "model_dtype": recipe.model_dtype,
         "device": recipe.device,
+        "prompt_source": recipe.prompt_source,
         "clean_latents": recipe.clean_latents,
         "clean_estimates": recipe.clean_estimates,
         "units": recipe.units,

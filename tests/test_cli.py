@@ -88,9 +88,12 @@ class TestGenerate:
             "guidance_scale": 2.5,
             "seed": 4,
             "batch_size": 3,
-            "device": "cuda",
+            "device": "cuda:0,cuda:1",
             "dtype": "float16",
             "revision": "main",
+            "workers": 2,
+            "engine": "dask",
+            "address": "tcp://head:8786",
             "num_train": 1,
             "shard_size": 6,
             "note": "CC BY 4.0",
@@ -98,7 +101,9 @@ class TestGenerate:
         flags = [str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
         arguments = ["--model", "a/b", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "new", *flags]
         assert run("generate", "diffusers", *arguments, "--overwrite") == 0
-        assert calls == [((tmp_path / "new", "a/b", ["a cat", "ein Bär"]), {**options, "overwrite": True})]
+        ((out, model, prompts), kwargs) = calls.pop()
+        assert (out, model, list(prompts)) == (tmp_path / "new", "a/b", ["a cat", "ein Bär"])
+        assert kwargs == {**options, "device": ["cuda:0", "cuda:1"], "overwrite": True}
 
     def test_goes_on_and_does_not_replace(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         before = TrajectoryCache.open(folder).sha256
@@ -126,8 +131,8 @@ class TestGenerate:
             (["gaussian", "-n", "0"], 2, "`num_trajectories` must be an integer >= 1, got 0"),
             (["forward-process", "-c", "nowhere"], 3, "must be the name or the folder of a trajectory cache"),
             (["forward-process", "-c", "nowhere.npy"], 2, "`clean_latents` must be a readable .npy"),
-            (["diffusers", "-m", "a/b", "-p", "nowhere.txt"], 2, "`--prompts` must be a readable UTF-8 text file"),
-            (["diffusers", "-m", "a/b", "-p", "empty.txt"], 2, "`--prompts` must hold at least one prompt"),
+            (["diffusers", "-m", "a/b", "-p", "nowhere.txt"], 2, "`prompts` must be a readable UTF-8 text file"),
+            (["diffusers", "-m", "a/b", "-p", "empty.txt"], 2, "`prompts` must hold at least one prompt"),
             (["diffusers", "-m", "a/b", "-p", "latin.txt"], 2, "(not UTF-8 text)"),
             (["diffusers", "-m", "./a", "-p", "good.txt"], 4, "`model` must be a hub id, a local folder or 'emoji'"),
         ],

@@ -8,10 +8,12 @@ from refine_env.trajectories.generate import (
     sample_seed,
 )
 from refine_env.trajectories.manifest import Manifest, Recipe, Shard, Trajectory
+from refine_env.trajectories.prompts import PromptSelection, read_prompts
 
 __all__ = [
     "SPLITS",
     "Manifest",
+    "PromptSelection",
     "Recipe",
     "Shard",
     "Trajectory",
@@ -22,5 +24,6 @@ __all__ = [
     "generate_forward_process",
     "generate_gaussian",
     "read_manifest",
+    "read_prompts",
     "sample_seed",
 ]

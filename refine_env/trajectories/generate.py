@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,10 +18,15 @@ from safetensors import SafetensorError, safe_open
 from refine_env._validation import check_integer
 from refine_env.errors import CacheError, ConfigurationError
 from refine_env.schedule import NoiseSchedule
-from refine_env.trajectories.cache import TrajectoryCache, tensor_shapes
+from refine_env.trajectories.cache import TrajectoryCache
 from refine_env.trajectories.forward_process import clean_generator, forward_process, noise_generator
-from refine_env.trajectories.manifest import Recipe, Trajectory
-from refine_env.trajectories.writer import CacheWriter
+from refine_env.trajectories.manifest import Recipe, Span, Trajectory
+from refine_env.trajectories.prompts import PromptSelection
+from refine_env.trajectories.workers import Chunk, Crew, Sampler, draw_shards
+from refine_env.trajectories.writer import CacheWriter, ShardSummary
+
+if TYPE_CHECKING:
+    from refine_env.trajectories.pipeline import LatentSampler
 
 __all__ = ["Progress", "generate_diffusers", "generate_forward_process", "generate_gaussian", "sample_seed"]
 
@@ -30,10 +37,8 @@ Progress = Callable[[str, float, int], None]
 """Called with what is being done (``"sampling"`` or ``"checking"``), the trajectories done (a fraction within
 a batch counts), and their number."""
 
-_Chunk = tuple[NDArray[np.float16], NDArray[np.float16]]
-_Sampler = Callable[[int, int, Callable[[float], None]], Iterator[_Chunk]]
-"""(start, stop, report) -> latents (n, T+1, …) and clean estimates (n, T, …) of the trajectories start … stop
-− 1 in order, n at a time; ``report`` takes the share of work done on the next n, in trajectories."""
+_Draw = Callable[[Path, Recipe, Sequence[Span], Callable[[float], None]], list[ShardSummary]]
+"""(folder, recipe, spans, report) draws and writes shards."""
 
 
 def sample_seed(seed: int, index: int) -> int:
@@ -105,13 +110,13 @@ def generate_gaussian(
         note=note,
     )
 
-    def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[_Chunk]:
+    def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[Chunk]:
         for trajectory in recipe.trajectories[start:stop]:
             clean = clean_generator(trajectory.seed).standard_normal(shape, dtype=np.float32)
             latents, estimates = forward_process(clean, schedule, noise_generator(trajectory.seed))
             yield latents[None], estimates[None]
 
-    return _write(path, recipe, sample, overwrite, progress)
+    return _write(path, recipe, partial(_draw_here, sample), overwrite, progress)
 
 
 def generate_forward_process(
@@ -186,14 +191,14 @@ def generate_forward_process(
         note=note,
     )
 
-    def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[_Chunk]:
+    def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[Chunk]:
         for index in range(start, stop):
             clean = np.asarray(latents[index], dtype=np.float32)
             noise = noise_generator(recipe.trajectories[index].seed)
             noisy, estimates = forward_process(clean, schedule, noise)
             yield noisy[None], estimates[None]
 
-    return _write(path, recipe, sample, overwrite, progress)
+    return _write(path, recipe, partial(_draw_here, sample), overwrite, progress)
 
 
 def generate_diffusers(
@@ -206,9 +211,12 @@ def generate_diffusers(
     guidance_scale: float = 7.5,
     seed: int = 0,
     batch_size: int = 8,
-    device: str = "cpu",
+    device: str | Sequence[str] = "cpu",
     dtype: str = "float32",
     revision: str | None = None,
+    workers: int | None = None,
+    engine: str = "loky",
+    address: str | None = None,
     num_train: int | None = None,
     shard_size: int | None = None,
     overwrite: bool = False,
@@ -219,24 +227,31 @@ def generate_diffusers(
 
     Sample k has its own `torch.Generator` on the CPU, seeded `sample_seed(seed, k)`; x_T and every step's
     noise come from it, so they are the same bits whatever the batch and the device. The network's own last
-    bits depend on the batch size (it is part of the recipe; the last batch is padded with repeats), the
-    machine and its number of threads; with these equal, the trajectory is the same bits whatever its
-    neighbors.
+    bits depend on the batch size (it is part of the recipe; the last batch is padded with repeats) and the
+    machine; with these equal, the trajectory is the same bits whatever its neighbors, and so is the cache
+    whatever the number of workers and their engine. On a CPU a worker runs on one thread, hence the bits do
+    not depend on the number of threads: take as many workers as there are cores.
 
     Args:
         path: folder of the new cache.
         model: a hub id, such as ``stable-diffusion-v1-5/stable-diffusion-v1-5`` (the paper's); a local
             folder; or ``emoji``, the bundled model.
-        prompts: one per sample. A prompt longer than the tokenizer takes is truncated, as the pipeline does.
+        prompts: one per sample, for instance of `read_prompts`. A prompt longer than the tokenizer takes is
+            truncated, as the pipeline does.
         num_steps: T.
         scheduler: ``ddpm`` (the paper's: ancestral sampling with variance β̃_t, [K] Eq. 3), ``ddim``,
             ``model`` (the pipeline's own), or a diffusers scheduler with `alphas_cumprod`.
         guidance_scale: scale of the classifier-free guidance; 1 is none.
         seed: base seed.
         batch_size: samples that the network sees at once.
-        device: a torch device.
+        device: a torch device, or several of one kind for several workers.
         dtype: number format that the network runs in: ``float32``, ``float16`` or ``bfloat16``.
         revision: branch, tag or commit of a hub model.
+        workers: processes that draw whole shards, each with a model of its own; default one for each device.
+            One worker on the engine ``loky`` is this process.
+        engine: what runs several workers: ``loky`` (this host), ``dask`` or ``ray``, see `Crew`.
+        address: of a running Dask scheduler or Ray cluster, whose hosts see ``path`` and ``model`` at the same
+            place and have the same versions of the libraries.
         num_train: size of the train split, default one half.
         shard_size: trajectories in a file; default the least multiple of ``batch_size`` that is at least 16.
         overwrite: replace a finished cache at ``path``.
@@ -250,26 +265,32 @@ def generate_diffusers(
         ConfigurationError: if an argument is not valid, the model is no text-to-image latent pipeline, or the
             scheduler has no `alphas_cumprod`.
         ModelNotFoundError: if the model's weights are missing, or cannot be loaded.
-        MissingExtraError: if torch or diffusers is not installed.
-        CacheError: if a latent is not finite or exceeds float16, the cache cannot be written, or something
-            else stands at ``path``.
+        MissingExtraError: if torch, diffusers or the engine is not installed.
+        CacheError: if a latent is not finite or exceeds float16, the cache cannot be written, something else
+            stands at ``path``, a worker has another model or other versions, or a worker died.
     """
-    from refine_env.trajectories.pipeline import LatentSampler
 
     texts = _check_prompts(prompts)
     batch_size = check_integer("batch_size", batch_size, 1, advice="Use 1 where memory is short.")
     if shard_size is None:
         shard_size = batch_size * -(-DEFAULT_SHARD_SIZE // batch_size)
     check_integer("seed", seed, 0, advice="Give a base seed such as 0.")
-    sampler = LatentSampler(
-        model,
+    crew = Crew(
+        devices=(device,) if isinstance(device, str) else tuple(device),
+        workers=workers,
+        engine=engine,
+        address=address,
+    )
+    source = _DiffusionSource(
+        model=model,
         num_steps=num_steps,
         scheduler=scheduler,
         guidance_scale=guidance_scale,
-        device=device,
         dtype=dtype,
         revision=revision,
     )
+    # Where others draw, this process loads the model only to describe it, and not onto a device of theirs.
+    sampler = source.load(crew.devices[0] if crew.is_here else "cpu")
     recipe = _recipe(
         source="diffusers",
         schedule=sampler.schedule,
@@ -287,77 +308,127 @@ def generate_diffusers(
         guidance_scale=sampler.guidance_scale,
         batch_size=batch_size,
         model_dtype=dtype,
-        device=sampler.device_kind,
+        device=crew.devices[0].partition(":")[0],
+        prompt_source=prompts.source if isinstance(prompts, PromptSelection) else None,
         note=note,
     )
+    draw: _Draw
+    if crew.is_here:
+        draw = partial(_draw_here, partial(_sample, sampler, recipe))
+    else:
+        draw = partial(_draw_elsewhere, crew, source.pinned(sampler))
+        del sampler
+    return _write(path, recipe, draw, overwrite, progress)
 
-    def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[_Chunk]:
-        for first in range(start, stop, batch_size):
-            batch = list(recipe.trajectories[first : min(first + batch_size, stop)])
-            count = len(batch)
-            batch += batch[-1:] * (batch_size - count)  # an equal batch size keeps the last bits equal
-            latents, estimates = sampler.sample(
-                [trajectory.prompt or "" for trajectory in batch],
-                [trajectory.seed for trajectory in batch],
-                partial(_scaled, report, count),
-            )
-            yield latents[:count], estimates[:count]
 
-    return _write(path, recipe, sample, overwrite, progress)
+@dataclass(frozen=True, kw_only=True)
+class _DiffusionSource:
+    """What a worker needs to load a diffusion model."""
+
+    model: str | os.PathLike[str]
+    num_steps: int
+    scheduler: Any
+    guidance_scale: float
+    dtype: str
+    revision: str | None
+
+    def load(self, device: str) -> LatentSampler:
+        """The model on a device."""
+        from refine_env.trajectories.pipeline import LatentSampler
+
+        return LatentSampler(
+            self.model,
+            num_steps=self.num_steps,
+            scheduler=self.scheduler,
+            guidance_scale=self.guidance_scale,
+            device=device,
+            dtype=self.dtype,
+            revision=self.revision,
+        )
+
+    def pinned(self, sampler: LatentSampler) -> _DiffusionSource:
+        """The same for other processes: the hub's commit instead of a branch, a folder's full path."""
+        if os.path.isdir(self.model):
+            return replace(self, model=os.path.abspath(self.model))
+        if sampler.revision.startswith("sha256:"):  # the bundled model
+            return self
+        return replace(self, revision=sampler.revision)
+
+    def open(self, recipe: Recipe, device: str) -> Sampler:
+        """The sampler, if the model and the libraries are those of the recipe."""
+        sampler = self.load(device)
+        here = {"model": sampler.revision, **sampler.versions}
+        wanted = {"model": (recipe.model or {}).get("revision"), **recipe.generator}
+        for name, value in here.items():
+            if value != wanted[name]:
+                raise CacheError(
+                    f"`workers` must have the same model and libraries as the process that starts them, got {name} "
+                    f"{value} instead of {wanted[name]} on {socket.gethostname()}. Install the same versions, and "
+                    "give the model's folder or commit."
+                )
+        return partial(_sample, sampler, recipe)
+
+
+def _sample(
+    sampler: LatentSampler, recipe: Recipe, start: int, stop: int, report: Callable[[float], None]
+) -> Iterator[Chunk]:
+    """Trajectories of a diffusion model, in batches."""
+    assert recipe.batch_size is not None
+    for first in range(start, stop, recipe.batch_size):
+        batch = list(recipe.trajectories[first : min(first + recipe.batch_size, stop)])
+        count = len(batch)
+        batch += batch[-1:] * (recipe.batch_size - count)  # an equal batch size keeps the last bits equal
+        latents, estimates = sampler.sample(
+            [trajectory.prompt or "" for trajectory in batch],
+            [trajectory.seed for trajectory in batch],
+            partial(_scaled, report, count),
+        )
+        yield latents[:count], estimates[:count]
 
 
 def _scaled(report: Callable[[float], None], count: int, fraction: float) -> None:
     report(fraction * count)
 
 
+def _draw_here(
+    sample: Sampler, folder: Path, recipe: Recipe, spans: Sequence[Span], report: Callable[[float], None]
+) -> list[ShardSummary]:
+    return draw_shards(folder, recipe, spans, sample, report)
+
+
+def _draw_elsewhere(
+    crew: Crew,
+    source: _DiffusionSource,
+    folder: Path,
+    recipe: Recipe,
+    spans: Sequence[Span],
+    report: Callable[[float], None],
+) -> list[ShardSummary]:
+    return crew.draw_shards(folder, recipe, spans, source, report)
+
+
 def _write(
     path: str | os.PathLike[str],
     recipe: Recipe,
-    sample: _Sampler,
+    draw: _Draw,
     overwrite: bool,
     progress: Progress | None,
 ) -> TrajectoryCache:
     """Draw the missing shards of a recipe and finish the cache."""
     total = recipe.num_trajectories
 
-    done = 0
-
     def report(phase: str, count: float) -> None:
         if progress is not None:
             progress(phase, count, total)
-
-    def report_begun(begun: float) -> None:
-        report("sampling", done + begun)
 
     with CacheWriter(path, recipe, overwrite=overwrite) as writer:
         missing = writer.missing()
         done = total - sum(span.stop - span.start for span in missing)
         report("sampling", done)
-        for span in missing:
-            shapes = tensor_shapes(span, recipe)
-            shard = {name: np.empty(shape, dtype=np.float16) for name, shape in shapes.items()}
-            row = 0
-            for chunk in sample(span.start, span.stop, report_begun):
-                for name, values in zip(shard, chunk, strict=True):
-                    _check_finite(name, values, span.start + row)
-                    shard[name][row : row + len(values)] = values
-                row += len(chunk[0])
-                done += len(chunk[0])
-                report("sampling", done)
-            writer.write(span, **shard)
+        if missing:
+            for summary in draw(writer.staging, recipe, missing, lambda count: report("sampling", done + count)):
+                writer.add(summary)
         return writer.finish(lambda checked, _: report("checking", checked))
-
-
-def _check_finite(name: str, values: NDArray[np.float16], first: int) -> None:
-    """Check a chunk (n, steps, …) of trajectories, the first of which has the index ``first``."""
-    bad = (values.view(np.uint16) & np.uint16(0x7C00)) == 0x7C00  # all ones in the exponent: inf or nan
-    if bad.any():
-        where = np.unravel_index(int(bad.argmax()), bad.shape)
-        raise CacheError(
-            f"`{name}` of trajectory {first + int(where[0])} must be finite and within float16's ±65504, got "
-            f"{values[where]} at t = {where[1]}. Check the model, its scheduler and number format (float32 "
-            "is the safest), or the clean latents."
-        )
 
 
 def _recipe(

@@ -95,6 +95,7 @@ class Recipe:
         model_dtype: number format the network ran in.
         device: kind of device the network ran on.
         clean_latents: ``name`` and ``sha256`` of the clean latents that a forward process started from.
+        prompt_source: what chose the prompts from a file, see `read_prompts`; absent where they were given.
         note: free text, for instance the license of the samples.
     """
 
@@ -116,6 +117,7 @@ class Recipe:
     model_dtype: str | None = None
     device: str | None = None
     clean_latents: Mapping[str, str] | None = None
+    prompt_source: Mapping[str, Any] | None = None
     note: str | None = None
 
     @property
@@ -165,6 +167,8 @@ class Recipe:
             "model_dtype": self.model_dtype,
             "device": self.device,
             "clean_latents": None if self.clean_latents is None else dict(self.clean_latents),
+            # Left out where there is none: a manifest is the same bytes as before there was such a field.
+            **({} if self.prompt_source is None else {"prompt_source": dict(self.prompt_source)}),
             "seed": self.seed,
             "num_steps": self.num_steps,
             "latent_shape": list(self.latent_shape),
@@ -187,9 +191,9 @@ class Recipe:
         """The fields in which ``other`` differs, as ``name = other's instead of own``."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [
-            f"{name} = {_short(theirs[name])} instead of {_short(mine[name])}"
-            for name in mine
-            if mine[name] != theirs[name]
+            f"{name} = {_short(theirs.get(name))} instead of {_short(mine.get(name))}"
+            for name in mine | theirs
+            if mine.get(name) != theirs.get(name)
         ]
 
     @classmethod
@@ -252,6 +256,7 @@ class Recipe:
             model_dtype=fields.optional_text("model_dtype"),
             device=fields.optional_text("device"),
             clean_latents=fields.optional_mapping("clean_latents"),
+            prompt_source=fields.optional_mapping("prompt_source"),
             note=fields.optional_text("note"),
         )
 

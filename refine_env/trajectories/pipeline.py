@@ -31,6 +31,9 @@ EXTRA = "generate"
 SCHEDULERS = ("ddpm", "ddim", "model")
 DTYPES = ("float32", "float16", "bfloat16")
 
+UNUSED_COMPONENTS = {"safety_checker": None, "feature_extractor": None}
+"""What looks at images, of which there are none: neither downloaded nor loaded."""
+
 _INDEX_FILE = "model_index.json"
 _MODEL_SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".bin")
 
@@ -134,13 +137,13 @@ class LatentSampler:
 
         def record(sample: Any, previous: Any, estimate: Any) -> None:
             if not samples:
-                samples.append(sample.detach().cpu())
-            samples.append(previous.detach().cpu())
-            estimates.append(estimate.detach().cpu())
+                samples.append(sample.detach())
+            samples.append(previous.detach())  # they stay on the device, which need not wait for a copy
+            estimates.append(estimate.detach())
             if report is not None:
                 report(len(estimates) / num_steps)
 
-        with _watched(self._scheduler, record):
+        with _watched(self._scheduler, record), _one_thread(self.device_kind):
             self._pipeline(
                 prompt=list(prompts),
                 num_inference_steps=num_steps,
@@ -156,15 +159,17 @@ class LatentSampler:
                 f"{type(self._pipeline).__name__}. Use a pipeline such as StableDiffusionPipeline."
             )
         scale = self._scale()
-        latents = _stack([sample * factor for sample, factor in zip(samples, scale, strict=True)])
+        if scale is not None:
+            samples = [sample * factor for sample, factor in zip(samples, scale, strict=True)]
+        latents = _stack(samples)
         clean = _stack(estimates)
         clean[:, 0] = latents[:, 0]
         return latents, clean
 
-    def _scale(self) -> list[float]:
-        """Factors from what the scheduler keeps for x_T … x_0 to x_t itself: 1, or √ᾱ_t = 1/√(1 + σ_t²)."""
+    def _scale(self) -> list[float] | None:
+        """Factors from what the scheduler keeps for x_T … x_0 to x_t itself: None for 1, or √ᾱ_t = 1/√(1 + σ_t²)."""
         if float(self._scheduler.init_noise_sigma) == 1.0:
-            return [1.0] * (self.schedule.num_steps + 1)
+            return None
         sigmas = np.asarray(self._scheduler.sigmas, dtype=np.float64)
         factors: list[float] = (1.0 / np.sqrt(1.0 + sigmas**2)).tolist()
         return factors
@@ -178,6 +183,10 @@ class LatentDecoder:
         device: torch device.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         revision: branch, tag or commit of a hub model.
+
+    Attributes:
+        model_id: the hub id, the folder's name, or ``emoji``.
+        revision: the hub's commit, or a hash of the model's files.
 
     Raises:
         ConfigurationError: if an argument is not valid, or the model is no text-to-image latent pipeline.
@@ -194,11 +203,11 @@ class LatentDecoder:
         revision: str | None = None,
     ) -> None:
         torch_device, torch_dtype = _torch_device(device), _torch_dtype(dtype)
-        folder, model_id, _ = _find_model(model, revision)
-        _check_index(folder, model_id)
+        folder, self.model_id, self.revision = _find_model(model, revision)
+        _check_index(folder, self.model_id)
         diffusers = import_extra("diffusers", EXTRA)
         class_name = _read_index(folder)["vae"][1]
-        with _loading(model_id):
+        with _loading(self.model_id):
             vae = getattr(diffusers, class_name).from_pretrained(folder / "vae", torch_dtype=torch_dtype)
         self._vae = vae.eval().to(torch_device)
 
@@ -223,8 +232,22 @@ class LatentDecoder:
 
 def _stack(tensors: Sequence[Any]) -> NDArray[np.float16]:
     """Tensors (B, C, H, W), the last step first in the result: float16 (B, len, C, H, W)."""
-    with np.errstate(over="ignore"):
-        return np.stack([tensor.float().numpy().astype(np.float16) for tensor in reversed(tensors)], axis=1)
+    torch = import_extra("torch", EXTRA)
+    array: NDArray[np.float16] = torch.stack(list(reversed(tensors)), dim=1).to(torch.float16).cpu().numpy()
+    return array
+
+
+@contextlib.contextmanager
+def _one_thread(device_kind: str) -> Iterator[None]:
+    """On a CPU, run on one thread: the last bits of a sum depend on how it is split among threads."""
+    torch = import_extra("torch", EXTRA)
+    threads = torch.get_num_threads()
+    if device_kind == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
@@ -313,11 +336,11 @@ def _find_model(model: str | os.PathLike[str], revision: str | None) -> tuple[Pa
     diffusers = import_extra("diffusers", EXTRA)
     try:
         with _quiet():
-            folder = Path(diffusers.DiffusionPipeline.download(name, revision=revision))
+            folder = Path(diffusers.DiffusionPipeline.download(name, revision=revision, **UNUSED_COMPONENTS))
     except Exception as error:  # the hub's client raises whatever its HTTP library raises
         raise ModelNotFoundError(
             f"`model` must be within reach, got {name!r}, which is neither in the local hub cache nor to be "
-            f"downloaded ({_reason(error)}). Run `huggingface-cli download {name} --local-dir FOLDER` on a "
+            f"downloaded ({_reason(error)}). Run `hf download {name} --local-dir FOLDER` on a "
             "connected machine, and pass that FOLDER."
         ) from error
     return folder, name, folder.name
@@ -357,8 +380,8 @@ def _load_pipeline(folder: Path, model_id: str, dtype: Any) -> Any:
     diffusers = import_extra("diffusers", EXTRA)
     import_extra("transformers", EXTRA)
     unused = {}
-    if "safety_checker" in _read_index(folder):  # it looks at images, and there are none
-        unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    if "safety_checker" in _read_index(folder):
+        unused = {**UNUSED_COMPONENTS, "requires_safety_checker": False}
     with _loading(model_id):
         return diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **unused)
 
@@ -407,7 +430,7 @@ def _fingerprint(folder: Path) -> str:
     components = {name for name, value in _read_index(folder).items() if isinstance(value, list)}
     files = [folder / _INDEX_FILE] + [
         file
-        for component in sorted(components - {"safety_checker", "feature_extractor"})
+        for component in sorted(components - set(UNUSED_COMPONENTS))
         for file in sorted((folder / component).rglob("*"))
         if file.is_file() and file.suffix in _MODEL_SUFFIXES
     ]

@@ -9,8 +9,12 @@ same recipe can go on with it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -37,15 +41,36 @@ try:
 except ImportError:  # no such locks on this platform: two writers at once are then the user's to avoid
     fcntl = None
 
-__all__ = ["CacheWriter", "gram", "write_shard"]
+__all__ = ["CacheWriter", "ShardSummary", "gram", "write_shard"]
 
 RECIPE_FILE = "generation.json"
 RETIRED_SUFFIX = ".replaced"
 """Suffix of the folder that an old cache is moved to in the instant in which the new one takes its place."""
 
 _TEMPORARY_SUFFIX = ".tmp"
+_TEMPORARY_NAME = re.compile(r"(?P<name>.+)\.[0-9a-f]{8}\.tmp")
+_LEASE_NAME = re.compile(r"workers-[0-9a-f]{16}\.lease")
 _GRAM_BLOCK = 4096
 _GRAM_SLICE = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShardSummary:
+    """What the manifest says of one written shard: size and hash, and its share of the statistics.
+
+    Each is a function of the shard's content alone, so it does not matter who computes it, and when.
+
+    Args:
+        shard: the shard.
+        squares: sum of ‖x_t‖² over the shard, shape (T+1,).
+        moments: sum of ⟨x_t, x_t'⟩ over the shard's part of the train split, shape (T+1, T+1).
+        clean_moments: sum of ⟨y_t, y_t'⟩ over that part, shape (T, T).
+    """
+
+    shard: Shard
+    squares: NDArray[np.float64]
+    moments: NDArray[np.float64]
+    clean_moments: NDArray[np.float64]
 
 
 class CacheWriter:
@@ -69,6 +94,7 @@ class CacheWriter:
         self._retired = self.path.with_name(self.path.name + RETIRED_SUFFIX)
         self._lock: int | None = None
         self._owner = False
+        self._summaries: dict[str, ShardSummary] = {}
         if not self.path.name or self.path.suffix in (STAGING_SUFFIX, RETIRED_SUFFIX):
             raise CacheError(
                 f"`path` must name a folder, and not end in {STAGING_SUFFIX} or {RETIRED_SUFFIX}, which are "
@@ -113,13 +139,17 @@ class CacheWriter:
 
     def write(self, span: Span, latents: NDArray[np.float16], clean_estimates: NDArray[np.float16]) -> None:
         """Write one shard; see `write_shard`."""
-        write_shard(self.staging, self.recipe, span, latents, clean_estimates)
+        self.add(write_shard(self.staging, self.recipe, span, latents, clean_estimates))
+
+    def add(self, summary: ShardSummary) -> None:
+        """Take note of a shard that `write_shard` wrote, so that `finish` need not read it."""
+        self._summaries[summary.shard.file] = summary
 
     def finish(self, progress: Callable[[int, int], None] | None = None) -> TrajectoryCache:
         """Compute the statistics, write the manifest and put the cache in its place.
 
-        The statistics come from one pass over the written shards, one trajectory at a time in the order of
-        their indices, so they do not depend on who wrote which shard when.
+        The statistics are the sums of those of the shards, in their order, so they do not depend on who wrote
+        which shard when. Shards that another run wrote are read for them.
 
         Args:
             progress: called with the trajectories read so far and their number.
@@ -199,12 +229,13 @@ class CacheWriter:
         """Claim the growing folder for this recipe, or go on with it."""
         names = sorted(entry.name for entry in self.staging.iterdir())
         for name in names:
-            finished_name = name.removesuffix(_TEMPORARY_SUFFIX)
-            if finished_name != RECIPE_FILE and not is_cache_file(finished_name):
+            finished_name = _without_suffix(name)
+            if finished_name != RECIPE_FILE and not is_cache_file(finished_name) and not _LEASE_NAME.fullmatch(name):
                 raise CacheError(
                     f"{self.staging} must hold nothing but an interrupted generation, got {name!r}. Move "
                     "that file away, or choose another folder."
                 )
+        names = [name for name in names if not _LEASE_NAME.fullmatch(name)]
         recorded = next((name for name in (RECIPE_FILE, MANIFEST_FILE) if name in names), None)
         if recorded is None:
             shards = [name for name in names if not name.endswith(_TEMPORARY_SUFFIX)]
@@ -224,8 +255,13 @@ class CacheWriter:
                     f"with, got {_listed(differences)}. Repeat those arguments, or delete {self.staging} to "
                     "begin anew."
                 )
-        for temporary in self.staging.glob(f"*{_TEMPORARY_SUFFIX}"):
-            temporary.unlink()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove what interrupted writers left behind; workers of theirs that still run see it, and stop."""
+        for entry in self.staging.iterdir():
+            if entry.name.endswith(_TEMPORARY_SUFFIX) or _LEASE_NAME.fullmatch(entry.name):
+                entry.unlink(missing_ok=True)
 
     def _is_written(self, span: Span) -> bool:
         try:
@@ -236,43 +272,25 @@ class CacheWriter:
 
     def _summarize(self, progress: Callable[[int, int], None] | None) -> Manifest:
         recipe = self.recipe
-        steps, total = recipe.num_steps, recipe.num_trajectories
-        mean_square = np.zeros(steps + 1)
+        steps = recipe.num_steps
+        squares_sum = np.zeros(steps + 1)
         moments = np.zeros((steps + 1, steps + 1))
         clean_moments = np.zeros((steps, steps))
         shards = []
         with _disk_errors(self.staging):
             for span in recipe.spans:
-                file = self.staging / span.file
-                offsets = check_shard(self.staging, span, recipe)
-                arrays = [
-                    np.memmap(file, dtype="<f2", mode="r", offset=offset, shape=shape)
-                    for offset, shape in zip(offsets, tensor_shapes(span, recipe).values(), strict=True)
-                ]
-                for index in range(span.start, span.stop):
-                    latents, estimates = (array[index - span.start].reshape(len(array[0]), -1) for array in arrays)
-                    if index < recipe.num_train:
-                        products = gram(latents)
-                        moments += products
-                        clean_moments += gram(estimates)
-                        mean_square += np.diag(products)
-                    else:
-                        mean_square += squares(latents)
-                    if progress is not None:
-                        progress(index + 1, total)
-                shards.append(
-                    Shard(
-                        file=span.file,
-                        start=span.start,
-                        stop=span.stop,
-                        bytes=file.stat().st_size,
-                        sha256=hash_file(file),
-                    )
-                )
+                check_shard(self.staging, span, recipe)
+                summary = self._summaries.get(span.file) or summarize_shard(self.staging, recipe, span)
+                squares_sum += summary.squares
+                moments += summary.moments
+                clean_moments += summary.clean_moments
+                shards.append(summary.shard)
+                if progress is not None:
+                    progress(span.stop, recipe.num_trajectories)
         train = recipe.num_train * recipe.latent_dim
         return Manifest(
             recipe=recipe,
-            mean_square=mean_square / (total * recipe.latent_dim),
+            mean_square=squares_sum / (recipe.num_trajectories * recipe.latent_dim),
             second_moments=moments / train,
             clean_second_moments=clean_moments / train,
             shards=tuple(shards),
@@ -281,6 +299,7 @@ class CacheWriter:
     def _publish(self) -> None:
         """Rename the complete folder into place; the next writer repairs a kill between any two lines."""
         (self.staging / RECIPE_FILE).unlink(missing_ok=True)
+        self._clear()
         _sync_folder(self.staging)
         if (self.path / MANIFEST_FILE).is_file():
             os.rename(self.path, self._retired)
@@ -298,7 +317,7 @@ def write_shard(
     span: Span,
     latents: NDArray[np.float16],
     clean_estimates: NDArray[np.float16],
-) -> None:
+) -> ShardSummary:
     """Write one shard into a growing cache, whole or not at all.
 
     It needs nothing but the folder, so any process may write any shard.
@@ -309,6 +328,9 @@ def write_shard(
         span: which shard.
         latents: float16 (n, T+1, C, H, W), n = span.stop − span.start, indexed by t.
         clean_estimates: float16 (n, T, C, H, W).
+
+    Returns:
+        What the manifest will say of it, for `CacheWriter.add`.
 
     Raises:
         CacheError: if the folder cannot be written.
@@ -324,6 +346,48 @@ def write_shard(
     content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
     with _disk_errors(folder):
         _replace(folder / span.file, content)
+    return _summary(recipe, span, tensors, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def summarize_shard(folder: Path, recipe: Recipe, span: Span) -> ShardSummary:
+    """What `write_shard` returned when it wrote a shard, from the file.
+
+    Raises:
+        CacheFormatError: if the shard is missing or damaged.
+    """
+    file = folder / span.file
+    offsets = check_shard(folder, span, recipe)
+    tensors = {
+        name: np.memmap(file, dtype="<f2", mode="r", offset=offset, shape=shape)
+        for offset, (name, shape) in zip(offsets, tensor_shapes(span, recipe).items(), strict=True)
+    }
+    return _summary(recipe, span, tensors, size=file.stat().st_size, sha256=hash_file(file))
+
+
+def _summary(
+    recipe: Recipe, span: Span, tensors: Mapping[str, NDArray[np.float16]], *, size: int, sha256: str
+) -> ShardSummary:
+    """Sums over the trajectories of a shard, in the order of their indices."""
+    steps = recipe.num_steps
+    squares_sum = np.zeros(steps + 1)
+    moments = np.zeros((steps + 1, steps + 1))
+    clean_moments = np.zeros((steps, steps))
+    for index in range(span.start, span.stop):
+        latents, estimates = (values[index - span.start].reshape(len(values[0]), -1) for values in tensors.values())
+        if index < recipe.num_train:
+            products = gram(latents)
+            moments += products
+            clean_moments += gram(estimates)
+            squares_sum += np.diag(products)
+        else:
+            squares_sum += squares(latents)
+    shard = Shard(file=span.file, start=span.start, stop=span.stop, bytes=size, sha256=sha256)
+    return ShardSummary(shard=shard, squares=squares_sum, moments=moments, clean_moments=clean_moments)
+
+
+def lease_name() -> str:
+    """A new name for the file by which workers see whether they are still wanted."""
+    return f"workers-{secrets.token_hex(8)}.lease"
 
 
 def gram(rows: NDArray[np.float16]) -> NDArray[np.float64]:
@@ -392,8 +456,15 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _without_suffix(name: str) -> str:
+    """The name of the file that a temporary one was to become; any other name as it is."""
+    found = _TEMPORARY_NAME.fullmatch(name)
+    return found["name"] if found else name.removesuffix(_TEMPORARY_SUFFIX)
+
+
 def _replace(file: Path, content: bytes) -> None:
-    temporary = file.with_name(file.name + _TEMPORARY_SUFFIX)
+    # A name of its own: the worker of an interrupted run may be about to write the same shard.
+    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
     temporary.write_bytes(content)
     _sync_file(temporary)
     os.replace(temporary, file)

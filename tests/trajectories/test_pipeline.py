@@ -356,15 +356,16 @@ class TestBadModels:
     def test_hub_out_of_reach(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import diffusers
 
-        def download(name: str, revision: str | None) -> str:
+        def download(name: str, revision: str | None, **unused: None) -> str:
             assert (name, revision) == ("someone/model", "abc")
+            assert "safety_checker" in unused
             raise ConnectionError("no route to host\nand more lines")
 
         monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
         with pytest.raises(
             ModelNotFoundError,
             match=r"got 'someone/model', which is neither in the local hub cache .*no route to host\)\. "
-            r"Run `huggingface-cli download someone/model --local-dir FOLDER` on a connected machine",
+            r"Run `hf download someone/model --local-dir FOLDER` on a connected machine",
         ):
             generate_diffusers(tmp_path / "cache", "someone/model", PROMPTS, revision="abc")
         assert list(tmp_path.iterdir()) == []
@@ -378,7 +379,7 @@ class TestBadModels:
         monkeypatch.setattr(
             diffusers.DiffusionPipeline,
             "download",
-            lambda name, revision: str(tmp_path / "snapshots" / "0123abcd"),
+            lambda name, revision, **unused: str(tmp_path / "snapshots" / "0123abcd"),
         )
         cache = generate_diffusers(tmp_path / "cache", "someone/model", ["a"], num_steps=2)
         assert cache.manifest.recipe.model == {"id": "someone/model", "revision": "0123abcd"}

@@ -180,9 +180,9 @@ def test_killed_for_good(tmp_path: Path) -> None:
     arguments = "60, (1, 32, 32), num_steps=50, seed=4, shard_size=1"
     path = tmp_path / "cache"
     code = (
-        "from refine_env.trajectories import generate, generate_gaussian; import time\n"
-        "check = generate._check_finite\n"
-        "generate._check_finite = lambda *args: (time.sleep(0.01), check(*args))\n"
+        "from refine_env.trajectories import generate_gaussian, workers; import time\n"
+        "check = workers.check_values\n"
+        "workers.check_values = lambda *args: (time.sleep(0.01), check(*args))\n"
         f"generate_gaussian({str(path)!r}, {arguments})"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
