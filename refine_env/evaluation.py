@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
 from refine_env._validation import check_integer
+from refine_env.coding import Chain
 from refine_env.config import SystemConfig
 from refine_env.errors import ConfigurationError
-from refine_env.vector_env import LatentRefinementVectorEnv
+from refine_env.process import DecisionProcess, split_look
+from refine_env.settings import EnvSettings
 
 __all__ = [
     "EPISODE_COLUMNS",
@@ -129,6 +132,11 @@ def roll_out(
 ) -> Table:
     """Play episodes with one policy; episode k has the same seed whatever the policy, hence the same draws.
 
+    An episode is that of the environment with the same seed, and the row says what its device holds, to the bit. But
+    latents are touched only at the end: first the policy decides all slots of a batch, then what was delivered is
+    carried out, once for all episodes in which it is the same. So the policy finds NaN as ``info["latent_mse"]``,
+    which a real server does not know either.
+
     Args:
         make_policy: called once with the environment's configuration.
         env_kwargs: the environment's arguments; ``split`` defaults to ``"test"`` here.
@@ -152,60 +160,92 @@ def roll_out(
             )
     seeds = episode_seeds(seed, episodes)
     size = min(check_integer("batch_size", batch_size, 1, advice="Give for example 256."), episodes)
-    kwargs = {"split": "test", **env_kwargs}
+    settings = EnvSettings.from_kwargs({"split": "test", **env_kwargs})
     rows: Table = []
     policy: Policy | None = None
     for start in range(0, episodes, size):
         batch = seeds[start : start + size]
-        env = LatentRefinementVectorEnv(num_envs=len(batch), **kwargs)
+        process = DecisionProcess(settings, len(batch), latents=False)
         if policy is None:
-            policy = make_policy(env.config)
-        policy.check_config(env.config)
-        rows.extend(_play(env, policy, batch, first_episode=start, score=score))
-        env.close()
+            policy = make_policy(process.config)
+        policy.check_config(process.config)
+        played, chains = _decide(process, policy, batch, first_episode=start)
+        held = np.empty((len(batch) if score is not None else 0, process.config.latent_dim), dtype=np.float32)
+        _deliver(process, played, chains, held)
+        if score is not None:
+            for row, columns in zip(played, score(played, held), strict=True):
+                row.update(columns)
+        rows.extend(played)
         if progress is not None:
             progress(len(batch))
     return rows
 
 
-def _play(
-    env: LatentRefinementVectorEnv, policy: Policy, seeds: Sequence[int], first_episode: int, score: Score | None
-) -> Table:
-    """Play one episode in every environment to its end; with decision epochs they end at different steps."""
-    snr_db = env.config.single_snr_db("an evaluation")
-    policy.reset(env.num_envs)
-    observation, info = env.reset(seed=list(seeds))
-    nothing_delivered = info["latent_mse"].copy()
-    rows: Table = [{} for _ in seeds]
-    held = np.empty((env.num_envs, env.config.latent_dim), dtype=np.float32) if score is not None else None
-    running = np.ones(env.num_envs, dtype=np.bool_)
-    while running.any():
-        observation, _, terminated, _, info = env.step(policy.select_action(observation, info))
-        for i in map(int, np.flatnonzero(running & terminated)):
-            if held is not None:
-                held[i] = env._process.episodes.device[i]
-            rows[i] = {
-                "agent": policy.name,
-                "snr_db": snr_db,
-                "episode": first_episode + i,
-                "seed": seeds[i],
-                "trajectory": int(info["trajectory"][i]),
-                "latent_mse": float(info["latent_mse"][i]),
-                "no_delivery_mse": float(nothing_delivered[i]),
-                "device_step": int(observation["device_step"][i]),
-                "device_bits": int(observation["device_bits"][i]),
-                "num_deliveries": int(info["num_deliveries"][i]),
-                "bits_sent": float(info["bits_sent"][i]),
-                "uplink_slots": int(info["uplink_slots"][i]),
-                "coder": env.config.coder,
-                "payload": env.config.payload,
-                **dict.fromkeys(IMAGE_COLUMNS),
-            }
-        running &= ~terminated
-    if score is not None and held is not None:
-        for row, columns in zip(rows, score(rows, held), strict=True):
-            row.update(columns)
-    return rows
+def _decide(
+    process: DecisionProcess, policy: Policy, seeds: Sequence[int], first_episode: int
+) -> tuple[Table, list[Chain]]:
+    """Play one episode a seed to its end, without latents: what is delivered does not depend on them.
+
+    Returns:
+        The rows, but for what the latents decide, and the deliveries of every episode.
+    """
+    config, state = process.config, process.episodes.state
+    snr_db = config.single_snr_db("an evaluation")
+    policy.reset(len(seeds))
+    process.begin(range(len(seeds)), [seeding.np_random(seed)[0] for seed in seeds], {})
+    chains: list[list[tuple[int, int]]] = [[] for _ in seeds]
+    while not process.episodes.finished().all():
+        observation, info = split_look(process.look())
+        process.step(np.asarray(policy.select_action(observation, info), dtype=np.int64))
+        for i in np.flatnonzero(state["delivered"]).tolist():
+            chains[i].append((int(state["device_step"][i]), int(state["device_bits"][i])))
+    rows: Table = [
+        {
+            "agent": policy.name,
+            "snr_db": snr_db,
+            "episode": first_episode + i,
+            "seed": seeds[i],
+            "trajectory": int(s["trajectory"]),
+            "latent_mse": math.nan,
+            "no_delivery_mse": math.nan,
+            "device_step": int(s["device_step"]),
+            "device_bits": int(s["device_bits"]),
+            "num_deliveries": int(s["num_deliveries"]),
+            "bits_sent": float(s["bits_sent"]),
+            "uplink_slots": int(s["uplink_slots"]),
+            "coder": config.coder,
+            "payload": config.payload,
+            **dict.fromkeys(IMAGE_COLUMNS),
+        }
+        for i, s in enumerate(state)
+    ]
+    return rows, [tuple(chain) for chain in chains]
+
+
+def _deliver(process: DecisionProcess, rows: Table, chains: Sequence[Chain], held: NDArray[np.float32]) -> None:
+    """Carry out what was delivered, trajectory by trajectory, each distinct chain once; fills in the latent MSE.
+
+    Args:
+        process: whose cache and coder they are.
+        rows: of :func:`_decide`.
+        chains: of :func:`_decide`.
+        held: overwritten with what the devices hold at the deadline, (N, M); or (0, M) to leave it out.
+    """
+    episodes_of: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        episodes_of.setdefault(row["trajectory"], []).append(i)
+    for trajectory, members in episodes_of.items():
+        distinct = sorted({(), *(chains[i] for i in members)})
+        latents = process.cache.latents(trajectory)
+        mse, devices = process.episodes.coder.score_chains(
+            latents.reshape(len(latents), -1).view(np.uint16), distinct, keep_devices=len(held) > 0
+        )
+        place = {chain: k for k, chain in enumerate(distinct)}
+        for i in members:
+            k = place[chains[i]]
+            rows[i]["latent_mse"], rows[i]["no_delivery_mse"] = float(mse[k]), float(mse[0])
+            if len(held) > 0:
+                held[i] = devices[k]
 
 
 @lru_cache(maxsize=2)

@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "render": BASE | {"config", "simulator", "trajectories"},
     "env": BASE | {"config", "process", "render", "settings", "trajectories"},
     "vector_env": BASE | {"config", "env", "process", "render", "settings", "simulator", "trajectories"},
-    "evaluation": BASE | {"config", "vector_env"},
+    "evaluation": BASE | {"coding", "config", "process", "settings"},
     "metrics": BASE,
     "cli": BASE | {"schedule", "trajectories"},
     "transport": BASE | {"coding", "config", "env", "evaluation"},
