@@ -45,6 +45,10 @@ CHILDREN = frozenset({0x1F466, 0x1F467, 0x1F9D2})
 BABIES = frozenset({0x1F476, 0x1F37C})
 HEART, KISS, HANDSHAKE = 0x2764, 0x1F48B, 0x1F91D
 
+# Regions without a flag of their own, by their letters: they fly that of the region they belong to, whose letters
+# then name the bitmap that they share.
+FLAGLESS_REGIONS = frozenset({"bv", "cp", "dg", "ea", "hm", "mf", "sj", "um"})
+
 # The characters that stand first in those ZWJ sequences that do not begin with a person.
 LEADING = frozenset(
     {
@@ -59,6 +63,7 @@ LEADING = frozenset(
         0x1F636,
         0x1F62E,
         0x1F635,
+        0x1F642,
         0x1FAF1,
     }
 )
@@ -188,7 +193,8 @@ def family_of(codepoints: Sequence[int]) -> str:
 def _reading_order(codepoints: Sequence[int]) -> tuple[int, ...]:
     """Sort key of the sequences that lead to one glyph: the smallest is in logical order.
 
-    The font also lists each ZWJ sequence backwards, for right-to-left text.
+    The font also lists each ZWJ sequence backwards, for right-to-left text. A flag that several regions fly is
+    named by the one whose own it is.
     """
     first = codepoints[0]
     stray_tones = sum(a == ZERO_WIDTH_JOINER and b in SKIN_TONES for a, b in itertools.pairwise(codepoints))
@@ -198,11 +204,12 @@ def _reading_order(codepoints: Sequence[int]) -> tuple[int, ...]:
         rank = 3
     else:
         rank = 1 if first in LEADING else 2
+    borrowed = prompt_of(codepoints).removeprefix("flag ").replace(" ", "") in FLAGLESS_REGIONS
     # Of two people the woman stands first in a couple, the man in a group with children.
     couple = HEART in codepoints or HANDSHAKE in codepoints
     second_choice = first == 0x1F468 if couple else first == 0x1F469
     children_first = sum(i for i, c in enumerate(codepoints) if c == 0x1F466)  # sequences list the girl before the boy
-    return (stray_tones, rank, int(second_choice), -children_first, *codepoints)
+    return (stray_tones, int(borrowed), rank, int(second_choice), -children_first, *codepoints)
 
 
 def _character_sequences(font: Any) -> dict[str, list[tuple[int, ...]]]:
@@ -336,6 +343,11 @@ SIGN_WORDS = frozenset(
 
 def _is_sign(prompt: str) -> bool:
     return not SIGN_WORDS.isdisjoint(prompt.split())
+
+
+def is_picture(prompt: str) -> bool:
+    """Return whether a prompt shows something other than a flag, writing or plain geometry."""
+    return not prompt.startswith("flag ") and not _is_sign(prompt)
 
 
 def pixels(glyphs: Sequence[Glyph], resolution: int) -> NDArray[np.uint8]:

@@ -5,7 +5,8 @@ One command, ``python -m train.ldm``, goes through the stages
 1. glyphs: read the font, hold families out, render the images;
 2. VAE (``AutoencoderKL``): pixels to latents;
 3. U-Net and text encoder (``UNet2DConditionModel``, ``CLIPTextModel``), jointly, on the VAE's latents;
-4. the pipeline's folder: fp16 weights, prompt lists, metrics, model card; and a sheet of samples.
+4. the pipeline's folder: fp16 weights, prompt lists, metrics;
+5. the evaluation of what was saved (``train.evaluate``): figures, table, sheet of samples, model card.
 
 Stages 2 and 3 write checkpoints. The same command goes on from the last one, and passes over a finished
 stage.
@@ -38,11 +39,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refine_env.errors import ConfigurationError, MissingExtraError, import_extra
+from refine_env.trajectories.generate import sample_seed
 from train import emoji
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from numpy.typing import NDArray
     from transformers import CLIPTextModel, CLIPTokenizer
 
 log = logging.getLogger("train.ldm")
@@ -52,7 +56,6 @@ LATENT_CHANNELS = 4
 TRAIN_TIMESTEPS = 1000
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 END_OF_WORD = "</w>"
-SHEET_SCALES = (1.0, 2.0, 4.0, 7.5)
 
 # Options that do not change what is trained: a run may be resumed with others.
 FREE_OPTIONS = frozenset(
@@ -60,12 +63,13 @@ FREE_OPTIONS = frozenset(
         "out",
         "work",
         "font",
+        "emoji_test",
+        "sheet",
         "trajectory_prompts",
         "device",
         "threads",
         "log_every",
         "checkpoint_every",
-        "sheet_prompts",
     }
 )
 # Options that the VAE stage does not depend on (beside the free ones): a finished VAE serves other U-Nets.
@@ -79,7 +83,8 @@ class Config:
     """Every option of the command. The defaults made the bundled model."""
 
     out: Annotated[Path, typer.Option(help="Folder the pipeline is saved in.")] = Path("refine_env/models/emoji")
-    work: Annotated[Path, typer.Option(help="Folder of checkpoints and the sample sheet.")] = Path("runs/emoji")
+    work: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("runs/emoji")
+    sheet: Annotated[Path, typer.Option(help="File for the sheet of samples.")] = Path("docs/figures/emoji-samples.png")
     trajectory_prompts: Annotated[Path, typer.Option(help="File for the 128 prompts of the cached trajectories.")] = (
         Path("cached_trajectories/default.prompts.txt")
     )
@@ -87,29 +92,38 @@ class Config:
         Path | None,
         typer.Option(help="NotoColorEmoji.ttf with bitmaps; looked for in the font folders if not given."),
     ] = None
+    emoji_test: Annotated[
+        Path | None,
+        typer.Option(help="Unicode's emoji-test.txt, for the groups; looked for in the usual folders if not given."),
+    ] = None
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, ...")] = "cpu"
     threads: Annotated[int, typer.Option(help="Torch threads; 0 leaves torch's own choice.", min=0)] = 0
     bf16: Annotated[bool, typer.Option(help="Run the networks under bfloat16 autocast.")] = True
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0
     split_seed: Annotated[int, typer.Option(help="Seed of the held-out families and of the prompt choice.")] = 0
     held_out: Annotated[float, typer.Option(help="Part of the glyphs held out, by family.", min=0, max=0.5)] = 0.05
-    resolution: Annotated[int, typer.Option(help="Image side in pixels; the latents' side is a quarter of it.")] = 32
-    log_every: Annotated[int, typer.Option(help="Steps between log lines with held-out figures.", min=1)] = 250
+    resolution: Annotated[int, typer.Option(help="Image side in pixels; the latents' side is a quarter of it.")] = 64
+    log_every: Annotated[int, typer.Option(help="Steps between log lines with held-out figures.", min=1)] = 500
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 250
-    sheet_prompts: Annotated[int, typer.Option(help="Train and held-out prompts on the sample sheet, each.")] = 12
 
     vae_channels: Annotated[str, typer.Option(help="VAE channels, one number a level.")] = "16,32,64"
-    vae_steps: Annotated[int, typer.Option(help="VAE steps.", min=0)] = 3500
-    vae_batch: Annotated[int, typer.Option(help="VAE images a step.", min=1)] = 32
-    vae_lr: Annotated[float, typer.Option(help="VAE peak learning rate (cosine decay to 0).")] = 3e-3
-    vae_kl: Annotated[float, typer.Option(help="Weight of the KL term, summed over a latent.")] = 2e-6
+    vae_attention: Annotated[bool, typer.Option(help="Attention in the middle of the VAE's encoder and decoder.")] = (
+        False
+    )
+    vae_augment: Annotated[
+        bool, typer.Option(help="Mirror, shift and recolor the VAE's training images at random.")
+    ] = True
+    vae_steps: Annotated[int, typer.Option(help="VAE steps.", min=0)] = 4000
+    vae_batch: Annotated[int, typer.Option(help="VAE images a step.", min=1)] = 16
+    vae_lr: Annotated[float, typer.Option(help="VAE peak learning rate (cosine decay to 0).")] = 2.5e-3
+    vae_kl: Annotated[float, typer.Option(help="Weight of the KL term, summed over a latent.")] = 1e-6
 
-    unet_channels: Annotated[str, typer.Option(help="U-Net channels, one number a level.")] = "96,144"
+    unet_channels: Annotated[str, typer.Option(help="U-Net channels, one number a level.")] = "64,112,144"
     unet_layers: Annotated[int, typer.Option(help="Residual layers a level.", min=1)] = 1
-    unet_heads: Annotated[int, typer.Option(help="Attention heads.", min=1)] = 4
-    unet_steps: Annotated[int, typer.Option(help="U-Net steps.", min=0)] = 4000
-    unet_batch: Annotated[int, typer.Option(help="U-Net samples a step.", min=1)] = 64
-    unet_lr: Annotated[float, typer.Option(help="U-Net peak learning rate (cosine decay to 0).")] = 8e-4
+    unet_heads: Annotated[int, typer.Option(help="Attention heads.", min=1)] = 3
+    unet_steps: Annotated[int, typer.Option(help="U-Net steps.", min=0)] = 7000
+    unet_batch: Annotated[int, typer.Option(help="U-Net samples a step.", min=1)] = 32
+    unet_lr: Annotated[float, typer.Option(help="U-Net peak learning rate (cosine decay to 0).")] = 1e-3
     unet_warmup: Annotated[int, typer.Option(help="Warm-up steps of the learning rate.", min=0)] = 300
     text_vocab: Annotated[int, typer.Option(help="Largest vocabulary of the tokenizer.")] = 1536
     text_length: Annotated[int, typer.Option(help="Tokens a prompt is padded or cut to.", min=4)] = 32
@@ -117,12 +131,19 @@ class Config:
     text_layers: Annotated[int, typer.Option(help="Layers of the text encoder.", min=1)] = 2
     text_heads: Annotated[int, typer.Option(help="Attention heads of the text encoder.", min=1)] = 4
     ema_decay: Annotated[float, typer.Option(help="Largest decay of the weights' moving average.")] = 0.999
-    snr_gamma: Annotated[float, typer.Option(help="Min-SNR loss weight's bound; 0 for the plain loss.", min=0)] = 5.0
+    snr_gamma: Annotated[float, typer.Option(help="Min-SNR loss weight's bound; 0 for no bound.", min=0)] = 5.0
+    snr_power: Annotated[
+        float,
+        typer.Option(help="The error of x_0 weighs as the bounded SNR to this power; 1 is Min-SNR.", min=0, max=1),
+    ] = 0.25
     prompt_dropout: Annotated[float, typer.Option(help="Part of the prompts emptied, for guidance.")] = 0.1
+    prompt_signs: Annotated[
+        float, typer.Option(help="Weight with which a flag, sign or letter is drawn, a picture's being 1.", min=0)
+    ] = 0.25
     family_power: Annotated[
         float,
         typer.Option(help="A glyph is drawn with weight (family size)^-power: variants do not crowd out the rest."),
-    ] = 0.5
+    ] = 1.0
 
     @property
     def latent_side(self) -> int:
@@ -271,6 +292,7 @@ def build_vae(config: Config) -> AutoencoderKL:
         latent_channels=LATENT_CHANNELS,
         layers_per_block=1,
         norm_num_groups=norm_groups(widths),
+        mid_block_add_attention=config.vae_attention,
         sample_size=config.resolution,
     )
 
@@ -278,21 +300,21 @@ def build_vae(config: Config) -> AutoencoderKL:
 def build_unet(config: Config) -> UNet2DConditionModel:
     """Return an untrained U-Net.
 
-    Cross-attention at every level but the finest, where it would cost half the time; the prompt reaches that
-    level through the time embedding, to which a pooled text embedding is added.
+    Attention at the coarsest level alone: at the finer ones it would cost half the time. The prompt reaches those
+    through the time embedding, to which a pooled text embedding is added.
     """
     from diffusers import UNet2DConditionModel
 
     widths = channels(config.unet_channels)
-    coarse = len(widths) - 1
+    finer = len(widths) - 1
     return UNet2DConditionModel(
         sample_size=config.latent_side,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=widths,
         layers_per_block=config.unet_layers,
-        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * coarse,
-        up_block_types=("CrossAttnUpBlock2D",) * coarse + ("UpBlock2D",),
+        down_block_types=("DownBlock2D",) * finer + ("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * finer,
         cross_attention_dim=config.text_width,
         attention_head_dim=config.unet_heads,  # diffusers' historical name: the number of heads
         norm_num_groups=norm_groups(widths),
@@ -528,8 +550,36 @@ def to_signal(images: torch.Tensor, device: str) -> torch.Tensor:
     return images.to(device).float() / 127.5 - 1
 
 
+def to_pixels(signal: torch.Tensor) -> torch.Tensor:
+    """Map [-1, 1] to whole numbers 0 - 255, as float32: the inverse of ``to_signal``."""
+    return ((signal.clamp(-1, 1) + 1) * 127.5).round()
+
+
+def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return images (B, 3, R, R) changed at random; no prompt is involved, so anything a glyph could be will do.
+
+    Half of them are mirrored, all are shifted by up to R/8 pixels each way (the border is repeated), and in a
+    quarter of them the color channels change places.
+    """
+    import torch
+
+    count, _, side, _ = images.shape
+    reach = side // 8
+    columns = torch.arange(side).expand(count, side)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    down, right = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)
+    rows = (torch.arange(side) + down).clamp(0, side - 1)
+    columns = columns.gather(1, (torch.arange(side) + right).clamp(0, side - 1))
+    order = torch.rand(count, 3, generator=generator).argsort(1)
+    recolored = torch.rand(count, 1, generator=generator) < 0.25
+    order = torch.where(recolored, order, torch.arange(3))
+    image = torch.arange(count)
+    return images[image[:, None, None, None], order[:, :, None, None], rows[:, None, :, None], columns[:, None, None]]
+
+
 class VaeStage(Stage):
-    """Mean squared error plus a little KL; half of the images are mirrored (no prompt is involved here)."""
+    """Mean squared error plus a little KL, on augmented images."""
 
     name = "vae"
 
@@ -550,10 +600,10 @@ class VaeStage(Stage):
         import torch
 
         index = torch.randint(len(self.data.train_images), (self.batch,), generator=self.generator)
-        mirrored = torch.rand(self.batch, generator=self.generator) < 0.5
         noise = torch.randn(self._latent_shape(), generator=self.generator).to(self.config.device)
         images = self.data.train_images[index]
-        images[mirrored] = images[mirrored].flip(-1)
+        if self.config.vae_augment:
+            images = augmented(images, self.generator)
         signal = to_signal(images, self.config.device)
         with self.autocast():
             posterior = self.vae.encode(signal).latent_dist
@@ -585,8 +635,7 @@ def psnr_db(vae: AutoencoderKL, images: torch.Tensor, device: str) -> float:
     with torch.no_grad():
         for part in batches(images, 256):
             decoded = vae.decode(vae.encode(to_signal(part, device)).latent_dist.mode()).sample
-            pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round()
-            total += float(((pixels - part.to(device).float()) ** 2).sum())
+            total += float(((to_pixels(decoded) - part.to(device).float()) ** 2).sum())
     return 10 * math.log10(255**2 / max(total / images.numel(), 1e-12)) if len(images) else math.nan
 
 
@@ -624,6 +673,30 @@ def standardize(vae: AutoencoderKL, images: torch.Tensor, device: str) -> None:
 # --- U-Net and text encoder -----------------------------------------------------------------------
 
 
+def spread_timesteps(share: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw timesteps (count,) by their shares (T,), which sum to 1: one from each of ``count`` equal parts of the mass.
+
+    They are in random order, and each by itself has the distribution of the shares; together they are spread, so
+    that the loss of a batch varies less.
+    """
+    import torch
+
+    place = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator, dtype=torch.float64)
+    return torch.searchsorted(share.double().cumsum(0), place / count, right=True).clamp(max=len(share) - 1)
+
+
+def noise_loss_weight(snr: torch.Tensor, gamma: float, power: float) -> torch.Tensor:
+    """Return the weight of the noise prediction error, min(SNR, gamma)^power / SNR, by timestep.
+
+    An error of the noise is sqrt(SNR) times one of x_0, so the error of x_0 weighs min(SNR, gamma)^power. Power 1
+    is Min-SNR. What a picture shows is settled at high noise: glyphs that lie d apart are told apart from about
+    SNR = 8 log(number) / d² on, here 0.04. With power 1 the steps before, where the prompt alone can say it, hardly
+    count, and the more elements a latent has, the less; a smaller power lets them count.
+    """
+    bounded = snr.clamp(max=gamma) if gamma else snr
+    return bounded**power / snr
+
+
 class UnetStage(Stage):
     """Noise prediction, Min-SNR weighted; evaluated and saved is the moving average of the weights."""
 
@@ -651,7 +724,13 @@ class UnetStage(Stage):
         self.no_prompt = tokens(tokenizer, [""]).to(device)
         families = [glyph.family for glyph in data.train]
         size = {family: families.count(family) for family in set(families)}
-        self.draw_weight = torch.tensor([size[family] ** -config.family_power for family in families])
+        self.draw_weight = torch.tensor(
+            [
+                size[glyph.family] ** -config.family_power
+                * (1 if emoji.is_picture(glyph.prompt) else config.prompt_signs)
+                for glyph in data.train
+            ]
+        )
         torch.manual_seed(config.seed)
         self.unet = build_unet(config).to(device)
         self.text_encoder = build_text_encoder(tokenizer, config).to(device)
@@ -660,9 +739,10 @@ class UnetStage(Stage):
         self.ema = EMAModel(self.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.noising = build_scheduler()
         snr = compute_snr(self.noising, torch.arange(TRAIN_TIMESTEPS))
-        self.loss_weight = (snr.clamp(max=config.snr_gamma) / snr if config.snr_gamma else torch.ones_like(snr)).to(
-            device
-        )
+        weight = noise_loss_weight(snr, config.snr_gamma, config.snr_power)
+        # Half of the weight, on the log scale, is in how often a timestep is drawn: less noise in the gradient.
+        self.timestep_share = weight.sqrt() / weight.sqrt().sum()
+        self.loss_weight = (weight / (self.timestep_share * TRAIN_TIMESTEPS)).to(device)
 
     def predict(self, x_t: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Return the predicted noise of latents x_t (B, 4, S, S) at timesteps t (B,) under prompts (B, L)."""
@@ -676,7 +756,7 @@ class UnetStage(Stage):
 
         device, draw = self.config.device, self.generator
         index = torch.multinomial(self.draw_weight, self.batch, replacement=True, generator=draw)
-        t = torch.randint(TRAIN_TIMESTEPS, (self.batch,), generator=draw).to(device)
+        t = spread_timesteps(self.timestep_share, self.batch, draw).to(device)
         latent_noise, noise = (
             torch.randn(self.batch, *self.mean.shape[1:], generator=draw).to(device) for _ in range(2)
         )
@@ -746,72 +826,38 @@ def load_pipeline(folder: Path, device: str = "cpu") -> StableDiffusionPipeline:
 
 
 def sample(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str], guidance_scale: float, steps: int = 50
-) -> tuple[Any, float]:
-    """Sample one image a prompt; prompt k starts from seed k.
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    guidance_scale: float,
+    steps: int = 50,
+    batch: int = 32,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Sample one image a prompt; prompt k starts from the seed of sample k of a trajectory cache.
 
     Returns
     -------
     images
-        uint8 array (N, R, R, 3).
-    mean_square
-        E‖x_0‖²/M of the sampled latents.
+        uint8 array (N, 3, R, R).
+    latents
+        x_0, float32 array (N, 4, S, S).
     """
-    import numpy as np
     import torch
 
-    generators = [torch.Generator().manual_seed(k) for k in range(len(prompts))]
+    seeds = [sample_seed(0, k) for k in range(len(prompts))]
+    images, latents = [], []
     with torch.no_grad():
-        latents = pipeline(
-            list(prompts),
-            guidance_scale=guidance_scale,
-            num_inference_steps=steps,
-            generator=generators,
-            output_type="latent",
-        ).images
-        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
-    pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
-    return pixels, float((latents**2).mean())
-
-
-def sample_sheet(path: Path, folder: Path, data: Dataset, config: Config) -> dict[str, float]:
-    """Write a sheet of samples: a row a prompt, the true glyph first, then one column a guidance scale.
-
-    Train prompts are in the left half and held-out prompts in the right one. Returns E‖x_0‖²/M by guidance
-    scale.
-    """
-    import numpy as np
-    from PIL import Image, ImageDraw
-
-    pipeline = load_pipeline(folder, config.device)
-    halves = []
-    for glyphs in (data.train, data.held):
-        wanted = emoji.diverse_prompts(glyphs, min(config.sheet_prompts, len(glyphs)), config.split_seed)
-        by_prompt = {glyph.prompt: glyph for glyph in glyphs}
-        halves.append([by_prompt[prompt] for prompt in wanted])
-    shown = [glyph for half in halves for glyph in half]
-    columns = [emoji.pixels(shown, config.resolution).transpose(0, 2, 3, 1)]
-    mean_squares = {}
-    for scale in SHEET_SCALES:
-        images, mean_squares[str(scale)] = sample(pipeline, [glyph.prompt for glyph in shown], scale)
-        columns.append(images)
-    cell, caption, gap = 96, 16, 24
-    width = len(columns) * cell
-    rows = max(len(half) for half in halves)
-    sheet = Image.new("RGB", (2 * width + gap, caption + rows * (cell + caption)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for side, half in enumerate(halves):
-        for column, title in enumerate(["glyph", *(f"guidance {scale}" for scale in SHEET_SCALES)]):
-            draw.text((side * (width + gap) + column * cell + 4, 2), title, fill="blue")
-        for row, glyph in enumerate(half):
-            left, top = side * (width + gap), caption + row * (cell + caption)
-            for column, images in enumerate(columns):
-                image = Image.fromarray(np.ascontiguousarray(images[side * len(halves[0]) + row]))
-                sheet.paste(image.resize((cell, cell), Image.Resampling.BICUBIC), (left + column * cell, top))
-            draw.text((left + 4, top + cell), glyph.prompt[:80], fill="black")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-    return mean_squares
+        for rows in batches(torch.arange(len(prompts)), batch):
+            x_0 = pipeline(
+                [prompts[k] for k in rows],
+                guidance_scale=guidance_scale,
+                num_inference_steps=steps,
+                generator=[torch.Generator().manual_seed(seeds[k]) for k in rows],
+                output_type="latent",
+            ).images
+            decoded = pipeline.vae.decode(x_0 / pipeline.vae.config.scaling_factor).sample
+            images.append(to_pixels(decoded).to(torch.uint8).cpu())
+            latents.append(x_0.float().cpu())
+    return torch.cat(images).numpy(), torch.cat(latents).numpy()
 
 
 def save_pipeline(folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, stage: UnetStage) -> None:
@@ -839,110 +885,6 @@ def versions() -> dict[str, str]:
 
     names = ("torch", "diffusers", "transformers", "tokenizers", "fonttools", "pillow", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def model_card(metrics: dict[str, Any]) -> str:
-    """Return the model card (Markdown)."""
-    best = min(metrics["history"]["unet"], key=lambda figures: figures["held_noise_mse"])
-    return CARD.format(
-        resolution=metrics["resolution"],
-        side=metrics["latent_side"],
-        elements=LATENT_CHANNELS * metrics["latent_side"] ** 2,
-        glyphs=metrics["glyphs"],
-        families=metrics["families"],
-        train=metrics["glyphs_train"],
-        held=metrics["glyphs_held_out"],
-        parameters=", ".join(f"{name} {count / 1e6:.2f} M" for name, count in metrics["parameters"].items()),
-        psnr=metrics["vae"]["held_psnr_db"],
-        train_mse=metrics["unet"]["train_noise_mse"],
-        held_mse=metrics["unet"]["held_noise_mse"],
-        best_mse=best["held_noise_mse"],
-        best_step=int(best["step"]),
-        vae_images=metrics["vae"]["images_seen"],
-        unet_images=metrics["unet"]["images_seen"],
-        minutes=(metrics["vae"]["seconds"] + metrics["unet"]["seconds"]) / 60,
-        squares=" | ".join(f"{value:.2f}" for value in metrics["mean_square_by_guidance"].values()),
-        scales=" | ".join(metrics["mean_square_by_guidance"]),
-        rule=" | ".join("---" for _ in metrics["mean_square_by_guidance"]),
-        prompts=metrics["sheet_prompts"],
-        command=metrics["command"],
-    )
-
-
-CARD = """\
----
-license: mit
-library_name: diffusers
-pipeline_tag: text-to-image
----
-# Emoji: a small latent diffusion model
-
-A text-to-image latent diffusion model, trained from scratch on emoji glyphs:
-{resolution}×{resolution} pixels, latents 4×{side}×{side} (M = {elements}). It is an ordinary
-`StableDiffusionPipeline` (fp16 safetensors) with Stable Diffusion v1-5's noise schedule and DDPM's
-posterior variance, small enough to be part of the package and to be sampled on a CPU.
-
-```python
-import torch
-from diffusers import StableDiffusionPipeline
-
-pipeline = StableDiffusionPipeline.from_pretrained("refine_env/models/emoji", torch_dtype=torch.float32)
-image = pipeline("rabbit face", guidance_scale=2.0).images[0]
-```
-
-Use `torch_dtype=torch.float32` on a CPU.
-
-## Data and licenses
-
-- Data: the {glyphs} color bitmaps of **Noto Color Emoji** (© Google, SIL Open Font License 1.1;
-  Debian's package `fonts-noto-color-emoji`), ligature sequences included, over white. The prompts
-  are the characters' Unicode names in lower case; the parts of a ZWJ sequence are joined by blanks,
-  and a flag is "flag" and its letters ("flag j p").
-- Held out: {held} of the glyphs, by family (all skin tones, genders and directions of one emoji
-  together, {families} families); {train} are trained on. The prompts are in `prompts_train.txt` and
-  `prompts_heldout.txt`.
-- Weights: trained by this project, under its MIT license. The font itself is not included.
-
-## Figures
-
-| | |
-| --- | --- |
-| parameters | {parameters} |
-| VAE, held-out PSNR | {psnr:.1f} dB |
-| noise prediction error, train | {train_mse:.4f} |
-| noise prediction error, held out | {held_mse:.4f} (lowest {best_mse:.4f}, at step {best_step}) |
-| images seen | VAE {vae_images:,}, U-Net {unet_images:,} |
-| training time | {minutes:.0f} min on two shared CPU cores |
-
-E‖x_0‖²/M of samples (50 steps, {prompts} prompts) by guidance scale; the training latents have 1:
-
-| {scales} |
-| {rule} |
-| {squares} |
-
-The rest is in `metrics.json`.
-
-## Limits
-
-- It knows emoji alone, and only in the words of their Unicode names.
-- It is fitted to the train glyphs: their prompts give recognizable, soft pictures. Held-out prompts
-  give something of the same style, at times of a related subject or color, mostly not the thing
-  itself; their noise prediction error rises late in the training while that of the train prompts
-  still falls.
-- Letters in signs and details of flags are blurred. People are the most frequent subject, in all
-  skin tones of the font.
-- It is made as a source of real diffusion trajectories for experiments, not as a picture generator.
-
-## Retrain
-
-In a checkout of the repository, with the font installed. Killed and started again, the command goes on
-where it was.
-
-```
-pip install 'refine-env[ldm]'
-{command}
-```
-"""
 
 
 def load_data(config: Config, glyphs: Sequence[emoji.Glyph] | None) -> Dataset:
@@ -987,7 +929,7 @@ def write_prompts(config: Config, data: Dataset) -> None:
 
 
 def train(config: Config, glyphs: Sequence[emoji.Glyph] | None = None, on_step: OnStep | None = None) -> Path:
-    """Train, or go on training, and save the model. Returns the model folder.
+    """Train, or go on training, and save the model and its training figures. Returns the model folder.
 
     Parameters
     ----------
@@ -1026,7 +968,6 @@ def train(config: Config, glyphs: Sequence[emoji.Glyph] | None = None, on_step: 
     unet_stage.run()
 
     save_pipeline(config.out, vae, tokenizer, unet_stage)
-    mean_squares = sample_sheet(config.work / "samples.png", config.out, data, config)
     metrics = {
         "command": config.command(),
         "resolution": config.resolution,
@@ -1051,22 +992,25 @@ def train(config: Config, glyphs: Sequence[emoji.Glyph] | None = None, on_step: 
             "seconds": round(unet_stage.seconds, 1),
             **unet_stage.history[-1],
         },
-        "mean_square_by_guidance": mean_squares,
-        "sheet_prompts": sum(min(config.sheet_prompts, len(part)) for part in (data.train, data.held)),
         "history": {"vae": vae_stage.history, "unet": unet_stage.history},
         "versions": versions(),
     }
     (config.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    (config.out / "README.md").write_text(model_card(metrics), encoding="utf-8")
     log.info("saved to %s", config.out)
     return config.out
 
 
 def main(**options: Any) -> None:
-    """Train the emoji model, or go on where an interrupted run with the same options stopped."""
+    """Train and evaluate the emoji model, or go on where an interrupted run with the same options stopped."""
+    from train import evaluate
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    config = Config(**options)
     try:
-        train(Config(**options))
+        require_extra()
+        glyphs, groups = evaluate.sources(config.font, config.emoji_test)  # what is missing is said before the training
+        folder = train(config, glyphs)
+        evaluate.evaluate(folder, config.trajectory_prompts, config.sheet, glyphs, groups, device=config.device)
     except (ConfigurationError, MissingExtraError, FileNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

@@ -17,7 +17,8 @@ __all__ = ["fill_powers", "fill_rates"]
 
 _BLOCK = 60  # slots at a time: floors of a block stay in the first-level cache
 _SMALL_SNR = 1e-2  # below, 1 + p g loses digits
-_MOST_DOUBLINGS = 1000.0  # a product of factors stays below 2^1000
+_FACTORS = 30  # of a product of which one logarithm is taken
+_LARGE_SNR = 2.0**33  # above, such a product may overflow
 _BITS_PER_NAT = 1.0 / np.log(2.0)
 
 
@@ -127,12 +128,12 @@ def fill_powers(gains: NDArray[np.float64], powers: NDArray[np.float64], out: ND
 
 
 @kernel
-def _small_rate(floors: Any, lowest: float, level: float) -> float:
-    """Σ_j log2(1 + p_j g_j) of one slot in which every p_j g_j is small."""
+def _sum_of_logs(floors: Any, lowest: float, level: float) -> float:
+    """Σ_j log2(1 + p_j g_j) of one slot, term by term; 0 where nothing can be received."""
     bits = 0.0
     for j in range(floors.size):
         allotted = level - (floors[j] - lowest)
-        if allotted > 0.0:
+        if floors[j] < np.inf and allotted > 0.0:
             bits += np.log1p(allotted / floors[j]) * _BITS_PER_NAT
     return bits
 
@@ -150,16 +151,10 @@ def fill_rates(
         count = min(_BLOCK, gains.shape[0] - first)
         _fill_floors(gains, powers, first, count, floors, lowest, block_powers)
         _fill_levels(floors, lowest, block_powers, levels, bits, product, counts)
-        strongest = 0.0  # the largest p_j g_j is that of the lowest floor
-        for s in range(count):
-            if lowest[s] < np.inf:
-                strongest = max(strongest, levels[s] / lowest[s])
-        # One logarithm for a product of so many factors that it cannot overflow.
-        factors = max(1, int(_MOST_DOUBLINGS / (np.log2(1.0 + strongest) + 1e-3)))
         bits[:] = 0.0
-        for start in range(0, num_subchannels, factors):
+        for start in range(0, num_subchannels, _FACTORS):
             product[:] = 1.0
-            for j in range(start, min(num_subchannels, start + factors)):
+            for j in range(start, min(num_subchannels, start + _FACTORS)):
                 floor = floors[j]
                 for s in range(_BLOCK):
                     allotted = levels[s] - (floor[s] - lowest[s])
@@ -167,6 +162,7 @@ def fill_rates(
             for s in range(count):
                 bits[s] += np.log2(product[s])
         for s in range(count):
-            if levels[s] < _SMALL_SNR * lowest[s]:
-                bits[s] = _small_rate(floors[:, s], lowest[s], levels[s])
+            # The largest p_j g_j of a slot is that of its lowest floor.
+            if not _SMALL_SNR <= levels[s] / lowest[s] <= _LARGE_SNR:
+                bits[s] = _sum_of_logs(floors[:, s], lowest[s], levels[s])
             out[first + s] = symbols_per_slot * bits[s]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from refine_env import ConfigurationError, NoiseSchedule
 from refine_env.coding import ForwardCoder, LloydMax, base_distortion, kernels, make_coder
 from refine_env.distortion import residual_variance
+from refine_env.simulator import STATE_DTYPE
 
 SCHEDULE = NoiseSchedule.stable_diffusion()
 BIT_DEPTHS = (1, 3, 4, 8, 10, 12, 16)
@@ -79,6 +80,51 @@ def test_chain_of_deliveries_equals_plain_numpy(rng: np.random.Generator) -> Non
     error = coder.deliver(x.view(np.uint16), device, 0, previous, 16, 0.0)
     assert np.array_equal(device, x[0].astype(np.float32))
     assert error == 0.0
+
+
+def random_chain(rng: np.random.Generator) -> tuple[tuple[int, int], ...]:
+    steps = sorted(rng.choice(50, size=rng.integers(0, 6), replace=False).tolist(), reverse=True)
+    return tuple((step, int(rng.choice(BIT_DEPTHS))) for step in steps)
+
+
+@pytest.mark.parametrize("dim", [1, 61, 512])
+def test_chains_equal_single_deliveries_bit_for_bit(dim: int, rng: np.random.Generator) -> None:
+    """Whatever beginnings they share; the empty chain, one that begins another, and 40 random ones are among them."""
+    x = forward_trajectory(rng, dim)
+    coder = ForwardCoder(SCHEDULE, BIT_DEPTHS)
+    chains = {(), ((40, 3),), ((40, 3), (7, 8)), ((40, 3), (7, 8), (0, 16)), ((40, 4), (7, 8))}
+    chains = sorted(chains | {random_chain(rng) for _ in range(40)})
+    mse, devices = coder.score_chains(x.view(np.uint16), chains, keep_devices=True)
+    for chain, error, held in zip(chains, mse, devices, strict=True):
+        device, previous = x[50].astype(np.float32), 50
+        for step, bits in chain:
+            coder.deliver(x.view(np.uint16), device, step, previous, bits, 0.0)
+            previous = step
+        assert np.array_equal(held, device)
+        assert error == kernels.mean_square_error(device, x[0].view(np.uint16))
+    alone, nothing = coder.score_chains(x.view(np.uint16), chains)
+    assert np.array_equal(alone, mse)
+    assert nothing.shape == (0, dim)
+
+
+def test_a_batch_of_deliveries_equals_single_ones_bit_for_bit(rng: np.random.Generator) -> None:
+    coder = ForwardCoder(SCHEDULE, BIT_DEPTHS)
+    trajectories = [forward_trajectory(rng, 61) for _ in range(3)]
+    state = np.zeros(3, dtype=STATE_DTYPE)
+    state["delivered"] = [True, False, True]
+    state["predecessor"], state["device_step"], state["device_bits"] = [50, 50, 30], [30, 30, 2], [16, 8, 3]
+    state["device_error"] = state["latent_mse"] = 7.0
+    device = rng.standard_normal((3, 61)).astype(np.float32)
+    expected = device.copy()
+    addresses = np.array([x.ctypes.data for x in trajectories], dtype=np.uint64)
+    coder.deliver_batch(state, addresses, device)
+    for i in (0, 2):
+        s, x = state[i], trajectories[i].view(np.uint16)
+        error = coder.deliver(x, expected[i], s["device_step"], s["predecessor"], s["device_bits"], 0.0)
+        assert s["device_error"] == pytest.approx(error, rel=1e-15)
+        assert s["latent_mse"] == kernels.mean_square_error(expected[i], x[0])
+    assert np.array_equal(device, expected)
+    assert (state["device_error"][1], state["latent_mse"][1]) == (7.0, 7.0)
 
 
 def test_residual_variance_by_hand() -> None:
