@@ -224,7 +224,7 @@ class LatentDecoder:
         config = self._vae.config
         shift = getattr(config, "shift_factor", None) or 0.0
         values = torch.from_numpy(np.array(latents, dtype=np.float32)) / config.scaling_factor + shift
-        with torch.no_grad():
+        with torch.no_grad(), _one_thread(self._vae.device.type):
             images = self._vae.decode(values.to(self._vae.device, self._vae.dtype), return_dict=False)[0]
         array: NDArray[np.float32] = (images.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return array
