@@ -16,8 +16,9 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from agents.commands import exit_codes
 from agents.images import Decoder, decode, open_decoder
-from refine_env import CacheError, ConfigurationError, MissingExtraError, TrajectoryCache, __version__
+from refine_env import ConfigurationError, MissingExtraError, TrajectoryCache, __version__
 from refine_env._validation import check_integer
 from refine_env.coding import ForwardCoder
 from refine_env.distortion import diffusion_distortion
@@ -236,14 +237,8 @@ def main(
     Exit codes: 0 done, 2 an argument is wrong, 3 a cache or model is missing or damaged, or the output cannot be
     written.
     """
-    try:
+    with exit_codes():
         _run(cache, split, _parse_bit_depths(bit_depths), trajectories, images, model, device, out, figures)
-    except ConfigurationError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except (CacheError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(3) from None
 
 
 def _run(

@@ -18,6 +18,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 import agents
+from agents.commands import exit_codes
 from agents.images import ImageScorer, open_decoder, open_metrics
 from refine_env import CacheError, ConfigurationError, MissingExtraError, TrajectoryCache, __version__
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE
@@ -209,17 +210,8 @@ def main(
     written, 4 what decodes images is not installed.
     """
     scoring = _ImageOptions(metrics, image_episodes, lpips_weights, model, device) if images else None
-    try:
+    with exit_codes():
         _run(agent_names, snr_db, episodes, seed, out, cache, split, bit_depths, deadline, figures, html, scoring)
-    except MissingExtraError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(4) from None
-    except ConfigurationError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except (CacheError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(3) from None
 
 
 class _ImageOptions(NamedTuple):

@@ -12,9 +12,10 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from agents.commands import exit_codes
 from agents.distortion import DIFFUSION_COLUMNS, QUANTIZATION_COLUMNS, read_distortion_table
 from agents.images import read_tiles
-from refine_env import ConfigurationError, MissingExtraError
+from refine_env import ConfigurationError
 from refine_env.errors import import_extra
 from refine_env.evaluation import SUMMARY_COLUMNS, Table, read_table
 from refine_env.metrics import MAX_PSNR_DB
@@ -478,21 +479,8 @@ def main(
     Exit codes: 0 done, 2 a table is missing or not one, 3 the figures cannot be written, 4 matplotlib is not
     installed.
     """
-    try:
+    with exit_codes(out or folder):
         written = draw_all(folder, out or folder, episode)
-    except ConfigurationError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except OSError as error:
-        typer.echo(
-            f"error: `--out` must be a folder that can be written, got {str(out or folder)!r} ({error.strerror}). "
-            "Choose another.",
-            err=True,
-        )
-        raise typer.Exit(3) from None
-    except MissingExtraError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(4) from None
     typer.echo("wrote " + ", ".join(str(path) for path in written))
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 import agents
-from refine_env import ENV_ID, CacheError, ConfigurationError, LatentRefinementEnv, MissingExtraError
+from agents.commands import exit_codes
+from refine_env import ENV_ID, ConfigurationError, LatentRefinementEnv
 from refine_env._validation import check_integer, check_positive
 from refine_env.errors import import_extra
 from refine_env.evaluation import write_atomically
@@ -240,22 +241,13 @@ def main(
         "render_decoder": decoder,
         **{name: value for name, value in chosen.items() if value is not None},
     }
-    try:
+    with exit_codes():
         for path in outs:
             check_out(path)
         frames = record_episode(agent, seed=seed, trajectory=trajectory, env_kwargs=env_kwargs)
         for path in outs:
             written = write_frames(frames, path, fps=fps, slot=slot)
             typer.echo(f"wrote {written}")
-    except MissingExtraError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(4) from None
-    except ConfigurationError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except (CacheError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(3) from None
 
 
 if __name__ == "__main__":

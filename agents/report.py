@@ -17,11 +17,12 @@ from typing import Annotated, Any
 
 import typer
 
+from agents.commands import exit_codes
 from agents.figures import IMAGE_PANELS, format_mean, rows_by_policy, styles_by_policy
 from agents.images import Decoder, open_decoder
 from agents.interactive import EXTRA, draw_distribution, draw_fig3a, draw_fig3b, import_plotly
 from agents.player import make_player
-from refine_env import CacheError, ConfigurationError, MissingExtraError, TrajectoryCache
+from refine_env import ConfigurationError, TrajectoryCache
 from refine_env._validation import check_integer
 from refine_env.errors import import_extra
 from refine_env.evaluation import EPISODE_COLUMNS, SUMMARY_COLUMNS, Table, read_table, write_atomically
@@ -452,29 +453,13 @@ def main(
     Exit codes: 0 done, 2 a table is missing or not one, 3 the page cannot be written, or the cache or model is missing
     or damaged, 4 plotly is not installed, or what decodes images.
     """
-    try:
+    with exit_codes(out or folder / REPORT_FILE, "file"):
         decoder = None
         if images:
             run = read_run(folder)
             name = EnvSettings.from_kwargs(run["env_kwargs"] if run else {}).cache
             decoder = open_decoder(TrajectoryCache.open(name), model, device=device)
         path = write_report(folder, out, player_episodes=player_episodes, decoder=decoder)
-    except MissingExtraError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(4) from None
-    except ConfigurationError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except CacheError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(3) from None
-    except OSError as error:
-        typer.echo(
-            f"error: `--out` must be a file that can be written, got {str(out or folder / REPORT_FILE)!r} "
-            f"({error.strerror}). Choose another.",
-            err=True,
-        )
-        raise typer.Exit(3) from None
     typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -8,8 +8,8 @@ import gymnasium as gym
 import typer
 
 import agents
-from refine_env import ENV_ID, CacheError, ConfigurationError
-from refine_env.errors import TransportError
+from agents.commands import exit_codes
+from refine_env import ENV_ID
 from refine_env.receive import DEFAULT_PORT, describe
 from refine_env.transport import Sender
 
@@ -30,16 +30,10 @@ def main(
 
     Exit codes: 0 done, 2 an argument is wrong, 3 the connection failed, or a cache is missing or damaged.
     """
-    try:
+    with exit_codes():
         env = gym.make(ENV_ID, **{"snr_db": snr_db, "cache": cache, "split": split, **agents.env_kwargs(agent)})
         policy = agents.make(agent, env.unwrapped.config)  # type: ignore[attr-defined]
         sent = Sender(env, policy, timeout=timeout).send((host, port), seed=seed)
-    except ConfigurationError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except (TransportError, CacheError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(3) from None
     typer.echo(f"{describe(sent)}, latent MSE {sent.latent_mse:.6g}")
 
 

@@ -62,6 +62,7 @@ TOOLS_ALLOWED = AGENTS_ALLOWED | {
     "_validation",
 }
 AGENT_TOOLS = {
+    "commands.py",
     "distortion.py",
     "evaluate.py",
     "figures.py",

@@ -114,25 +114,33 @@ class Glyph:
     png: bytes
 
 
-def find_font(font: Path | None = None) -> Path:
-    """Return the font file: ``font`` if given, else the first one under the usual font folders.
+def find_file(given: Path | None, name: str, folders: Sequence[Path], *, package: str, argument: str) -> Path:
+    """Return the file ``given``, else the first one of that name under the folders.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If there is no such file; the message names the Debian package and the option.
     """
-    if font is not None:
-        if font.is_file():
-            return font
-        raise FileNotFoundError(f"font must be an existing file, got {font}. Install {FONT_PACKAGE} or correct --font.")
-    for folder in FONT_FOLDERS:
-        for path in sorted(folder.rglob(FONT_FILE)) if folder.is_dir() else ():
+    option = "--" + argument.replace("_", "-")
+    if given is not None:
+        if given.is_file():
+            return given
+        raise FileNotFoundError(
+            f"{argument} must be an existing file, got {given}. Install {package} or correct {option}."
+        )
+    for folder in folders:
+        for path in sorted(folder.rglob(name)) if folder.is_dir() else ():
             return path
     raise FileNotFoundError(
-        f"{FONT_FILE} was not found in the usual font folders. "
-        f"Install the package {FONT_PACKAGE} (apt install {FONT_PACKAGE}) or name the file with --font."
+        f"{name} was not found in {', '.join(map(str, folders))}. "
+        f"Install the package {package} (apt install {package}) or name the file with {option}."
     )
+
+
+def find_font(font: Path | None = None) -> Path:
+    """Return the font file, see :func:`find_file`."""
+    return find_file(font, FONT_FILE, FONT_FOLDERS, package=FONT_PACKAGE, argument="font")
 
 
 def _name(codepoint: int) -> str:

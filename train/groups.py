@@ -43,26 +43,8 @@ class Groups:
 
 
 def find_emoji_test(file: Path | None = None) -> Path:
-    """Return the file of the groups: ``file`` if given, else the first one under the usual folders.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    """
-    if file is not None:
-        if file.is_file():
-            return file
-        raise FileNotFoundError(
-            f"emoji_test must be an existing file, got {file}. Install {GROUPS_PACKAGE} or correct --emoji-test."
-        )
-    for folder in GROUPS_FOLDERS:
-        for path in sorted(folder.rglob(GROUPS_FILE)) if folder.is_dir() else ():
-            return path
-    raise FileNotFoundError(
-        f"{GROUPS_FILE} was not found in {', '.join(map(str, GROUPS_FOLDERS))}. "
-        f"Install the package {GROUPS_PACKAGE} (apt install {GROUPS_PACKAGE}) or name the file with --emoji-test."
-    )
+    """Return the file of the groups, see :func:`train.emoji.find_file`."""
+    return emoji.find_file(file, GROUPS_FILE, GROUPS_FOLDERS, package=GROUPS_PACKAGE, argument="emoji_test")
 
 
 def read_groups(path: Path) -> Groups:
