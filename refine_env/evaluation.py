@@ -152,6 +152,7 @@ def roll_out(
     Raises:
         ConfigurationError: if an argument is out of range, the environment has an SNR range, or the policy was
             made for another system.
+        ActionError: if the policy gives what is not in the action space.
     """
     for name in ("autoreset_mode", "num_envs"):
         if name in env_kwargs:
@@ -196,7 +197,7 @@ def _decide(
     chains: list[list[tuple[int, int]]] = [[] for _ in seeds]
     while not process.episodes.finished().all():
         observation, info = split_look(process.look())
-        process.step(np.asarray(policy.select_action(observation, info), dtype=np.int64))
+        process.step(process.check_actions(policy.select_action(observation, info)))
         for i in np.flatnonzero(state["delivered"]).tolist():
             chains[i].append((int(state["device_step"][i]), int(state["device_bits"][i])))
     rows: Table = [

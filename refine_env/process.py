@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from refine_env._compiled import kernel
 from refine_env.coding import LOSSLESS_BITS
@@ -297,6 +297,24 @@ class DecisionProcess:
         if self._raises:
             self._refuse_illegal(actions)
         self.episodes.advance(actions, until_decision=self._until_decision)
+
+    def check_actions(self, actions: ArrayLike) -> NDArray[np.int64]:
+        """Actions of all N episodes as int64 (N,).
+
+        Raises:
+            ActionError: if they are not N integers, or one is not in the action space.
+        """
+        values = np.array(actions)
+        count = len(self.episodes)
+        if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
+            raise ActionError(
+                f"`actions` must be {count} integers in 0 … {self.config.num_actions - 1}, got {actions!r}. "
+                "Give one action per environment."
+            )
+        outside = (values < 0) | (values >= self.config.num_actions)
+        if outside.any():
+            raise self.action_outside("actions", values[outside][0].item())
+        return values.astype(np.int64)
 
     def action_outside(self, name: str, value: Any) -> ActionError:
         """The error for a value that is not in the action space."""

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from refine_env._validation import check_choice, check_integer
 from refine_env.config import SystemConfig
 from refine_env.env import RENDER_MODES, LatentRefinementEnv, check_render_mode, make_viewer
-from refine_env.errors import ActionError, ConfigurationError
+from refine_env.errors import ConfigurationError
 from refine_env.process import DecisionProcess, Look, split_look
 from refine_env.render import EpisodeViewer, ansi_frame
 from refine_env.settings import EnvSettings
@@ -185,20 +185,12 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
             ActionError: if an action is not in the action space, or illegal under ``illegal_action="raise"``.
             ResetNeeded: if no episode has begun.
         """
-        values = np.array(actions)
-        if values.shape != (self.num_envs,) or not np.issubdtype(values.dtype, np.integer):
-            raise ActionError(
-                f"`actions` must be {self.num_envs} integers in 0 … {self.config.num_actions - 1}, got {actions!r}. "
-                "Give one action per environment."
-            )
-        outside = (values < 0) | (values >= self.config.num_actions)
-        if outside.any():
-            raise self._process.action_outside("actions", values[outside][0].item())
+        values = self._process.check_actions(actions)
         if not self._process.episodes.begun():
             raise ResetNeeded("All episodes must have begun to step, got some that have not. Call reset().")
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
         fresh = self._ended
-        taken = np.where(fresh, NO_ACTION, values.astype(np.int64))
+        taken = np.where(fresh, NO_ACTION, values)
         self._process.step(taken)
         if self._viewer is not None:
             self._viewer.follow(taken)

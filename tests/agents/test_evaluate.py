@@ -18,6 +18,7 @@ from agents import evaluate as evaluate_module
 from agents.evaluate import DEFAULT_AGENTS, DEFAULT_SNRS_DB, evaluate
 from agents.figures import draw_fig3a
 from refine_env import ConfigurationError
+from refine_env.errors import ActionError
 from refine_env.evaluation import (
     EPISODE_COLUMNS,
     SUMMARY_COLUMNS,
@@ -111,6 +112,27 @@ def test_rows_are_paired_and_replayable(gaussian_cache: Path) -> None:
         assert info["trajectory"] == row["trajectory"]
         assert observation["device_step"] == row["device_step"]
         assert info["bits_sent"] == row["bits_sent"]
+
+
+@pytest.mark.parametrize(
+    ("actions", "complaint"),
+    [
+        ([0, -1], "`actions` must be in 0 … 5, got -1"),
+        ([6, 0], "`actions` must be in 0 … 5, got 6"),
+        ([0.0, 1.0], "`actions` must be 2 integers in 0 … 5"),
+        ([0], "`actions` must be 2 integers in 0 … 5"),
+    ],
+)
+def test_a_policy_outside_the_action_space(gaussian_cache: Path, actions: list[Any], complaint: str) -> None:
+    class Wrong(agents.Agent):
+        def decide(self, observation: Any, legal: Any) -> Any:
+            return np.zeros(legal.shape, dtype=np.int64)
+
+        def select_action(self, observation: Any, info: Any) -> Any:
+            return actions
+
+    with pytest.raises(ActionError, match=complaint):
+        roll_out(lambda config: Wrong(config, name="wrong"), env_kwargs={"cache": str(gaussian_cache)}, episodes=2)
 
 
 @pytest.mark.parametrize("epochs", [False, True])
