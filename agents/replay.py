@@ -80,8 +80,8 @@ def trace_episode(
     observation, info = env.reset(seed=seed)
     codec = None
     if latents:
-        source = inner.cache.latents(info["trajectory"])
-        codec = RefinementCodec(config.make_coder(), source[-1])
+        source = inner.cache.payload(info["trajectory"], config.payload)
+        codec = RefinementCodec(config.make_coder(), inner.cache.initial(info["trajectory"], config.payload))
     step, bits = config.num_steps, 0
     rows: Table = []
     terminated = False

@@ -9,7 +9,15 @@ from typing import Any
 
 from refine_env.errors import ConfigurationError
 
-__all__ = ["check_choice", "check_finite", "check_integer", "check_positive", "check_snr_db"]
+__all__ = [
+    "check_choice",
+    "check_finite",
+    "check_flag",
+    "check_integer",
+    "check_positive",
+    "check_quantile",
+    "check_snr_db",
+]
 
 SNR_DB_LIMIT = 200.0
 
@@ -42,6 +50,16 @@ def check_positive(name: str, value: Any, *, advice: str) -> float:
     return number
 
 
+def check_quantile(value: float, name: str = "quantile") -> float:
+    """``value`` as a float strictly between 0 and 1; raises ConfigurationError otherwise."""
+    number = check_positive(name, value, advice="Give a probability, for example 0.9.")
+    if number >= 1.0:
+        raise ConfigurationError(
+            f"`{name}` must lie strictly between 0 and 1, got {value!r}. Give a probability, for example 0.9."
+        )
+    return number
+
+
 def check_snr_db(value: Any, name: str = "snr_db") -> float:
     """A mean SNR in dB, finite and within ±200; raises ConfigurationError otherwise."""
     number = check_finite(name, value, advice="Give the mean SNR per subchannel in dB, for example 6.0.")
@@ -59,3 +77,10 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ConfigurationError(f"`{name}` must be one of {listed}, got {value!r}. Choose one of them.")
     return str(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """``value`` if it is a bool; raises ConfigurationError otherwise."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"`{name}` must be True or False, got {value!r}. Choose one of them.")
+    return value

@@ -9,12 +9,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from refine_env._validation import check_choice, check_integer, check_positive, check_snr_db
+from refine_env._validation import check_choice, check_flag, check_integer, check_positive, check_quantile, check_snr_db
 from refine_env.coding import CODERS, LOSSLESS_BITS, Coder, make_coder
+from refine_env.distortion import RefinementModel, SecondMoments
 from refine_env.errors import ConfigurationError
-from refine_env.link import RateStatistics, rate_statistics, total_power
-from refine_env.link.latency import check_quantile
+from refine_env.link import ChannelModel, RateLaw, RateStatistics, rate_law, rate_statistics, total_power
+from refine_env.link.latency import LATENCY_MODELS
 from refine_env.link.waterfilling import SNR_REFERENCES
 from refine_env.schedule import NoiseSchedule
 
@@ -27,7 +29,7 @@ __all__ = [
     "SystemConfig",
 ]
 
-PAYLOADS = ("latent",)
+PAYLOADS = ("latent", "posterior_mean")
 PAPER_BIT_DEPTHS = (3, 4, 8, 10, 16)
 PAPER_DEADLINE = 60
 PAPER_LATENCY_QUANTILE = 0.9
@@ -51,9 +53,21 @@ class LinkConfig:
         uplink_bits: B_s, size of the prompt [bit] at the reference dimension.
         snr_reference: ``"subchannel"`` (default) or ``"total"``, see :func:`refine_env.link.total_power`.
         reference_latent_dim: M at which ℓ and B_s hold; ``None`` takes them as they are, unscaled.
+        fading: law of the gains, ``"rayleigh"`` (default), ``"rician"`` or ``"nakagami"``, all of mean 1.
+        k_factor_db: of Rician fading, power of the constant part over that of the scattered one [dB].
+        nakagami_m: of Nakagami fading, the shape m >= 0.5; 1 is Rayleigh.
+        correlation: of the gains over slots, ``"iid"`` (none, the default), ``"gauss-markov"`` or ``"jakes"``.
+        correlation_coefficient: of the Gauss–Markov process, of the scattered amplitudes of neighboring slots.
+        doppler: of the Jakes process, f_d·T_slot.
+        power_allocation: ``"waterfilling"`` (default) or ``"equal"``.
+        csi_delay: waterfilling knows the gains of so many slots ago (default 0); what a slot carries, and what the
+            observation's channel history shows, is what its own gains do with these powers.
+
+    ``docs/links.md`` has their formulas.
 
     Raises:
-        ConfigurationError: if a value is out of range.
+        ConfigurationError: if a value is out of range, or the combination has no model, see
+            :class:`refine_env.link.ChannelModel`.
     """
 
     num_subchannels: int = 60
@@ -61,6 +75,14 @@ class LinkConfig:
     uplink_bits: float = 8192.0
     snr_reference: str = "subchannel"
     reference_latent_dim: int | None = 16384
+    fading: str = "rayleigh"
+    k_factor_db: float | None = None
+    nakagami_m: float | None = None
+    correlation: str = "iid"
+    correlation_coefficient: float | None = None
+    doppler: float | None = None
+    power_allocation: str = "waterfilling"
+    csi_delay: int = 0
 
     def __post_init__(self) -> None:
         checked = {
@@ -79,8 +101,14 @@ class LinkConfig:
             checked["reference_latent_dim"] = check_integer(
                 "reference_latent_dim", self.reference_latent_dim, 1, 2**62, advice="Give M, for example 16384."
             )
+        checked.update(self.channel.settings())
         for name, value in checked.items():  # plain int and float, so that it is JSON
             object.__setattr__(self, name, value)
+
+    @cached_property
+    def channel(self) -> ChannelModel:
+        """The fields from ``fading`` on."""
+        return ChannelModel(**{item.name: getattr(self, item.name) for item in fields(ChannelModel)})
 
     def scale(self, latent_dim: int) -> float:
         """Factor on ℓ and B_s for latents of ``latent_dim`` dimensions."""
@@ -147,10 +175,18 @@ class SystemConfig:
         schedule: the noise schedule, T + 1 values of ᾱ.
         bit_depths: 𝓑, ascending, each 1 … 16; 16 is lossless.
         deadline: T_d [slots].
-        latency_quantile: q of the paper's latency model.
+        latency_quantile: q of the latency model.
+        latency_model: what a policy takes the q-quantile of: ``"paper"``, [K]'s Gaussian law with the fixed cutoff, or
+            ``"exact"``, the law of the link as it is.
         link: the link.
-        coder: the refinement coder, ``"forward"`` (the paper's).
-        payload: what is sent, ``"latent"`` (x_t, the paper's).
+        coder: the refinement coder, ``"forward"`` (the paper's) or ``"closed_loop"``.
+        payload: what is sent, ``"latent"`` (x_t, the paper's) or ``"posterior_mean"`` (y_t = E[x_0 | x_{t+1}], closed
+            loop only; the device then starts from the prior mean, 0).
+        rotation: of the closed-loop coder: rotate residuals before they are quantized.
+        sent_scale: of the closed-loop coder: send the RMS of every residual, 16 bits.
+        same_step_refinement: of the closed-loop coder: the step that the device holds with an error may be sent again.
+        second_moments: of the payload, which the closed-loop coder predicts with; None: those of x_t under the
+            forward process.
 
     Raises:
         ConfigurationError: if a value is out of range.
@@ -162,9 +198,14 @@ class SystemConfig:
     bit_depths: tuple[int, ...] = PAPER_BIT_DEPTHS
     deadline: int = PAPER_DEADLINE
     latency_quantile: float = PAPER_LATENCY_QUANTILE
+    latency_model: str = "paper"
     link: LinkConfig = field(default_factory=LinkConfig)
     coder: str = "forward"
     payload: str = "latent"
+    rotation: bool = True
+    sent_scale: bool = True
+    same_step_refinement: bool = True
+    second_moments: SecondMoments | None = None
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -186,15 +227,39 @@ class SystemConfig:
             check_integer("deadline", self.deadline, 1, _MOST_SLOTS, advice="Give T_d in slots, for example 60."),
         )
         set_field(self, "latency_quantile", check_quantile(self.latency_quantile, "latency_quantile"))
+        check_choice("latency_model", self.latency_model, LATENCY_MODELS)
         set_field(self, "link", LinkConfig.from_mapping(self.link))
         check_choice("coder", self.coder, CODERS)
         check_choice("payload", self.payload, PAYLOADS)
+        for name in ("rotation", "sent_scale", "same_step_refinement"):
+            check_flag(name, getattr(self, name))
+        self._check_payload()
         for name, value in (("symbols_per_slot", self.symbols_per_slot), ("uplink_bits", self.uplink_bits)):
             if not _SMALLEST < value / self.latent_dim < _LARGEST:
                 raise ConfigurationError(
                     f"`{name}` must be between {_SMALLEST:g} and {_LARGEST:g} per latent dimension, got "
                     f"{value / self.latent_dim!r}. Check the link's numbers and `reference_latent_dim`."
                 )
+
+    def _check_payload(self) -> None:
+        if self.payload != "latent" and self.coder != "closed_loop":
+            raise ConfigurationError(
+                f"`payload` must be 'latent' for the coder {self.coder!r}, which predicts x_t, got {self.payload!r}. "
+                "Use coder='closed_loop'."
+            )
+        moments = self.second_moments
+        if moments is None:
+            if self.payload != "latent":
+                raise ConfigurationError(
+                    f"`second_moments` must be given for the payload {self.payload!r}, got None. "
+                    "Take them from the trajectory cache."
+                )
+        elif not isinstance(moments, SecondMoments) or moments.num_steps != self.num_steps:
+            got = type(moments).__name__ if not isinstance(moments, SecondMoments) else f"{moments.num_steps} steps"
+            raise ConfigurationError(
+                f"`second_moments` must be SecondMoments of {self.num_steps} steps, as the schedule has, got {got}. "
+                "Take both from the same trajectory cache."
+            )
 
     @property
     def num_steps(self) -> int:
@@ -246,8 +311,23 @@ class SystemConfig:
 
     @property
     def max_bits_per_dimension(self) -> float:
-        """Largest message in bits per dimension: a lossless latent, or the prompt if that is larger."""
-        return max(float(LOSSLESS_BITS), self.uplink_bits / self.latent_dim)
+        """Largest message in bits per dimension: a lossless latent, or whatever is larger."""
+        return max(float(LOSSLESS_BITS), self.uplink_bits / self.latent_dim, *(self.message_bits / self.latent_dim))
+
+    @cached_property
+    def message_bits(self) -> NDArray[np.float64]:
+        """Size of a message at every bit depth, M·b and the coder's side information [bit], shape (|𝓑|,)."""
+        coder = self.make_coder()
+        sizes = np.array([self.latent_dim * bits + 8.0 * coder.side_bytes(bits) for bits in self.bit_depths])
+        sizes.setflags(write=False)
+        return sizes
+
+    @cached_property
+    def refinement_model(self) -> RefinementModel:
+        """How the distortion develops over a chain of deliveries, as a policy may predict it."""
+        if self.coder == "forward":
+            return RefinementModel.paper(self.schedule)
+        return RefinementModel.closed_loop(self.second_moments or SecondMoments.forward_process(self.schedule))
 
     def total_power(self, snr_db: float) -> float:
         """Σ_j p_j of a slot at that SNR, noise-normalized."""
@@ -265,11 +345,44 @@ class SystemConfig:
             self.link.num_subchannels,
             self.symbols_per_slot,
             self.link.snr_reference,
+            self.link.channel,
         )
+
+    @cached_property
+    def rate_law(self) -> RateLaw:
+        """The exact law of the bits per slot at the configuration's one SNR.
+
+        Raises:
+            ConfigurationError: if the configuration has an SNR range.
+        """
+        return rate_law(
+            self.single_snr_db("the rate law"),
+            self.link.num_subchannels,
+            self.symbols_per_slot,
+            self.link.snr_reference,
+            self.link.channel,
+        )
+
+    @property
+    def latency_law(self) -> RateStatistics | RateLaw:
+        """What the configured latency model takes quantiles of, see :func:`refine_env.link.latency_quantiles`.
+
+        Raises:
+            ConfigurationError: if the configuration has an SNR range.
+        """
+        return self.rate_law if self.latency_model == "exact" else self.rate_statistics
 
     def make_coder(self) -> Coder:
         """The configured refinement coder."""
-        return make_coder(self.coder, self.schedule, self.bit_depths)
+        return make_coder(
+            self.coder,
+            self.schedule,
+            self.bit_depths,
+            model=self.refinement_model,
+            rotation=self.rotation,
+            sent_scale=self.sent_scale,
+            same_step_refinement=self.same_step_refinement,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object with every field."""
@@ -280,9 +393,14 @@ class SystemConfig:
             "bit_depths": list(self.bit_depths),
             "deadline": self.deadline,
             "latency_quantile": self.latency_quantile,
+            "latency_model": self.latency_model,
             "link": asdict(self.link),
             "coder": self.coder,
             "payload": self.payload,
+            "rotation": self.rotation,
+            "sent_scale": self.sent_scale,
+            "same_step_refinement": self.same_step_refinement,
+            "second_moments": None if self.second_moments is None else self.second_moments.values.tolist(),
         }
 
     @classmethod
@@ -299,4 +417,11 @@ class SystemConfig:
                 f"`values` must be an object with the keys {', '.join(sorted(known))}, and `alpha_bar` in `schedule`, "
                 f"got {values!r:.200}. Write it with SystemConfig.to_dict."
             )
-        return cls(**{**values, "schedule": NoiseSchedule(values["schedule"]["alpha_bar"])})
+        moments = values["second_moments"]
+        return cls(
+            **{
+                **values,
+                "schedule": NoiseSchedule(values["schedule"]["alpha_bar"]),
+                "second_moments": None if moments is None else SecondMoments(moments),
+            }
+        )

@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields
 from os import PathLike, fspath
 from typing import Any
 
-from refine_env._validation import check_choice, check_integer
+import numpy as np
+
+from refine_env._validation import check_choice, check_flag, check_integer
 from refine_env.config import (
     PAPER_BIT_DEPTHS,
     PAPER_DEADLINE,
@@ -15,11 +17,13 @@ from refine_env.config import (
     LinkConfig,
     SystemConfig,
 )
+from refine_env.distortion import SecondMoments
 from refine_env.errors import ConfigurationError
 from refine_env.trajectories import SPLITS, TrajectoryCache
 
-__all__ = ["ILLEGAL_ACTIONS", "REWARDS", "EnvSettings"]
+__all__ = ["ILLEGAL_ACTIONS", "MOMENTS", "REWARDS", "EnvSettings"]
 
+MOMENTS = ("model", "measured")
 REWARDS = ("terminal", "improvement", "log")
 ILLEGAL_ACTIONS = ("wait", "raise")
 
@@ -41,10 +45,15 @@ class EnvSettings:
     deadline: int = PAPER_DEADLINE
     bit_depths: Sequence[int] = PAPER_BIT_DEPTHS
     latency_quantile: float = PAPER_LATENCY_QUANTILE
+    latency_model: str = "paper"
     link: Mapping[str, Any] | None = None
     latent_dim: int | None = None
     coder: str = "forward"
     payload: str = "latent"
+    rotation: bool = True
+    sent_scale: bool = True
+    same_step_refinement: bool = True
+    moments: str = "model"
     reward: str = "terminal"
     illegal_action: str = "wait"
     history_length: int | None = None
@@ -77,11 +86,8 @@ class EnvSettings:
         check_choice("split", self.split, SPLITS)
         check_choice("reward", self.reward, REWARDS)
         check_choice("illegal_action", self.illegal_action, ILLEGAL_ACTIONS)
-        if not isinstance(self.decision_epochs, bool):
-            raise ConfigurationError(
-                f"`decision_epochs` must be True or False, got {self.decision_epochs!r}. "
-                "True runs through the slots in which only WAIT is legal."
-            )
+        check_choice("moments", self.moments, MOMENTS)
+        check_flag("decision_epochs", self.decision_epochs)
         if not isinstance(self.render_decoder, str) or not self.render_decoder:
             raise ConfigurationError(
                 f"`render_decoder` must be 'auto', 'none' or a model, got {self.render_decoder!r}. "
@@ -118,7 +124,31 @@ class EnvSettings:
             bit_depths=self.bit_depths,  # type: ignore[arg-type]  # likewise
             deadline=self.deadline,
             latency_quantile=self.latency_quantile,
+            latency_model=self.latency_model,
             link=LinkConfig.from_mapping(self.link),
             coder=self.coder,
             payload=self.payload,
+            rotation=self.rotation,
+            sent_scale=self.sent_scale,
+            same_step_refinement=self.same_step_refinement,
+            second_moments=self._second_moments(cache),
         )
+
+    def _second_moments(self, cache: TrajectoryCache) -> SecondMoments | None:
+        """What the closed-loop coder predicts with; None where the noise schedule says it.
+
+        Raises:
+            ConfigurationError: if they are measured on the train split, and the cache has none.
+        """
+        if self.coder != "closed_loop" or (self.payload == "latent" and self.moments == "model"):
+            return None
+        if cache.indices("train").size == 0:
+            raise ConfigurationError(
+                f"`cache` must have a train split for moments={self.moments!r} and payload={self.payload!r}, got none "
+                f"in {self.cache!r}. Generate it with --num-train, or use moments='model' and payload='latent'."
+            )
+        if self.payload == "latent":
+            return SecondMoments(cache.second_moments)
+        if self.moments == "model":
+            return SecondMoments.martingale(cache.mmse)
+        return SecondMoments(np.pad(cache.clean_second_moments, (0, 1)))  # y_T := 0

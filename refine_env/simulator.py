@@ -60,8 +60,11 @@ NO_ACTION = -1
 class LatentSource(Protocol):
     """What the simulator asks of a trajectory cache."""
 
-    def latents(self, index: int) -> NDArray[np.float16]:
-        """Trajectory of that index, float16 (T+1, ...), indexed by t."""
+    def payload(self, index: int, kind: str) -> NDArray[np.float16]:
+        """What is sent of the trajectory of that index, float16, indexed by t.
+
+        (T+1, ...) where the device starts with the last of them, (T, ...) where it starts from 0.
+        """
 
 
 @kernel
@@ -144,9 +147,9 @@ def _advance(
     rates: NDArray[np.float64],
     actions: NDArray[np.int64],
     bit_depths: NDArray[np.int64],
+    message_bits: NDArray[np.float64],
     num_steps: int,
     deadline: int,
-    latent_dim: int,
     refreshes: bool,
     until_decision: bool,
 ) -> int:
@@ -166,7 +169,7 @@ def _advance(
             if s.legal:
                 s.message_step = s.server_step
                 s.message_bits = bit_depths[action - 1]
-                s.message_size = float(latent_dim * s.message_bits)
+                s.message_size = message_bits[action - 1]
                 s.message_sent = 0.0
             else:
                 s.illegal = True
@@ -212,7 +215,8 @@ class EpisodeBatch:
         self.coder = config.make_coder()
         self._source = source
         self._bit_depths = np.array(config.bit_depths, dtype=np.int64)
-        self._system = (config.num_steps, config.deadline, config.latent_dim, self.coder.refreshes_held_step)
+        self._message_bits = config.message_bits
+        self._system = (config.num_steps, config.deadline, self.coder.refreshes_held_step)
         self._uplink_bits = config.uplink_bits
         self._patterns: list[NDArray[np.uint16] | None] = [None] * num_episodes
         self._addresses = np.zeros(num_episodes, dtype=np.uint64)
@@ -260,10 +264,10 @@ class EpisodeBatch:
         return field
 
     def _hold(self, i: int, trajectory: int) -> NDArray[np.uint16]:
-        """Keep the float16 patterns of episode ``i``'s trajectory at hand, (T+1, M)."""
+        """Keep the float16 patterns of what episode ``i`` sends at hand, (T+1, M) or (T, M)."""
         assert self._source is not None
-        latents = self._source.latents(trajectory)
-        patterns = np.ascontiguousarray(latents.reshape(latents.shape[0], -1)).view(np.uint16)
+        payload = self._source.payload(trajectory, self.config.payload)
+        patterns = np.ascontiguousarray(payload.reshape(len(payload), -1)).view(np.uint16)
         self._patterns[i] = patterns
         self._addresses[i] = patterns.ctypes.data
         return patterns
@@ -280,12 +284,12 @@ class EpisodeBatch:
         latent_mse = np.nan
         if self._source is not None:
             patterns = self._hold(i, trajectory)
-            latent_mse = kernels.begin(patterns, self.device[i])  # shared randomness: the device holds x_T
+            latent_mse = kernels.begin(patterns, self.config.num_steps, self.device[i])
         _begin(self.state, i, trajectory, latent_mse, self.config.num_steps, self._uplink_bits)
 
     def skip_forced_slots(self, i: int) -> None:
         """Run a fresh episode to its first slot in which TRANSMIT is legal, or else to its last slot."""
-        num_steps, deadline, _, refreshes = self._system
+        num_steps, deadline, refreshes = self._system
         _skip_forced_slots(self.state, i, self.rates, num_steps, deadline, refreshes)
 
     def advance(self, actions: NDArray[np.int64], *, until_decision: bool = False) -> int:
@@ -300,7 +304,9 @@ class EpisodeBatch:
         Returns:
             The number of deliveries.
         """
-        deliveries: int = _advance(self.state, self.rates, actions, self._bit_depths, *self._system, until_decision)
+        deliveries: int = _advance(
+            self.state, self.rates, actions, self._bit_depths, self._message_bits, *self._system, until_decision
+        )
         if deliveries:
             self.coder.deliver_batch(self.state, self._addresses, self.device)
         return deliveries

@@ -32,13 +32,13 @@ from refine_env.evaluation import Policy
 
 __all__ = ["PROTOCOL_VERSION", "Delivery", "Receiver", "Reception", "Sender", "Transmission"]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 _FRAME = struct.Struct(">BII")  # kind, slot, length of the content
 _CHECKSUM = struct.Struct(">I")  # CRC-32 of these three and the content, which follows
 _SYSTEM, _NOISE, _SLOT, _DIGEST = range(1, 5)
 _NAMES = {_SYSTEM: "system", _NOISE: "noise", _SLOT: "slot", _DIGEST: "digest"}
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_MAX_SYSTEM_BYTES = 1 << 16  # some thousand steps; the coder's tables grow with their square
+_MAX_SYSTEM_BYTES = 1 << 22  # second moments of some hundred steps; the coder's tables, too, grow with their square
 _BLOCK_BYTES = 1 << 20
 _MAX_PORT = 65535
 _SAME_VERSION = "Run the same version of refine-env at both ends."
@@ -147,11 +147,12 @@ class Sender:
 
     def _play(self, link: _Link, observation: Mapping[str, Any], info: Mapping[str, Any]) -> Transmission:
         config = self.config
-        latents = self._cache.latents(info["trajectory"])
-        codec = RefinementCodec(config.make_coder(), latents[-1])
+        latents = self._cache.payload(info["trajectory"], config.payload)
+        initial = self._cache.initial(info["trajectory"], config.payload)
+        codec = RefinementCodec(config.make_coder(), initial)
         system = {"protocol": PROTOCOL_VERSION, "config": config.to_dict()}
         link.write(_SYSTEM, 0, json.dumps(system).encode())
-        link.write(_NOISE, 0, latents[-1].astype(">f2").tobytes())
+        link.write(_NOISE, 0, initial.astype(">f2").tobytes())
         self.policy.reset(1)
         message: Message | None = None
         data, sent = b"", 0  # the message in flight, and how much of it has gone out
@@ -313,7 +314,9 @@ def _receive(link: _Link) -> Reception:
     config = _read_system(link.read(_SYSTEM, 1, _MAX_SYSTEM_BYTES)[1])
     _, noise = link.read(_NOISE, 2 * config.latent_dim, 2 * config.latent_dim)
     codec = RefinementCodec(config.make_coder(), np.frombuffer(noise, dtype=">f2").astype(np.float16))
-    largest = HEADER_BYTES + codec.coder.side_bytes + payload_bytes(config.latent_dim, max(config.bit_depths))
+    largest = HEADER_BYTES + max(
+        codec.coder.side_bytes(bits) + payload_bytes(config.latent_dim, bits) for bits in config.bit_depths
+    )
     buffer = b""
     deliveries: list[Delivery] = []
     slot = 0

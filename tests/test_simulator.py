@@ -162,7 +162,7 @@ def test_channel_history_by_hand() -> None:
             np.empty((3, length), dtype=np.float32),
             np.empty((3, 2), dtype=np.int8),
         )
-        fill_look(state, rates, 2, 16.0, 0, *look)
+        fill_look(state, rates, 2, 16.0, 0, *look, 1.0)
         assert look.history.tolist() == expected
 
 
@@ -216,7 +216,7 @@ def test_timeline_equals_the_plain_twin(data: st.DataObject) -> None:
     actions = data.draw(st.lists(st.integers(0, 3), min_size=deadline, max_size=deadline))
 
     class Source:
-        def latents(self, index: int) -> NDArray[np.float16]:
+        def payload(self, index: int, kind: str) -> NDArray[np.float16]:
             return np.ones((steps + 1, 2), dtype=np.float16)
 
     batch, plain = EpisodeBatch(config, Source(), 1), PlainEpisode(config, rates)

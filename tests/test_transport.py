@@ -299,7 +299,7 @@ def test_every_slot_carries_the_bytes_that_flowed(tmp_path: Path, latent_dim: in
     kinds = frames(recording[0])
     assert [kind for kind, _, _ in kinds[:3]] == [1, 2, 3]
     system = json.loads(kinds[0][2])
-    assert system == {"protocol": 1, "config": config.to_dict()}
+    assert system == {"protocol": 2, "config": config.to_dict()}
     policy, episodes = make_policy("random", env), env.unwrapped._process.episodes  # type: ignore[attr-defined]
     observation, info = env.reset(seed=5)
     noise = env.unwrapped.cache.latents(info["trajectory"])[-1]  # type: ignore[attr-defined]
@@ -374,19 +374,19 @@ def spoil_piece(data: bytes, spoil: Callable[[bytes], bytes]) -> bytes:
         (lambda d: replace(d, 0), TransportError, r"must be of kind 1 \(system\), got 2"),
         (lambda d: replace(d, 1), TransportError, r"must be of kind 2 \(noise\), got 3"),
         (lambda d: d[:20] + b"#" + d[21:], TransportError, r"kind 1 \(system\) must have the CRC-32 that it says"),
-        (lambda d: replace(d, 0, (1, 0, b"")), TransportError, "must have 1 … 65536 bytes here, got 0"),
-        (lambda d: replace(d, 0, (1, 0, b" " * 65537)), TransportError, "must have 1 … 65536 bytes here, got 65537"),
+        (lambda d: replace(d, 0, (1, 0, b"")), TransportError, "must have 1 … 4194304 bytes here, got 0"),
+        (lambda d: struct.pack(">BII", 1, 0, 4194305) + d[9:], TransportError, "must have 1 … 4194304 bytes here, got 4194305"),
         (lambda d: replace(d, 0, (1, 0, b"hello")), TransportError, "must be a JSON object with `protocol`"),
         (lambda d: replace(d, 0, (1, 0, b"[]")), TransportError, r"must be a JSON object .* \(TypeError\)"),
         (lambda d: replace(d, 0, (1, 0, b"[" * 65000)), TransportError, "must be a JSON object with `protocol`"),
         (lambda d: replace(d, 0, (1, 0, b"\xff\xfe{")), TransportError, "must be a JSON object with `protocol`"),
         (
-            lambda d: replace(d, 0, (1, 0, b'{"protocol": 2, "config": {}}')),
+            lambda d: replace(d, 0, (1, 0, b'{"protocol": 9, "config": {}}')),
             TransportError,
-            "`protocol` must be 1, got 2",
+            "`protocol` must be 2, got 9",
         ),
         (
-            lambda d: replace(d, 0, (1, 0, b'{"protocol": 1, "config": {}}')),
+            lambda d: replace(d, 0, (1, 0, b'{"protocol": 2, "config": {}}')),
             TransportError,
             "`config` must describe a system",
         ),

@@ -238,7 +238,7 @@ class RefinementCodec:
 
     Args:
         coder: the refinement coder, for example ``config.make_coder()``.
-        noise: x_T, float16 of any shape with M values.
+        noise: what both ends begin with, float16 of any shape with M values: x_T, or 0 for the posterior mean.
 
     Attributes:
         coder: the refinement coder.
@@ -246,6 +246,7 @@ class RefinementCodec:
         device_step: t_p.
         device_bits: bit depth of the last delivery, 0 = none.
         device_error: e_p, predicted coding error of what the device holds.
+        num_deliveries: how many messages it has decompressed.
 
     Raises:
         ConfigurationError: if the schedule has more steps than a header can number.
@@ -265,6 +266,7 @@ class RefinementCodec:
         self.device_step = coder.schedule.num_steps
         self.device_bits = 0
         self.device_error = 0.0
+        self.num_deliveries = 0
 
     @property
     def latent_dim(self) -> int:
@@ -291,7 +293,9 @@ class RefinementCodec:
             )
         step, bits = operator.index(step), operator.index(bits)
         self._check_step(step, bits)
-        code = self.coder.encode(patterns, self.device, step, self.device_step, bits, self.device_error)
+        code = self.coder.encode(
+            patterns, self.device, step, self.device_step, bits, self.device_error, self.num_deliveries
+        )
         decoded, _ = self._decode(code, step, bits)
         return Message(
             step=step,
@@ -329,9 +333,10 @@ class RefinementCodec:
                 f"{message.device_step}. Compress against what was delivered last."
             )
         self._check_step(message.step, message.bits)
-        if len(message.side) != self.coder.side_bytes:
+        side_bytes = self.coder.side_bytes(message.bits)
+        if len(message.side) != side_bytes:
             raise BitstreamError(
-                f"`side` of the message must have {self.coder.side_bytes} bytes for the coder {self.coder.name!r}, got "
+                f"`side` of the message must have {side_bytes} bytes for the coder {self.coder.name!r}, got "
                 f"{len(message.side)}. Use the same coder at both ends."
             )
         indices = unpack_indices(message.payload, message.bits, self.latent_dim)
@@ -348,11 +353,14 @@ class RefinementCodec:
         self.device_step = message.step
         self.device_bits = message.bits
         self.device_error = error
+        self.num_deliveries += 1
         return decoded
 
     def _decode(self, code: Code, step: int, bits: int) -> tuple[NDArray[np.float32], float]:
         decoded = self.device.copy()
-        error = self.coder.decode(code, decoded, step, self.device_step, bits, self.device_error)
+        error = self.coder.decode(
+            code, decoded, step, self.device_step, bits, self.device_error, self.num_deliveries
+        )
         decoded.setflags(write=False)
         return decoded, error
 

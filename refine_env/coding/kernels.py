@@ -17,18 +17,28 @@ __all__ = [
     "CoderTables",
     "begin",
     "decode_float16",
+    "decode_residual",
+    "deliver",
     "deliver_batch",
+    "encode_residual",
+    "fill_orders",
+    "hadamard",
     "mean_square_error",
     "pack_bits",
     "quantize_indices",
     "quantize_value",
     "reconstruct",
     "refine",
+    "residual",
+    "rotate",
+    "round_to_half",
     "score_chains",
     "unpack_bits",
+    "unrotate",
 ]
 
 _FLOAT16_SCALE = np.float32(2.0**112)
+_LARGEST_FLOAT16 = 65504.0
 _LANES = 8
 
 
@@ -252,36 +262,331 @@ def unpack_bits(data: NDArray[np.uint8], bits: int, indices: NDArray[np.uint16])
 
 
 @kernel
-def begin(patterns: NDArray[np.uint16], device: NDArray[np.float32]) -> Any:
-    """Give the device x_T, which it shares with the server; returns the MSE of that. ``patterns`` is (T+1, M)."""
-    decode_float16(patterns[-1], device)
+def round_to_half(value: float) -> Any:
+    """A float >= 0 rounded to the nearest float16, ties to even, as float32; the largest finite one at most."""
+    if value >= _LARGEST_FLOAT16:
+        return np.float32(_LARGEST_FLOAT16)
+    # A float16 has 11 significant bits, fewer below 2^-14: its neighbors are this far apart.
+    spacing = 2.0 ** (max(np.floor(np.log2(value)), -14.0) - 10.0) if value > 0.0 else 1.0
+    if value >= 2.0 * 1024.0 * spacing:  # the logarithm of a value just below a power of two rounds up, or down
+        spacing *= 2.0
+    elif value < 1024.0 * spacing and spacing > 2.0**-24:
+        spacing *= 0.5
+    return np.float32(np.rint(value / spacing) * spacing)
+
+
+@kernel
+def hadamard(values: Any) -> None:
+    """Walsh–Hadamard transform in place, in natural order, without a factor: H (H x) = size · x.
+
+    Args:
+        values: float32, their number a power of two.
+    """
+    size = values.size
+    half = 1
+    if size >= 8:  # the three smallest strides at once, in registers
+        half = 8
+        for start in range(0, size, 8):
+            a, b, c, d = values[start], values[start + 1], values[start + 2], values[start + 3]
+            e, f, g, h = values[start + 4], values[start + 5], values[start + 6], values[start + 7]
+            a, b, c, d, e, f, g, h = a + b, a - b, c + d, c - d, e + f, e - f, g + h, g - h
+            a, b, c, d, e, f, g, h = a + c, b + d, a - c, b - d, e + g, f + h, e - g, f - h
+            values[start], values[start + 1], values[start + 2], values[start + 3] = a + e, b + f, c + g, d + h
+            values[start + 4], values[start + 5], values[start + 6], values[start + 7] = a - e, b - f, c - g, d - h
+    while 4 * half <= size:  # two strides in one pass
+        for start in range(0, size, 4 * half):
+            first = values[start : start + half]
+            second = values[start + half : start + 2 * half]
+            third = values[start + 2 * half : start + 3 * half]
+            fourth = values[start + 3 * half : start + 4 * half]
+            for j in range(half):
+                a, b, c, d = first[j], second[j], third[j], fourth[j]
+                a, b, c, d = a + b, a - b, c + d, c - d
+                first[j] = a + c
+                second[j] = b + d
+                third[j] = a - c
+                fourth[j] = b - d
+        half *= 4
+    while half < size:
+        for start in range(0, size, 2 * half):
+            first = values[start : start + half]
+            second = values[start + half : start + 2 * half]
+            for j in range(half):
+                a, b = first[j], second[j]
+                first[j] = a + b
+                second[j] = a - b
+        half *= 2
+
+
+@kernel
+def _block(size: int) -> int:
+    """The largest power of two that is at most ``size``."""
+    block = 1
+    while 2 * block <= size:
+        block *= 2
+    return block
+
+
+@kernel
+def _transform(values: Any, block: int) -> None:
+    """H/√block of a block, in place."""
+    hadamard(values)
+    factor = np.float32(1.0 / np.sqrt(np.float64(block)))
+    for m in range(values.size):
+        values[m] *= factor
+
+
+@kernel
+def rotate(values: NDArray[np.float32], order: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+    """A random rotation: permutation, random signs, orthonormal Walsh–Hadamard transform.
+
+    Where M is no power of two the transform is taken of the first and then of the last P values, P the largest power
+    of two below M: two overlapping blocks, which cover all.
+
+    Args:
+        values: (M,).
+        order: a row of :func:`fill_orders` (M,).
+        out: overwritten with the rotated values (M,).
+    """
+    for m in range(values.size):
+        source = order[m]
+        out[m] = values[source] if source >= 0 else -values[~source]
+    block = _block(values.size)
+    _transform(out[:block], block)
+    if block < values.size:
+        _transform(out[values.size - block :], block)
+
+
+@kernel
+def unrotate(values: NDArray[np.float32], order: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+    """The inverse of :func:`rotate`; ``values`` is overwritten, too.
+
+    Args:
+        values: (M,), scratch afterwards.
+        order: as the rotation had it (M,).
+        out: overwritten with what was rotated (M,).
+    """
+    block = _block(values.size)
+    if block < values.size:
+        _transform(values[values.size - block :], block)
+    _transform(values[:block], block)
+    for m in range(values.size):
+        source = order[m]
+        if source >= 0:
+            out[source] = values[m]
+        else:
+            out[~source] = -values[m]
+
+
+@kernel
+def _mix(state: Any) -> Any:
+    """SplitMix64's output function."""
+    z = np.uint64(state)
+    z = np.uint64((z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9))
+    z = np.uint64((z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB))
+    return np.uint64(z ^ (z >> np.uint64(31)))
+
+
+@kernel
+def fill_orders(orders: NDArray[np.int32], first: int) -> None:
+    """Permutations and signs of rotations, from a generator of our own: every version draws the same.
+
+    SplitMix64 seeded by the rotation's number and M; Fisher–Yates with its upper 32 bits, then one bit a sign.
+
+    Args:
+        orders: overwritten (rotations, M): index j for +x_j, ~j for −x_j.
+        first: the number of the first of these rotations.
+    """
+    size = orders.shape[1]
+    for k in range(orders.shape[0]):
+        order = orders[k]
+        state = _mix(np.uint64(size) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(first + k))
+        for m in range(size):
+            order[m] = m
+        for m in range(size - 1, 0, -1):
+            state = np.uint64(state + np.uint64(0x9E3779B97F4A7C15))
+            other = np.int64(((_mix(state) >> np.uint64(32)) * np.uint64(m + 1)) >> np.uint64(32))
+            order[m], order[other] = order[other], order[m]
+        for m in range(size):
+            state = np.uint64(state + np.uint64(0x9E3779B97F4A7C15))
+            if _mix(state) >> np.uint64(63):
+                order[m] = ~order[m]
+
+
+@kernel
+def residual(latent: NDArray[np.uint16], held: NDArray[np.float32], gain: Any, out: NDArray[np.float32]) -> float:
+    """x − g x̂, and its mean square.
+
+    Args:
+        latent: x_t as float16 patterns (M,).
+        held: x̂_{t_p} (M,).
+        gain: prediction gain g, float32.
+        out: overwritten with the residual (M,).
+    """
+    sums = np.zeros(_LANES)
+    whole = held.size // _LANES
+    for block in range(whole):
+        for lane in range(_LANES):
+            m = block * _LANES + lane
+            value = _half(latent[m]) - gain * held[m]
+            out[m] = value
+            sums[lane] += np.float64(value) * np.float64(value)
+    for m in range(whole * _LANES, held.size):
+        value = _half(latent[m]) - gain * held[m]
+        out[m] = value
+        sums[0] += np.float64(value) * np.float64(value)
+    return sums.sum() / held.size
+
+
+@kernel
+def _add_residual(held: NDArray[np.float32], gain: Any, decoded: NDArray[np.float32], device: Any) -> None:
+    for m in range(device.size):
+        device[m] = gain * held[m] + decoded[m]
+
+
+@kernel
+def _dequantize(indices: NDArray[np.uint16], levels: NDArray[np.float32], scale: Any, out: Any) -> None:
+    for m in range(indices.size):
+        out[m] = scale * levels[indices[m]]
+
+
+@kernel
+def _quantize_in_place(
+    values: NDArray[np.float32], scale: Any, cells: NDArray[np.float32], origin: Any, bins_per_unit: Any
+) -> None:
+    """s Q_b(z/s) of every value."""
+    reciprocal = np.float32(1.0) / scale
+    for m in range(values.size):
+        values[m] = scale * quantize_value(values[m] * reciprocal, cells, origin, bins_per_unit)
+
+
+@kernel
+def _index_values(
+    values: NDArray[np.float32],
+    scale: Any,
+    cells: NDArray[np.float32],
+    lower: NDArray[np.uint16],
+    origin: Any,
+    bins_per_unit: Any,
+    indices: NDArray[np.uint16],
+) -> None:
+    """The indices of the levels that :func:`_quantize_in_place` takes."""
+    reciprocal = np.float32(1.0) / scale
+    for m in range(values.size):
+        z = values[m] * reciprocal
+        row = _row(z, cells, origin, bins_per_unit)
+        indices[m] = lower[row] + 1 if z > cells[row, 0] else lower[row]
+
+
+def encode_residual(
+    latent: NDArray[np.uint16],
+    device: NDArray[np.float32],
+    gain: float,
+    scale: float | None,
+    order: NDArray[np.int32],
+    table: QuantizerTable,
+    lower: NDArray[np.uint16],
+) -> tuple[NDArray[np.uint16], float]:
+    """What a delivery of the closed-loop coder sends.
+
+    Args:
+        latent: x_t as float16 patterns (M,).
+        device: x̂_{t_p} as float32 (M,), left as it is.
+        gain: prediction gain g.
+        scale: residual scale s; None takes the residual's root mean square, rounded to float16.
+        order: a rotation of :func:`fill_orders` (M,), or (0,) to leave it out.
+        table: the b-bit quantizer's tables.
+        lower: index of the lower level of every row of the table's cells (bins,).
+
+    Returns:
+        Indices into the levels, uint16 (M,), and s.
+    """
+    work = np.empty_like(device)
+    mean_square = residual(latent, device, np.float32(gain), work)
+    if scale is None:
+        scale = float(round_to_half(np.sqrt(mean_square)))
+    indices = np.zeros(device.size, dtype=np.uint16)
+    if scale > 0.0:
+        if order.size:
+            rotated = np.empty_like(work)
+            rotate(work, order, rotated)
+            work = rotated
+        _index_values(work, np.float32(scale), table.cells, lower, table.origin, table.bins_per_unit, indices)
+    return indices, scale
+
+
+def decode_residual(
+    indices: NDArray[np.uint16],
+    device: NDArray[np.float32],
+    gain: float,
+    scale: float,
+    order: NDArray[np.int32],
+    table: QuantizerTable,
+) -> None:
+    """The device's part of a delivery of the closed-loop coder, in place.
+
+    Args:
+        indices: of :func:`encode_residual`, uint16 (M,).
+        device: x̂_{t_p} as float32 (M,), overwritten with x̂_t.
+        gain: prediction gain g.
+        scale: residual scale s; 0 leaves the prediction.
+        order: the same rotation.
+        table: the b-bit quantizer's tables.
+    """
+    work = np.empty_like(device)
+    _dequantize(indices, table.levels, np.float32(scale), work)
+    if order.size:
+        rotated = work
+        work = np.empty_like(rotated)
+        unrotate(rotated, order, work)
+    _add_residual(device, np.float32(gain), work, device)
+
+
+@kernel
+def begin(patterns: NDArray[np.uint16], num_steps: int, device: NDArray[np.float32]) -> Any:
+    """Give the device what it starts with; returns the MSE of that.
+
+    Args:
+        patterns: float16 patterns, (T+1, M) with x_T, which device and server share; or (T, M): the device starts
+            from the prior mean, 0.
+        num_steps: T.
+        device: overwritten (M,).
+    """
+    if patterns.shape[0] > num_steps:
+        decode_float16(patterns[num_steps], device)
+    else:
+        device[:] = np.float32(0.0)
     return mean_square_error(device, patterns[0])
 
 
 class CoderTables(NamedTuple):
-    """What deliveries of a coder without side information are carried out with, by step t, device step t_p and b.
+    """What deliveries of a coder are carried out with, by step t, device step t_p and b.
 
     Attributes:
         gain: prediction gain g, float32 (T+1, T+1), indexed [t, t_p].
-        scale: residual scale s, float32 (T+1, T+1).
-        variance: s² in full precision, float64 (T+1, T+1).
+        variance: s² where the device has no error, float64 (T+1, T+1).
+        error_gain: what the device's error adds to s², float64 (T+1, T+1).
         base_distortion: D_base(b), float64 (17,), 0 where b is not used.
         cells: the quantizers' cells, one table under the other, float32 (rows, 3).
         first_row: a quantizer's first row in ``cells``, int64 (17,).
         num_rows: its number of rows, int64 (17,).
         origin: float32 (17,).
         bins_per_unit: float32 (17,).
+        rotation: whether residuals are rotated.
+        sent_scale: whether s is the residual's own root mean square.
     """
 
     gain: NDArray[np.float32]
-    scale: NDArray[np.float32]
     variance: NDArray[np.float64]
+    error_gain: NDArray[np.float64]
     base_distortion: NDArray[np.float64]
     cells: NDArray[np.float32]
     first_row: NDArray[np.int64]
     num_rows: NDArray[np.int64]
     origin: NDArray[np.float32]
     bins_per_unit: NDArray[np.float32]
+    rotation: bool
+    sent_scale: bool
 
 
 def _type_pointer(typing_context: Any, address: Any) -> Any:
@@ -299,67 +604,120 @@ _array_at: Any = numba.carray  # type: ignore[attr-defined]
 
 
 @kernel
-def _deliver(
-    address: int,
+def deliver(
+    latent: NDArray[np.uint16],
     held: NDArray[np.float32],
     device: NDArray[np.float32],
     step: int,
     device_step: int,
     bits: int,
+    device_error: float,
     tables: CoderTables,
-) -> None:
-    """One delivery from ``held`` into ``device``, which may be the same array."""
-    latent_dim = device.size
-    latent = _array_at(_pointer(np.uint64(address + 2 * latent_dim * step)), (latent_dim,))
+    orders: NDArray[np.int32],
+    delivery: int,
+    work: NDArray[np.float32],
+) -> float:
+    """One delivery; returns the predicted coding error of what the device then holds.
+
+    Args:
+        latent: x_t as float16 patterns (M,).
+        held: x̂_{t_p} (M,).
+        device: overwritten with x̂_t (M,); may be ``held``.
+        step: t.
+        device_step: t_p.
+        bits: b.
+        device_error: e_p.
+        tables: the coder's.
+        orders: rotations of :func:`fill_orders`; not looked at where the coder has none.
+        delivery: how many deliveries there were before: which rotation.
+        work: scratch (2, M); not looked at where the coder neither rotates nor sends the scale.
+    """
     if bits == LOSSLESS_BITS:
         decode_float16(latent, device)
-        return
+        return 0.0
     first = tables.first_row[bits]
     cells = tables.cells[first : first + tables.num_rows[bits]]
-    _refine(
-        latent,
-        held,
-        device,
-        tables.gain[step, device_step],
-        tables.scale[step, device_step],
-        cells,
-        tables.origin[bits],
-        tables.bins_per_unit[bits],
-    )
+    origin, bins_per_unit = tables.origin[bits], tables.bins_per_unit[bits]
+    gain = tables.gain[step, device_step]
+    variance = tables.variance[step, device_step] + tables.error_gain[step, device_step] * device_error
+    if not tables.rotation and not tables.sent_scale:
+        if variance > 0.0:
+            _refine(latent, held, device, gain, np.float32(np.sqrt(variance)), cells, origin, bins_per_unit)
+        return variance * tables.base_distortion[bits]
+    values, rotated = work[0], work[1]
+    mean_square = residual(latent, held, gain, values)
+    scale = round_to_half(np.sqrt(mean_square)) if tables.sent_scale else np.float32(np.sqrt(variance))
+    if tables.sent_scale:
+        variance = np.float64(scale) * np.float64(scale)
+    if scale == 0.0:
+        values[:] = np.float32(0.0)
+    elif tables.rotation:
+        rotate(values, orders[delivery], rotated)
+        _quantize_in_place(rotated, scale, cells, origin, bins_per_unit)
+        unrotate(rotated, orders[delivery], values)
+    else:
+        _quantize_in_place(values, scale, cells, origin, bins_per_unit)
+    _add_residual(held, gain, values, device)
+    return variance * tables.base_distortion[bits]
 
 
 @kernel
 def deliver_batch(
-    state: NDArray[Any], addresses: NDArray[np.uint64], device: NDArray[np.float32], tables: CoderTables
+    state: NDArray[Any],
+    addresses: NDArray[np.uint64],
+    device: NDArray[np.float32],
+    tables: CoderTables,
+    orders: NDArray[np.int32],
 ) -> None:
     """Carry out the deliveries of a batch that have just completed, and measure what the devices then hold.
 
     Args:
         state: records with the fields ``delivered``, ``device_step``, ``predecessor``, ``device_bits``,
-            ``device_error``, ``latent_mse`` (N,); the last two are written.
-        addresses: of every episode's float16 patterns (T+1, M).
-        device: (N, M), or (N, 0) where there are no latents: then only the predicted error is written.
+            ``num_deliveries``, ``device_error``, ``latent_mse`` (N,); the last two are written.
+        addresses: of every episode's float16 patterns, (T, M) or more.
+        device: (N, M), or (N, 0) where there are no latents: then only the predicted error is written, from the
+            model even where the scale is sent.
         tables: the coder's.
+        orders: rotations, as many as any episode has deliveries.
     """
     latent_dim = device.shape[1]
+    work = np.empty((2, latent_dim), dtype=np.float32)
     for i in range(state.size):
         s = state[i]
         if not s.delivered:
             continue
-        s.device_error = tables.variance[s.device_step, s.predecessor] * tables.base_distortion[s.device_bits]
-        if latent_dim > 0:
-            _deliver(addresses[i], device[i], device[i], s.device_step, s.predecessor, s.device_bits, tables)
-            s.latent_mse = mean_square_error(device[i], _array_at(_pointer(addresses[i]), (latent_dim,)))
+        step, held_step, bits = s.device_step, s.predecessor, s.device_bits
+        if latent_dim == 0:
+            variance = tables.variance[step, held_step] + tables.error_gain[step, held_step] * s.device_error
+            s.device_error = variance * tables.base_distortion[bits]
+            continue
+        latent = _array_at(_pointer(np.uint64(addresses[i] + 2 * latent_dim * step)), (latent_dim,))
+        s.device_error = deliver(
+            latent,
+            device[i],
+            device[i],
+            step,
+            held_step,
+            bits,
+            s.device_error,
+            tables,
+            orders,
+            s.num_deliveries - 1,
+            work,
+        )
+        s.latent_mse = mean_square_error(device[i], _array_at(_pointer(addresses[i]), (latent_dim,)))
 
 
 @kernel
 def score_chains(
     patterns: NDArray[np.uint16],
+    num_steps: int,
     steps: NDArray[np.int64],
     bits: NDArray[np.int64],
     ends: NDArray[np.int64],
     shared: NDArray[np.int64],
     tables: CoderTables,
+    orders: NDArray[np.int32],
     stack: NDArray[np.float32],
     mse: NDArray[np.float64],
     finals: NDArray[np.float32],
@@ -367,25 +725,40 @@ def score_chains(
     """Carry out chains of deliveries of one trajectory, common beginnings once, and measure what they end in.
 
     Args:
-        patterns: float16 patterns (T+1, M).
+        patterns: float16 patterns (T+1, M), or (T, M), see :func:`begin`.
+        num_steps: T.
         steps: steps delivered, all chains one after the other, in lexicographic order of the chains.
         bits: their bit depths.
         ends: where each chain ends in ``steps`` (C,).
         shared: how many deliveries each chain has in common with the one before it (C,).
         tables: the coder's.
+        orders: rotations, as many as the longest chain has deliveries.
         stack: scratch, (longest chain + 1, M): row d is the device after d deliveries.
         mse: (1/M)‖ŷ − x_0‖² of every chain (C,), the result.
         finals: what the device holds at the end, (C, M); or (0, M) to leave it out.
     """
-    num_steps = patterns.shape[0] - 1
-    address = patterns.ctypes.data
-    decode_float16(patterns[num_steps], stack[0])
+    begin(patterns, num_steps, stack[0])
+    errors = np.zeros(stack.shape[0])
+    work = np.empty((2, stack.shape[1]), dtype=np.float32)
     start = 0
     for chain in range(ends.size):
         length = ends[chain] - start
         for d in range(shared[chain], length):
             held_step = num_steps if d == 0 else steps[start + d - 1]
-            _deliver(address, stack[d], stack[d + 1], steps[start + d], held_step, bits[start + d], tables)
+            step = steps[start + d]
+            errors[d + 1] = deliver(
+                patterns[step],
+                stack[d],
+                stack[d + 1],
+                step,
+                held_step,
+                bits[start + d],
+                errors[d],
+                tables,
+                orders,
+                d,
+                work,
+            )
         mse[chain] = mean_square_error(stack[length], patterns[0])
         if finals.shape[0] > 0:
             finals[chain] = stack[length]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,12 +15,22 @@ from numpy.typing import NDArray
 from refine_env._validation import check_choice
 from refine_env.coding import kernels
 from refine_env.coding.lloyd_max import LOSSLESS_BITS, LloydMax, base_distortion
-from refine_env.distortion import prediction_gain, residual_variance
+from refine_env.distortion import RefinementModel, SecondMoments
 from refine_env.schedule import NoiseSchedule
 
-__all__ = ["CODERS", "Chain", "Code", "Coder", "ForwardCoder", "Refinement", "make_coder"]
+__all__ = [
+    "CODERS",
+    "Chain",
+    "ClosedLoopCoder",
+    "Code",
+    "Coder",
+    "ForwardCoder",
+    "Refinement",
+    "make_coder",
+    "rotation_orders",
+]
 
-CODERS = ("forward",)
+CODERS = ("forward", "closed_loop")
 
 Chain = tuple[tuple[int, int], ...]
 """The deliveries of an episode, in order: (step t, bit depth b) each."""
@@ -44,7 +55,7 @@ class Code(NamedTuple):
 
     Attributes:
         indices: one of b bits per dimension, uint16 (M,): levels of the quantizer; of b = 16 the float16 patterns.
-        side: what the decoder needs besides, ``side_bytes`` of the coder.
+        side: what the decoder needs besides, ``side_bytes(b)`` of the coder.
     """
 
     indices: NDArray[np.uint16]
@@ -57,10 +68,13 @@ class Coder(Protocol):
     name: str
     schedule: NoiseSchedule
     bit_depths: tuple[int, ...]
-    side_bytes: int
-    """Bytes of side information in a message."""
     refreshes_held_step: bool
     """Whether sending the step that the device holds once more, after a lossy delivery, is a refinement."""
+    error_needs_latents: bool
+    """Whether the coding error that a delivery is said to leave depends on the latents, not on the model alone."""
+
+    def side_bytes(self, bits: int) -> int:
+        """Bytes of side information in a message of that bit depth."""
 
     def refinement(self, step: int, device_step: int, bits: int, device_error: float) -> Refinement:
         """Parameters of sending x_t with b bits to a device at step t_p with coding error e_p."""
@@ -73,6 +87,7 @@ class Coder(Protocol):
         device_step: int,
         bits: int,
         device_error: float,
+        delivery: int = 0,
     ) -> float:
         """Carry out a delivery in place; returns the predicted coding error of what the device then holds."""
 
@@ -92,11 +107,19 @@ class Coder(Protocol):
         device_step: int,
         bits: int,
         device_error: float,
+        delivery: int = 0,
     ) -> Code:
         """What :meth:`deliver` would send, with nothing changed."""
 
     def decode(
-        self, code: Code, device: NDArray[np.float32], step: int, device_step: int, bits: int, device_error: float
+        self,
+        code: Code,
+        device: NDArray[np.float32],
+        step: int,
+        device_step: int,
+        bits: int,
+        device_error: float,
+        delivery: int = 0,
     ) -> float:
         """Carry out at the device what :meth:`encode` sent: the same array as :meth:`deliver`'s, the same error."""
 
@@ -112,30 +135,74 @@ def _lower_indices(bits: int) -> NDArray[np.uint16]:
     return np.searchsorted(table.levels, table.cells[:, 1]).astype(np.uint16)
 
 
-class ForwardCoder:
-    """The paper's coder ([K] Eqs. 4–7).
+_SCALE = struct.Struct(">e")  # the sent scale, float16 in network byte order
+_NO_ROTATION = np.zeros((1, 0), dtype=np.int32)
+_FIRST_ROTATIONS = 8
 
-    For t_p < T it predicts √(ᾱ_t/ᾱ_{t_p}) x̂_{t_p} and scales by σ² = (ᾱ_t − ᾱ_{t_p})/ᾱ_{t_p}. The first
-    transmission (t_p = T) codes x_t itself with σ² = 1: [K] sets σ² = 1 there, which is only consistent
-    without a prediction, since Eq. (7)'s would leave a residual of standard deviation up to 13. With
-    b = 16 the device holds x_t exactly.
+
+@lru_cache(maxsize=8)
+def _orders(latent_dim: int, count: int) -> NDArray[np.int32]:
+    orders = np.empty((count, latent_dim), dtype=np.int32)
+    kernels.fill_orders(orders, 0)
+    orders.setflags(write=False)
+    return orders
+
+
+def rotation_orders(latent_dim: int, count: int) -> NDArray[np.int32]:
+    """The rotations that both ends know, one for each delivery of an episode, fresh each time.
+
+    Args:
+        latent_dim: M.
+        count: how many at least.
+
+    Returns:
+        Rows for :func:`refine_env.coding.kernels.rotate`, int32 (``count`` or more, M), read-only. Rotation k is the
+        same however many there are.
+    """
+    return _orders(latent_dim, max(_FIRST_ROTATIONS, 1 << (count - 1).bit_length()))
+
+
+class _LinearCoder:
+    """What the coders have in common: predict g x̂_{t_p}, scale the residual, quantize it, add it.
 
     Args:
         schedule: the noise schedule.
         bit_depths: 𝓑.
+        model: gains and residual variances.
+        rotation: rotate residuals before they are quantized.
+        sent_scale: the scale is the residual's own root mean square, sent as float16; else the model's.
+        refreshes_held_step: the held step may be sent again.
     """
 
-    name = "forward"
-    side_bytes = 0
-    refreshes_held_step = False  # σ² = 0 in Eq. (7): a degenerate quantizer
+    name: str
 
-    def __init__(self, schedule: NoiseSchedule, bit_depths: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        bit_depths: tuple[int, ...],
+        model: RefinementModel,
+        *,
+        rotation: bool,
+        sent_scale: bool,
+        refreshes_held_step: bool,
+    ) -> None:
         self.schedule = schedule
         self.bit_depths = bit_depths
-        self._variance = residual_variance(schedule)
-        self._gain = prediction_gain(schedule)
+        self.model = model
+        self.rotation = rotation
+        self.sent_scale = sent_scale
+        self.refreshes_held_step = refreshes_held_step
         self._quantizers = {bits: LloydMax(bits) for bits in bit_depths if bits != LOSSLESS_BITS}
         self._base_distortion = {bits: base_distortion(bits) for bits in bit_depths}
+
+    @property
+    def error_needs_latents(self) -> bool:
+        """Whether the predicted coding error depends on the latents: where the scale is measured."""
+        return self.sent_scale
+
+    def side_bytes(self, bits: int) -> int:
+        """Bytes of side information in a message of b bits: the scale, where it is sent; none without loss."""
+        return _SCALE.size if self.sent_scale and bits != LOSSLESS_BITS else 0
 
     @cached_property
     def _tables(self) -> kernels.CoderTables:
@@ -149,29 +216,38 @@ class ForwardCoder:
             rows[:, bits] = rows[1].sum(), len(table.cells)
         cells = [quantizer.table.cells for quantizer in self._quantizers.values()]
         return kernels.CoderTables(
-            gain=self._gain.astype(np.float32),
-            scale=np.sqrt(self._variance).astype(np.float32),
-            variance=self._variance,
+            gain=self.model.gain.astype(np.float32),
+            variance=self.model.innovation,
+            error_gain=self.model.error_gain,
             base_distortion=by_depth[0],
             cells=np.concatenate(cells) if cells else np.zeros((1, 4), dtype=np.float32),
             first_row=rows[0],
             num_rows=rows[1],
             origin=by_depth[1].astype(np.float32),
             bins_per_unit=by_depth[2].astype(np.float32),
+            rotation=self.rotation,
+            sent_scale=self.sent_scale,
         )
 
+    def _rotations(self, latent_dim: int, count: int) -> NDArray[np.int32]:
+        return rotation_orders(latent_dim, count) if self.rotation and latent_dim > 0 else _NO_ROTATION
+
+    def _order(self, latent_dim: int, delivery: int) -> NDArray[np.int32]:
+        """One rotation (M,), or (0,) where there is none."""
+        return self._rotations(latent_dim, delivery + 1)[delivery if self.rotation else 0]
+
     def refinement(self, step: int, device_step: int, bits: int, device_error: float) -> Refinement:
-        """Gain, scale and D_quant of sending x_t with b bits (the device's own error is neglected, as in [K]).
+        """Gain, scale and error of sending u_t with b bits, by the model.
 
         Args:
             step: t.
-            device_step: t_p > t.
+            device_step: t_p.
             bits: b.
-            device_error: not used by this coder.
+            device_error: e_p.
         """
-        variance = float(self._variance[step, device_step])
+        variance = float(self.model.residual_variance(step, device_step, device_error))
         return Refinement(
-            float(self._gain[step, device_step]), math.sqrt(variance), variance * self._base_distortion[bits]
+            float(self.model.gain[step, device_step]), math.sqrt(variance), variance * self._base_distortion[bits]
         )
 
     def deliver(
@@ -182,26 +258,37 @@ class ForwardCoder:
         device_step: int,
         bits: int,
         device_error: float,
+        delivery: int = 0,
     ) -> float:
-        """Deliver x_t: overwrite what the device holds.
+        """Deliver u_t: overwrite what the device holds.
 
         Args:
-            latents: the trajectory's float16 patterns, uint16 (T+1, M), indexed by t.
+            latents: the payload's float16 patterns, uint16 (T, M) or more, indexed by t.
             device: x̂_{t_p}, float32 (M,), overwritten with x̂_t.
             step: t.
             device_step: t_p.
             bits: b.
             device_error: e_p of what the device holds.
+            delivery: how many deliveries there were before in the episode.
 
         Returns:
             The predicted coding error of x̂_t.
         """
-        gain, scale, error = self.refinement(step, device_step, bits, device_error)
-        if bits == LOSSLESS_BITS:
-            kernels.decode_float16(latents[step], device)
-        else:
-            kernels.refine(latents[step], device, gain, scale, self._quantizers[bits].table)
-        return error
+        return float(
+            kernels.deliver(
+                latents[step],
+                device,
+                device,
+                step,
+                device_step,
+                bits,
+                device_error,
+                self._tables,
+                self._rotations(device.size, delivery + 1),
+                delivery,
+                np.empty((2, device.size), dtype=np.float32),
+            )
+        )
 
     def deliver_batch(self, state: NDArray[Any], addresses: NDArray[np.uint64], device: NDArray[np.float32]) -> None:
         """Carry out the deliveries that ``state`` marks, as :meth:`deliver` does, in one compiled loop.
@@ -211,7 +298,8 @@ class ForwardCoder:
             addresses: of every episode's float16 patterns.
             device: what the devices hold, float32 (N, M), or (N, 0) without latents.
         """
-        kernels.deliver_batch(state, addresses, device, self._tables)
+        count = int(state["num_deliveries"].max()) if self.rotation else 0
+        kernels.deliver_batch(state, addresses, device, self._tables, self._rotations(device.shape[1], count))
 
     def score_chains(
         self, latents: NDArray[np.uint16], chains: Sequence[Chain], keep_devices: bool = False
@@ -219,8 +307,8 @@ class ForwardCoder:
         """Carry out whole chains of deliveries of one trajectory; what chains have in common is done once.
 
         Args:
-            latents: float16 patterns, uint16 (T+1, M), indexed by t.
-            chains: of (step, bits), every step below the one before it; without repetition, in ascending order.
+            latents: float16 patterns, uint16 (T+1, M), or (T, M) where the device starts from 0, indexed by t.
+            chains: of (step, bits), no step above the one before it; without repetition, in ascending order.
             keep_devices: also return what the device holds.
 
         Returns:
@@ -237,11 +325,13 @@ class ForwardCoder:
         finals = np.empty((len(chains) if keep_devices else 0, dimensions), dtype=np.float32)
         kernels.score_chains(
             latents,
+            self.schedule.num_steps,
             np.ascontiguousarray(flat[:, 0]),
             np.ascontiguousarray(flat[:, 1]),
             np.cumsum(lengths),
             np.array(shared, dtype=np.int64),
             self._tables,
+            self._rotations(dimensions, max(lengths)),
             np.empty((max(lengths) + 1, dimensions), dtype=np.float32),
             mse,
             finals,
@@ -256,25 +346,42 @@ class ForwardCoder:
         device_step: int,
         bits: int,
         device_error: float,
+        delivery: int = 0,
     ) -> Code:
-        """The levels' indices of a delivery.
+        """The levels' indices of a delivery, and the scale where it is sent.
 
         Args:
-            latent: x_t as float16 patterns, uint16 (M,).
+            latent: u_t as float16 patterns, uint16 (M,).
             device: x̂_{t_p}, float32 (M,), left as it is.
             step: t.
             device_step: t_p.
             bits: b.
             device_error: e_p of what the device holds.
+            delivery: how many deliveries there were before in the episode.
         """
         if bits == LOSSLESS_BITS:
             return Code(latent)
         gain, scale, _ = self.refinement(step, device_step, bits, device_error)
-        table = self._quantizers[bits].table
-        return Code(kernels.quantize_indices(latent, device, gain, scale, table, _lower_indices(bits)))
+        indices, scale = kernels.encode_residual(
+            latent,
+            device,
+            gain,
+            None if self.sent_scale else scale,
+            self._order(device.size, delivery),
+            self._quantizers[bits].table,
+            _lower_indices(bits),
+        )
+        return Code(indices, _SCALE.pack(scale) if self.sent_scale else b"")
 
     def decode(
-        self, code: Code, device: NDArray[np.float32], step: int, device_step: int, bits: int, device_error: float
+        self,
+        code: Code,
+        device: NDArray[np.float32],
+        step: int,
+        device_step: int,
+        bits: int,
+        device_error: float,
+        delivery: int = 0,
     ) -> float:
         """Overwrite what the device holds, as :meth:`deliver` does.
 
@@ -285,28 +392,118 @@ class ForwardCoder:
             device_step: t_p.
             bits: b.
             device_error: e_p of what the device holds.
+            delivery: how many deliveries there were before in the episode.
 
         Returns:
             The predicted coding error of x̂_t.
         """
-        gain, scale, error = self.refinement(step, device_step, bits, device_error)
         if bits == LOSSLESS_BITS:
             kernels.decode_float16(code.indices, device)
-        else:
-            kernels.reconstruct(code.indices, device, gain, scale, self._quantizers[bits].table)
+            return 0.0
+        gain, scale, error = self.refinement(step, device_step, bits, device_error)
+        if self.sent_scale:
+            (scale,) = _SCALE.unpack(code.side)
+            error = scale * scale * self._base_distortion[bits]
+        order = self._order(device.size, delivery)
+        kernels.decode_residual(code.indices, device, gain, scale, order, self._quantizers[bits].table)
         return error
 
     @property
     def max_error(self) -> float:
-        """Largest D_quant over all t < t_p and 𝓑."""
-        return float(self._variance.max()) * max(self._base_distortion.values())
+        """A bound of the predicted coding errors over all t <= t_p and 𝓑, by the model; of ``forward`` the largest."""
+        largest = max(self._base_distortion.values())
+        held = largest * max(1.0, float(self.model.innovation[:, -1].max()))  # what a device's error can be
+        return float((self.model.innovation + self.model.error_gain * held).max()) * largest
 
 
-def make_coder(name: str, schedule: NoiseSchedule, bit_depths: tuple[int, ...]) -> Coder:
-    """The coder of that name.
+class ForwardCoder(_LinearCoder):
+    """The paper's coder ([K] Eqs. 4–7).
+
+    For t_p < T it predicts √(ᾱ_t/ᾱ_{t_p}) x̂_{t_p} and scales by σ² = (ᾱ_t − ᾱ_{t_p})/ᾱ_{t_p}; the device's own error
+    is neglected. The first transmission (t_p = T) codes x_t itself with σ² = 1: [K] sets σ² = 1 there, which is only
+    consistent without a prediction, since Eq. (7)'s would leave a residual of standard deviation up to 13. With
+    b = 16 the device holds x_t exactly. The held step is never sent again: σ² = 0 in Eq. (7), a degenerate quantizer.
+
+    Args:
+        schedule: the noise schedule.
+        bit_depths: 𝓑.
+    """
+
+    name = "forward"
+
+    def __init__(self, schedule: NoiseSchedule, bit_depths: tuple[int, ...]) -> None:
+        super().__init__(
+            schedule,
+            bit_depths,
+            RefinementModel.paper(schedule),
+            rotation=False,
+            sent_scale=False,
+            refreshes_held_step=False,
+        )
+
+
+class ClosedLoopCoder(_LinearCoder):
+    """Linear MMSE prediction from what the device holds, its error tracked ([K]'s Eqs. 6, 7 read the other way round).
+
+    Predicts c x̂_{t_p} with c = G[t,t_p]/G[t_p,t_p], and scales by s² = G[t,t] − c²(G[t_p,t_p] − e_p); under the
+    forward process c = ρ = √(ᾱ_{t_p}/ᾱ_t) and s² = 1 − ρ² + ρ² e_p, a factor ρ² below Eq. (7)'s. e = s² D_base(b)
+    is what the next delivery reckons with; the held step again is a refinement with c = 1 and s² = e_p.
+
+    Args:
+        schedule: the noise schedule.
+        bit_depths: 𝓑.
+        model: gains and variances; None: those of the forward process.
+        rotation: rotate the residual before it is quantized, and back after: permutation, random signs,
+            Walsh–Hadamard, a fresh one for every delivery of an episode, from numbers that both ends know. The
+            recursion needs Gaussian residuals; unrotated ones carry the last quantizer's error with its tails.
+        sent_scale: send the residual's root mean square as float16, 16 bits a message: exact per message.
+        same_step_refinement: the step that the device holds with an error may be sent again.
+    """
+
+    name = "closed_loop"
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        bit_depths: tuple[int, ...],
+        model: RefinementModel | None = None,
+        *,
+        rotation: bool = True,
+        sent_scale: bool = True,
+        same_step_refinement: bool = True,
+    ) -> None:
+        super().__init__(
+            schedule,
+            bit_depths,
+            model or RefinementModel.closed_loop(SecondMoments.forward_process(schedule)),
+            rotation=rotation,
+            sent_scale=sent_scale,
+            refreshes_held_step=same_step_refinement,
+        )
+
+
+def make_coder(
+    name: str,
+    schedule: NoiseSchedule,
+    bit_depths: tuple[int, ...],
+    *,
+    model: RefinementModel | None = None,
+    rotation: bool = True,
+    sent_scale: bool = True,
+    same_step_refinement: bool = True,
+) -> Coder:
+    """The coder of that name; all but the first three are the closed-loop coder's.
 
     Raises:
         ConfigurationError: if there is none.
     """
-    check_choice("coder", name, CODERS)
-    return ForwardCoder(schedule, bit_depths)
+    if check_choice("coder", name, CODERS) == "forward":
+        return ForwardCoder(schedule, bit_depths)
+    return ClosedLoopCoder(
+        schedule,
+        bit_depths,
+        model,
+        rotation=rotation,
+        sent_scale=sent_scale,
+        same_step_refinement=same_step_refinement,
+    )

@@ -195,6 +195,30 @@ class TrajectoryCache:
         view: NDArray[np.float16] = self._map(shard)[1][row]
         return view
 
+    def payload(self, index: int, kind: str) -> NDArray[np.float16]:
+        """What is sent of a trajectory, indexed by t: its latents, or with ``"posterior_mean"`` its clean estimates.
+
+        Of latents the device starts with the last, x_T; clean estimates stop at t = T − 1, and it starts from 0.
+
+        Raises:
+            IndexError: if ``index`` is not in 0 … N−1.
+            ConfigurationError: if there is no such payload.
+        """
+        kinds = {"latent": self.latents, "posterior_mean": self.clean_estimates}
+        return kinds[check_choice("kind", kind, tuple(kinds))](index)
+
+    def initial(self, index: int, kind: str) -> NDArray[np.float16]:
+        """What the device starts with: x_T, which both ends share, or with ``"posterior_mean"`` the prior mean, 0.
+
+        Returns:
+            float16 (C, H, W).
+
+        Raises:
+            IndexError, ConfigurationError: as :meth:`payload`.
+        """
+        payload = self.payload(index, kind)
+        return payload[self.num_steps] if len(payload) > self.num_steps else np.zeros_like(payload[0])
+
     def prompt(self, index: int) -> str | None:
         """The prompt of a trajectory; None where the source has none.
 

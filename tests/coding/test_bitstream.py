@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from refine_env import ConfigurationError, NoiseSchedule, SystemConfig, TrajectoryCache
-from refine_env.coding import Code, ForwardCoder, LloydMax, Message, RefinementCodec, kernels
+from refine_env.coding import ClosedLoopCoder, ForwardCoder, LloydMax, Message, RefinementCodec, kernels
 from refine_env.coding.bitstream import HEADER_BYTES, latent_bytes, pack_indices, unpack_indices
 from refine_env.errors import BitstreamError
 from refine_env.simulator import EpisodeBatch
@@ -369,64 +369,66 @@ def test_forged_fields_never_yield_another_latent(data: st.DataObject) -> None:
         assert decoded.tobytes() == server.decompress(message).tobytes()
 
 
-class SentScale(ForwardCoder):
-    """A coder with side information, which may refresh what is held: the residual's scale goes along as a float16."""
-
-    name = "sent-scale"
-    side_bytes = 2
-    refreshes_held_step = True
-
-    def encode(
-        self,
-        latent: NDArray[np.uint16],
-        device: NDArray[np.float32],
-        step: int,
-        device_step: int,
-        bits: int,
-        device_error: float,
-    ) -> Code:
-        scale = np.float16(np.std(latent.view(np.float16).astype(np.float32) - device))
-        z = (latent.view(np.float16).astype(np.float32) - device) / np.float32(scale)
-        return Code(LloydMax(bits).index(z).astype(np.uint16), np.array([scale], dtype=">f2").tobytes())
-
-    def decode(
-        self, code: Code, device: NDArray[np.float32], step: int, device_step: int, bits: int, device_error: float
-    ) -> float:
-        (scale,) = np.frombuffer(code.side, dtype=">f2").astype(np.float32)
-        device += scale * LloydMax(bits).table.levels[code.indices]
-        return device_error + float(scale)
-
-
-def test_a_coder_with_side_information(rng: np.random.Generator) -> None:
-    latents = rng.standard_normal((SCHEDULE.num_steps + 1, 61)).astype(np.float16)
-    coder = SentScale(SCHEDULE, (3, 8, 16))
+@pytest.mark.parametrize("rotation", [True, False])
+@pytest.mark.parametrize("dim", [61, 64])
+def test_a_coder_with_side_information(rotation: bool, dim: int, rng: np.random.Generator) -> None:
+    latents = rng.standard_normal((SCHEDULE.num_steps + 1, dim)).astype(np.float16)
+    coder = ClosedLoopCoder(SCHEDULE, (3, 8, 16), rotation=rotation)
     server, device = RefinementCodec(coder, latents[-1]), RefinementCodec(coder, latents[-1])
+    simulated, error, held = latents[-1].astype(np.float32), 0.0, SCHEDULE.num_steps
     distances = []
-    for step, bits in ((3, 3), (3, 8)):  # the second refines the first
+    for k, (step, bits) in enumerate(((3, 3), (3, 8), (1, 3), (0, 16))):  # the second refines the first
         message = server.compress(latents[step], step, bits)
-        assert message.num_bits == 61 * bits + 16
-        assert len(bytes(message)) == HEADER_BYTES + 2 + -(-61 * bits // 8)
+        side = 2 if bits < 16 else 0
+        assert message.num_bits == dim * bits + 8 * side
+        assert len(bytes(message)) == HEADER_BYTES + side + -(-dim * bits // 8)
         device.decompress(bytes(message))
         server.decompress(message)
         assert state(device) == state(server)
-        distances.append(float(np.mean((device.device - latents[3].astype(np.float32)) ** 2)))
+        error = coder.deliver(latents.view(np.uint16), simulated, step, held, bits, error, k)
+        held = step
+        assert simulated.tobytes() == device.device.tobytes()
+        assert error == device.device_error
+        distances.append(float(np.mean((device.device - latents[step].astype(np.float32)) ** 2)))
     assert distances[1] < 0.05 * distances[0]
-    assert device.device_error > 0.0
+    assert (distances[3], error) == (0.0, 0.0)
+
+
+def test_side_information_and_held_steps_are_checked(rng: np.random.Generator) -> None:
+    latents = rng.standard_normal((SCHEDULE.num_steps + 1, 61)).astype(np.float16)
+    coder = ClosedLoopCoder(SCHEDULE, (3, 8, 16))
+    server, device = RefinementCodec(coder, latents[-1]), RefinementCodec(coder, latents[-1])
+    message = server.compress(latents[3], 3, 3)
+    server.decompress(message)
+    device.decompress(message)
     with pytest.raises(BitstreamError, match="`step` must be in 0 … 3"):
         server.compress(latents[4], 4, 8)
     with pytest.raises(
-        BitstreamError, match="`side` of the message must have 2 bytes for the coder 'sent-scale', got 0"
+        BitstreamError, match="`side` of the message must have 2 bytes for the coder 'closed_loop', got 0"
     ):
         device.decompress(forge(server.compress(latents[2], 2, 8), side=b""))
+    with pytest.raises(BitstreamError, match="`side` of the message must have 0 bytes"):
+        device.decompress(forge(server.compress(latents[2], 2, 16), side=b"ab"))
+    frozen = RefinementCodec(ClosedLoopCoder(SCHEDULE, (3, 8), same_step_refinement=False), latents[-1])
+    frozen.decompress(frozen.compress(latents[3], 3, 3))
+    with pytest.raises(BitstreamError, match="`step` must be in 0 … 2"):
+        frozen.compress(latents[3], 3, 8)
+
+
+def test_rotations_are_fresh_for_every_delivery(rng: np.random.Generator) -> None:
+    """Two messages of the same residual differ; a decoder that missed one notices."""
+    latents = rng.standard_normal((SCHEDULE.num_steps + 1, 64)).astype(np.float16)
+    coder = ClosedLoopCoder(SCHEDULE, (3, 8))
+    held = latents[-1].astype(np.float32)
+    first, second = (coder.encode(latents[3].view(np.uint16), held, 3, 6, 3, 0.0, k) for k in (0, 1))
+    assert first.side == second.side
+    assert (first.indices != second.indices).mean() > 0.5
 
 
 def test_what_is_held_without_loss_is_not_refreshed(rng: np.random.Generator) -> None:
     latents = rng.standard_normal((SCHEDULE.num_steps + 1, 8)).astype(np.float16)
 
-    class Refreshing(ForwardCoder):
-        refreshes_held_step = True
-
-    codec = RefinementCodec(Refreshing(SCHEDULE, (3, 16)), latents[-1])
+    codec = RefinementCodec(ClosedLoopCoder(SCHEDULE, (3, 16)), latents[-1])
     with pytest.raises(BitstreamError, match="`step` must be in 0 … 5"):
         codec.compress(latents[6], 6, 3)  # the noise, which the device holds
     codec.decompress(codec.compress(latents[3], 3, 16))

@@ -143,5 +143,5 @@ def test_max_error_bounds_every_delivery() -> None:
 
 
 def test_unknown_coder() -> None:
-    with pytest.raises(ConfigurationError, match="`coder` must be one of 'forward', got 'nearest'"):
+    with pytest.raises(ConfigurationError, match="`coder` must be one of 'forward', 'closed_loop', got 'nearest'"):
         make_coder("nearest", SCHEDULE, BIT_DEPTHS)
