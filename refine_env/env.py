@@ -62,7 +62,7 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
 
     ``Discrete(1 + len(bit_depths))``: 0 is WAIT, i is TRANSMIT(bit_depths[i-1]). TRANSMIT is legal while
     the channel is idle, at least one diffusion step is done, and the server's latent is fresher than the
-    device's. :meth:`action_masks` gives the legal actions as bool ``(n,)``, ``info["action_mask"]`` as int8.
+    device's; under the closed-loop coder also while they are the same and the device's has a coding error. :meth:`action_masks` gives the legal actions as bool ``(n,)``, ``info["action_mask"]`` as int8.
 
     ## Observation Space
 
@@ -75,7 +75,7 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
     | ``device_step`` | Discrete(T+1) | t_p, latent that the device has decoded; T = the shared noise |
     | ``channel_history`` | Box float32 (history_length,) | bits per latent dimension of the slots up to the current one, most recent last, 0 before slot 1; saturates at what carries the largest message in one slot |
     | ``remaining_bits`` | Box float32 (1,) | bits per dimension still to flow of the message in flight, the prompt included; 0 = idle |
-    | ``device_error`` | Box float32 (1,) | predicted coding error per dimension of what the device holds; of the `forward` coder D_quant of the last delivery, which neglects the errors before it |
+    | ``device_error`` | Box float32 (1,) | predicted coding error per dimension of what the device holds; of the `forward` coder D_quant of the last delivery, which neglects the errors before it; saturates at the largest that the model knows |
     | ``device_bits`` | Discrete(17) | bit depth of the last delivery, 0 = none |
 
     ## Rewards
@@ -106,11 +106,16 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
     | ``split`` | "train" | "train", "test" or "all": which trajectories are drawn |
     | ``deadline`` | 60 | T_d [slots] |
     | ``bit_depths`` | [3, 4, 8, 10, 16] | 𝓑, ascending, 1 … 16; 16 is lossless |
-    | ``latency_quantile`` | 0.9 | q of the paper's latency model, for policies that use it |
+    | ``latency_quantile`` | 0.9 | q of the latency model, for policies that use it |
+    | ``latency_model`` | "paper" | the law of which they take the quantile: "paper", the Gaussian one with a fixed cutoff, or "exact", that of the link as it is |
     | ``link`` | None | object of :class:`refine_env.LinkConfig` arguments; ℓ and B_s scale with M unless told otherwise |
     | ``latent_dim`` | None | M, only to insist on it: must be the cache's |
-    | ``coder`` | "forward" | the refinement coder: the paper's |
-    | ``payload`` | "latent" | what is sent: x_t |
+    | ``coder`` | "forward" | the refinement coder: the paper's, or "closed_loop": MMSE prediction from what the device holds, its error tracked |
+    | ``payload`` | "latent" | what is sent: x_t, or with "posterior_mean" y_t = E[x_0 given x_{t+1}], closed loop only; the device then starts from 0 |
+    | ``moments`` | "model" | what the closed-loop coder predicts with: the forward process (of y_t: a martingale with the cache's mmse), or "measured" on the cache's train split |
+    | ``rotation`` | True | closed loop: rotate residuals before they are quantized |
+    | ``sent_scale`` | True | closed loop: send the root mean square of every residual, 16 bits a message |
+    | ``same_step_refinement`` | True | closed loop: the step that the device holds with an error may be sent again |
     | ``reward`` | "terminal" | see Rewards |
     | ``illegal_action`` | "wait" | an illegal TRANSMIT is a WAIT (and marked in info), or with "raise" an error |
     | ``history_length`` | None | slots in ``channel_history``; None: the deadline |

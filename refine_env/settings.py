@@ -135,18 +135,9 @@ class EnvSettings:
         )
 
     def _second_moments(self, cache: TrajectoryCache) -> SecondMoments | None:
-        """What the closed-loop coder predicts with; None where the noise schedule says it.
-
-        Raises:
-            ConfigurationError: if they are measured on the train split, and the cache has none.
-        """
+        """What the closed-loop coder predicts with; None where the noise schedule says it."""
         if self.coder != "closed_loop" or (self.payload == "latent" and self.moments == "model"):
             return None
-        if cache.indices("train").size == 0:
-            raise ConfigurationError(
-                f"`cache` must have a train split for moments={self.moments!r} and payload={self.payload!r}, got none "
-                f"in {self.cache!r}. Generate it with --num-train, or use moments='model' and payload='latent'."
-            )
         if self.payload == "latent":
             return SecondMoments(cache.second_moments)
         if self.moments == "model":

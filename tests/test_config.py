@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from refine_env import ConfigurationError, LinkConfig, NoiseSchedule, SystemConfig
+from refine_env.distortion import SecondMoments
 
 
 def test_paper_defaults() -> None:
@@ -55,3 +57,22 @@ def test_other_types_are_refused() -> None:
         SystemConfig(snr_db=6.0, schedule=[1.0, 0.5])  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="`link` must be an object"):
         SystemConfig(snr_db=6.0, link=[60])  # type: ignore[arg-type]
+
+
+def test_closed_loop_configurations_make_the_round_trip() -> None:
+    moments = SecondMoments.martingale(np.linspace(0.0, 1.0, 51))
+    config = SystemConfig(snr_db=6.0, coder="closed_loop", payload="posterior_mean", second_moments=moments)
+    again = SystemConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert hash(again) == hash(config)
+    assert again != SystemConfig(snr_db=6.0, coder="closed_loop")
+    assert again != SystemConfig.from_dict({**config.to_dict(), "rotation": False})
+
+
+def test_payloads_and_moments_must_fit() -> None:
+    with pytest.raises(ConfigurationError, match="`second_moments` must be given for the payload 'posterior_mean'"):
+        SystemConfig(snr_db=6.0, coder="closed_loop", payload="posterior_mean")
+    with pytest.raises(ConfigurationError, match="`second_moments` must be SecondMoments of 50 steps, .* got 2 steps"):
+        SystemConfig(snr_db=6.0, coder="closed_loop", second_moments=SecondMoments(np.eye(3)))
+    with pytest.raises(ConfigurationError, match="`second_moments` must be SecondMoments of 50 steps, .* got list"):
+        SystemConfig(snr_db=6.0, coder="closed_loop", second_moments=[[1.0]])  # type: ignore[arg-type]

@@ -350,6 +350,11 @@ BAD_KWARGS: list[tuple[dict[str, Any], str]] = [
     ({"illegal_action": "ignore"}, "`illegal_action` must be one of"),
     ({"coder": "nearest"}, "`coder` must be one of"),
     ({"payload": "pixels"}, "`payload` must be one of"),
+    ({"payload": "posterior_mean"}, "`payload` must be 'latent' for the coder 'forward'"),
+    ({"moments": "guessed"}, "`moments` must be one of 'model', 'measured', got 'guessed'"),
+    ({"rotation": "yes"}, "`rotation` must be True or False, got 'yes'"),
+    ({"sent_scale": 0}, "`sent_scale` must be True or False, got 0"),
+    ({"same_step_refinement": None}, "`same_step_refinement` must be True or False, got None"),
     ({"history_length": 0}, "`history_length` must be an integer in 1 … 100000"),
     ({"decision_epochs": 1}, "`decision_epochs` must be True or False"),
     ({"link": {"subchannels": 60}}, "`link` must be an object with keys among num_subchannels"),
@@ -367,6 +372,61 @@ def test_bad_arguments(gaussian_cache: Path, kwargs: dict[str, Any], message: st
     if "render_mode" not in kwargs:
         with pytest.raises(ConfigurationError, match=message):
             refine_env.LatentRefinementVectorEnv(2, **{"cache": str(gaussian_cache), **kwargs})
+
+
+CLOSED_LOOP: list[dict[str, Any]] = [
+    {},
+    {"rotation": False, "sent_scale": False},
+    {"moments": "measured", "bit_depths": [1, 2, 5, 11, 16]},
+    {"payload": "posterior_mean"},
+    {"payload": "posterior_mean", "moments": "measured", "sent_scale": False},
+]
+
+
+@pytest.mark.parametrize("kwargs", CLOSED_LOOP, ids=str)
+def test_closed_loop_episodes(make_env: MakeEnv, kwargs: dict[str, Any]) -> None:
+    """What flows is what the messages are, what is held gets better, and every observation lies in the space."""
+    env = make_env(coder="closed_loop", snr_db=18.0, **kwargs)
+    inner: Any = env.unwrapped
+    config = inner.config
+    side = 16 if config.sent_scale else 0
+    sizes = [config.latent_dim * bits + (side if bits < 16 else 0) for bits in config.bit_depths]
+    assert config.message_bits.tolist() == sizes
+    refreshed = 0
+    for seed in range(4):
+        observation, info = env.reset(seed=seed)
+        start = info["latent_mse"]
+        if config.payload == "posterior_mean":  # from the prior mean, 0
+            clean = inner.cache.latents(info["trajectory"])[0].astype(np.float64)
+            assert start == pytest.approx(np.mean(clean**2), rel=1e-6)
+        policy, terminated, sent, flowed = random_policy(seed), False, 0, 0.0
+        while not terminated:
+            legal = info["action_mask"][1] == 1
+            held, step = observation["device_step"], observation["server_step"]
+            lossy = 0 < observation["device_bits"] < 16
+            idle = observation["remaining_bits"][0] == 0 and step < config.num_steps
+            assert legal == (idle and (step < held or (step == held and lossy)) and observation["slot"] <= 60)
+            action = policy(observation, info) if legal else 0
+            if action:
+                sent = action
+                refreshed += step == held
+            observation, _, terminated, _, info = env.step(action)
+            assert observation in env.observation_space
+            if info["delivered"]:
+                flowed += sizes[sent - 1]
+        assert info["latent_mse"] < start
+        assert flowed - 1e-6 <= info["bits_sent"] < flowed + max(sizes)  # slots are summed, with roundings
+    assert refreshed > 0
+
+
+def test_same_step_refinement_can_be_left_out(make_env: MakeEnv) -> None:
+    env = make_env(coder="closed_loop", snr_db=18.0, same_step_refinement=False)
+    observation, info = env.reset(seed=0)
+    terminated = False
+    while not terminated:
+        action = int(info["action_mask"][1])
+        assert not action or observation["server_step"] < observation["device_step"]
+        observation, _, terminated, _, info = env.step(action)
 
 
 def test_missing_cache(tmp_path: Path) -> None:

@@ -375,7 +375,7 @@ def spoil_piece(data: bytes, spoil: Callable[[bytes], bytes]) -> bytes:
         (lambda d: replace(d, 1), TransportError, r"must be of kind 2 \(noise\), got 3"),
         (lambda d: d[:20] + b"#" + d[21:], TransportError, r"kind 1 \(system\) must have the CRC-32 that it says"),
         (lambda d: replace(d, 0, (1, 0, b"")), TransportError, "must have 1 … 4194304 bytes here, got 0"),
-        (lambda d: struct.pack(">BII", 1, 0, 4194305) + d[9:], TransportError, "must have 1 … 4194304 bytes here, got 4194305"),
+        (lambda d: struct.pack(">BII", 1, 0, 1 << 23) + d[9:], TransportError, "1 … 4194304 bytes here, got 8388608"),
         (lambda d: replace(d, 0, (1, 0, b"hello")), TransportError, "must be a JSON object with `protocol`"),
         (lambda d: replace(d, 0, (1, 0, b"[]")), TransportError, r"must be a JSON object .* \(TypeError\)"),
         (lambda d: replace(d, 0, (1, 0, b"[" * 65000)), TransportError, "must be a JSON object with `protocol`"),

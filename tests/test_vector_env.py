@@ -52,8 +52,12 @@ def sync_env(cache: Path, num_envs: int, mode: str, **kwargs: Any) -> SyncVector
 @pytest.mark.parametrize("num_envs", [1, 2, 7, 64])
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, {"snr_db": [0, 24], "reward": "improvement", "decision_epochs": True, "history_length": 9}],
-    ids=["default", "epochs"],
+    [
+        {},
+        {"snr_db": [0, 24], "reward": "improvement", "decision_epochs": True, "history_length": 9},
+        {"coder": "closed_loop", "payload": "posterior_mean", "moments": "measured"},
+    ],
+    ids=["default", "epochs", "closed-loop"],
 )
 def test_equals_sync_vector_env(gaussian_cache: Path, num_envs: int, mode: str, kwargs: dict[str, Any]) -> None:
     ours = gym.make_vec(refine_env.ENV_ID, num_envs=num_envs, cache=str(gaussian_cache), autoreset_mode=mode, **kwargs)
