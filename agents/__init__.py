@@ -10,8 +10,24 @@
 """
 
 from agents.base import Agent
+from agents.clairvoyant import Clairvoyant
+from agents.dynamic_programming import DynamicProgramming
 from agents.fixed import FinalOnly, PersistentQ, RandomAgent
-from agents.lookahead import Lookahead
+from agents.inference import InferringDynamicProgramming
+from agents.lookahead import ClosedLoopLookahead, Lookahead
 from agents.registry import env_kwargs, make, names
 
-__all__ = ["Agent", "FinalOnly", "Lookahead", "PersistentQ", "RandomAgent", "env_kwargs", "make", "names"]
+__all__ = [
+    "Agent",
+    "Clairvoyant",
+    "ClosedLoopLookahead",
+    "DynamicProgramming",
+    "FinalOnly",
+    "InferringDynamicProgramming",
+    "Lookahead",
+    "PersistentQ",
+    "RandomAgent",
+    "env_kwargs",
+    "make",
+    "names",
+]

@@ -1,14 +1,16 @@
 """Compare policies over a range of SNRs: ``python -m agents.evaluate``.
 
-Writes ``episodes.csv``, ``summary.csv`` and ``run.json``, prints the table, and draws ``fig3a`` where
-matplotlib is installed. With ``--images`` what the devices hold is decoded and scored too: further columns,
-``images.npz``, ``fig3b`` and ``strip``. With ``--html`` all of it becomes one page, ``report.html``.
+Writes ``episodes.csv``, ``summary.csv`` and ``run.json``, prints the table, and draws ``fig3a`` where matplotlib is
+installed. With ``--images`` what the devices hold is decoded and scored too: further columns, ``images.npz``,
+``fig3b`` and ``strip``. With ``--html`` all of it becomes one page, ``report.html``. ``--study ladder`` climbs from
+the paper's policy to the optimum instead, see :mod:`agents.ladder`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import platform
 from functools import partial
 from importlib import metadata
@@ -20,15 +22,17 @@ import typer
 import agents
 from agents.commands import exit_codes
 from agents.images import ImageScorer, open_decoder, open_metrics
-from refine_env import CacheError, ConfigurationError, MissingExtraError, TrajectoryCache, __version__
+from refine_env import CacheError, ConfigurationError, MissingExtraError, SystemConfig, TrajectoryCache, __version__
+from refine_env._validation import check_choice, check_integer
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE
 from refine_env.evaluation import (
     EPISODE_COLUMNS,
     SUMMARY_COLUMNS,
+    Entry,
     Score,
     Table,
     episode_seeds,
-    roll_out,
+    roll_out_many,
     summarize,
     write_atomically,
     write_table,
@@ -36,7 +40,7 @@ from refine_env.evaluation import (
 from refine_env.metrics import LPIPS, MAX_PSNR_DB, METRICS
 from refine_env.settings import EnvSettings
 
-__all__ = ["DEFAULT_AGENTS", "DEFAULT_SNRS_DB", "evaluate", "main"]
+__all__ = ["DEFAULT_AGENTS", "DEFAULT_SNRS_DB", "evaluate", "main", "make_team", "parse_list", "usable_cores"]
 
 DEFAULT_AGENTS = (
     "lookahead",
@@ -48,8 +52,29 @@ DEFAULT_AGENTS = (
     "final-only",
 )
 DEFAULT_SNRS_DB = tuple(float(snr_db) for snr_db in range(0, 31, 3))
+_STUDIES = ("fig3a", "ladder")
 _DEFAULT_BIT_DEPTHS = ",".join(map(str, PAPER_BIT_DEPTHS))
 _DEFAULT_SNR_LIST = ",".join(f"{snr_db:g}" for snr_db in DEFAULT_SNRS_DB)
+
+
+Team = dict[tuple[str, float], agents.Agent]
+"""Policies by name and SNR."""
+
+
+def make_team(names: tuple[str, ...], snrs_db: tuple[float, ...], env_kwargs: dict[str, Any]) -> Team:
+    """Every policy at every SNR, so that what cannot work is known before the first episode.
+
+    Raises:
+        ConfigurationError: if a name or SNR is out of range.
+        CacheError: if the cache is missing or damaged.
+    """
+    cache = EnvSettings.from_kwargs({**env_kwargs, "snr_db": snrs_db[0]}).open_cache()
+    team: Team = {}
+    for name in names:
+        for snr_db in snrs_db:
+            own = EnvSettings.from_kwargs({**env_kwargs, **agents.env_kwargs(name), "snr_db": snr_db})
+            team[name, snr_db] = agents.make(name, own.config_for(cache))
+    return team
 
 
 def evaluate(
@@ -61,6 +86,8 @@ def evaluate(
     env_kwargs: dict[str, Any],
     progress: Any = None,
     score: Score | None = None,
+    workers: int = 1,
+    team: Team | None = None,
 ) -> Table:
     """Episodes of every policy at every SNR on common draws: row k of every agent at one SNR has the same seed.
 
@@ -72,33 +99,50 @@ def evaluate(
         env_kwargs: environment arguments; a policy's own ``agents.env_kwargs`` come on top.
         progress: called with the number of episodes that have just ended.
         score: see :func:`refine_env.evaluation.roll_out`.
+        workers: see :func:`refine_env.evaluation.roll_out_many`.
+        team: the policies, if :func:`make_team` made them already.
 
     Raises:
         ConfigurationError: if a name, SNR or count is out of range.
         CacheError: if the cache is missing or damaged.
     """
-    rows: Table = []
-    for snr_db in snrs_db:
-        for name in names:
-            rows.extend(
-                roll_out(
-                    partial(agents.make, name),
-                    env_kwargs={**env_kwargs, **agents.env_kwargs(name), "snr_db": snr_db},
-                    episodes=episodes,
-                    seed=seed,
-                    progress=progress,
-                    score=score,
-                )
-            )
-    return rows
+    made = make_team(names, snrs_db, env_kwargs) if team is None else team
+    entries = [
+        Entry(
+            partial(_already_made, made[name, snr_db]),
+            {**env_kwargs, **agents.env_kwargs(name), "snr_db": snr_db},
+        )
+        for snr_db in snrs_db
+        for name in names
+    ]
+    tables = roll_out_many(entries, episodes=episodes, seed=seed, workers=workers, progress=progress, score=score)
+    return [row for table in tables for row in table]
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _already_made(agent: agents.Agent, config: SystemConfig) -> agents.Agent:
+    """What makes a policy that there is already."""
+    return agent
 
 
 def describe_run(
-    names: tuple[str, ...], snrs_db: tuple[float, ...], episodes: int, seed: int, env_kwargs: dict[str, Any]
+    names: tuple[str, ...],
+    snrs_db: tuple[float, ...],
+    episodes: int,
+    seed: int,
+    env_kwargs: dict[str, Any],
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """What is needed to repeat an evaluation: arguments, systems, the cache's hash and the versions.
 
-    Makes every policy at every SNR once, so that what cannot work is known before the first episode.
+    Args:
+        names, snrs_db, episodes, seed, env_kwargs, team: as :func:`evaluate` has them.
 
     Raises:
         ConfigurationError, CacheError: as :func:`evaluate`.
@@ -106,13 +150,11 @@ def describe_run(
     settings = EnvSettings.from_kwargs({**env_kwargs, "snr_db": snrs_db[0]})
     cache = settings.open_cache()
     episode_seeds(seed, episodes)
-    systems = {}
-    for name in names:
-        for snr_db in snrs_db:
-            own = EnvSettings.from_kwargs({**env_kwargs, **agents.env_kwargs(name), "snr_db": snr_db})
-            config = own.config_for(cache)
-            agents.make(name, config)
-        systems[name] = {key: value for key, value in config.to_dict().items() if key != "snr_db"}
+    made = make_team(names, snrs_db, env_kwargs) if team is None else team
+    systems = {
+        name: {key: value for key, value in made[name, snrs_db[-1]].config.to_dict().items() if key != "snr_db"}
+        for name in names
+    }
     packages = ("numpy", "scipy", "gymnasium", "numba", "safetensors")
     return {
         "agents": list(names),
@@ -130,7 +172,18 @@ def describe_run(
     }
 
 
-def _parse_list(name: str, text: str, kind: type, example: str) -> tuple[Any, ...]:
+def parse_list(name: str, text: str, kind: type, example: str) -> tuple[Any, ...]:
+    """The values of an option that is a comma-separated list.
+
+    Args:
+        name: the option.
+        text: what was given.
+        kind: what each is to be.
+        example: for the message.
+
+    Raises:
+        ConfigurationError: if it is empty, repeats itself, or one is not of that kind.
+    """
     try:
         values = tuple(kind(item.strip()) for item in text.split(",") if item.strip())
     except ValueError:
@@ -178,17 +231,37 @@ def print_table(summary: Table) -> None:
 
 
 def main(
-    agent_names: Annotated[str, typer.Option("--agents", help="Comma-separated policies.")] = ",".join(DEFAULT_AGENTS),
+    agent_names: Annotated[
+        str | None,
+        typer.Option("--agents", help="Comma-separated policies.", show_default=",".join(DEFAULT_AGENTS)),
+    ] = None,
     snr_db: Annotated[
-        str, typer.Option("--snr-db", help="Comma-separated mean SNRs per subchannel in dB.")
-    ] = _DEFAULT_SNR_LIST,
-    episodes: Annotated[int, typer.Option(help="Episodes per policy and SNR.")] = 200,
+        str | None,
+        typer.Option(
+            "--snr-db",
+            help="Comma-separated mean SNRs per subchannel in dB.",
+            show_default=f"{_DEFAULT_SNR_LIST}; of the ladder 0,1,…,15",
+        ),
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(help="Episodes per policy and SNR.", show_default="200; of the ladder 300")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation; the same seed gives the same draws.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("results/fig3a"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for tables and figures.", show_default="results/fig3a; of the ladder results/ladder"),
+    ] = None,
+    study: Annotated[
+        str, typer.Option(help="fig3a: the paper's comparison; ladder: from its look-ahead to the optimum.")
+    ] = "fig3a",
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
     split: Annotated[str, typer.Option(help="Trajectories: train, test or all.")] = "test",
     bit_depths: Annotated[str, typer.Option(help="Comma-separated bit depths.")] = _DEFAULT_BIT_DEPTHS,
     deadline: Annotated[int, typer.Option(help="Deadline in slots.")] = PAPER_DEADLINE,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Threads for the deliveries; the tables do not depend on it.", show_default="one a core"),
+    ] = None,
     figures: Annotated[bool, typer.Option(help="Draw the figure (needs matplotlib).")] = True,
     html: Annotated[bool, typer.Option("--html", help="Write the report, one HTML page (needs plotly).")] = False,
     images: Annotated[bool, typer.Option(help="Decode what the devices hold, and score the images.")] = False,
@@ -211,7 +284,38 @@ def main(
     """
     scoring = _ImageOptions(metrics, image_episodes, lpips_weights, model, device) if images else None
     with exit_codes():
-        _run(agent_names, snr_db, episodes, seed, out, cache, split, bit_depths, deadline, figures, html, scoring)
+        if check_choice("--study", study, _STUDIES) == "ladder":
+            for option, given in (("--agents", agent_names), ("--html", html), ("--images", images)):
+                if given:
+                    raise ConfigurationError(
+                        f"`{option}` must be left out of the ladder, got {given!r}. The ladder's policies are fixed; "
+                        "use --study fig3a."
+                    )
+            _run_ladder(
+                snr_db or ",".join(map(str, range(16))),
+                300 if episodes is None else episodes,
+                seed,
+                out or Path("results/ladder"),
+                {"cache": cache, "split": split, "deadline": deadline},
+                workers,
+                figures,
+            )
+            return
+        _run(
+            agent_names or ",".join(DEFAULT_AGENTS),
+            snr_db or _DEFAULT_SNR_LIST,
+            200 if episodes is None else episodes,
+            seed,
+            out or Path("results/fig3a"),
+            cache,
+            split,
+            bit_depths,
+            deadline,
+            workers,
+            figures,
+            html,
+            scoring,
+        )
 
 
 class _ImageOptions(NamedTuple):
@@ -226,7 +330,7 @@ class _ImageOptions(NamedTuple):
     def open(self, cache_name: str) -> tuple[ImageScorer, dict[str, Any]]:
         """The scorer, and how to repeat what it does; says what is missing."""
         cache = TrajectoryCache.open(cache_name)
-        names = _parse_list("--metrics", self.metrics, str, "psnr,ssim")
+        names = parse_list("--metrics", self.metrics, str, "psnr,ssim")
         metrics, missing = open_metrics(names, self.lpips_weights, device=self.device)
         decoder = open_decoder(cache, self.model, device=self.device)
         scorer = ImageScorer(cache, decoder, metrics, image_episodes=self.episodes)
@@ -248,6 +352,52 @@ class _ImageOptions(NamedTuple):
         }
 
 
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(
+            f"`--out` must be a folder that can be written, got {str(out)!r} ({error.strerror}). Choose another."
+        ) from None
+
+
+def _number_of_workers(workers: int | None) -> int:
+    number = usable_cores() if workers is None else workers
+    return check_integer("--workers", number, 1, advice="Give the number of processor cores to use.")
+
+
+def _run_ladder(
+    snr_db: str,
+    episodes: int,
+    seed: int,
+    out: Path,
+    env_kwargs: dict[str, Any],
+    workers: int | None,
+    figures: bool,
+) -> None:
+    from tqdm import tqdm
+
+    from agents.ladder import RUNGS, climb, draw_ladder, number_of_entries, print_ladder, write_ladder
+
+    snrs_db = parse_list("--snr-db", snr_db, float, "0,3,6")
+    number = _number_of_workers(workers)
+    run = describe_run(("lookahead",), snrs_db, episodes, seed, env_kwargs)
+    run |= {"study": "ladder", "rungs": [rung._asdict() for rung in RUNGS]}
+    _make_folder(out)
+    with tqdm(total=number_of_entries(snrs_db, env_kwargs) * episodes, unit="episode", desc="ladder") as bar:
+        table = climb(snrs_db, episodes=episodes, seed=seed, env_kwargs=env_kwargs, workers=number, progress=bar.update)
+    written, cells, totals = write_ladder(table, out)
+    write_atomically(out / "run.json", json.dumps(run, indent=1) + "\n")
+    written.append(out / "run.json")
+    print_ladder(totals)
+    if figures:
+        try:
+            written += draw_ladder(cells, totals, out)
+        except MissingExtraError as error:
+            typer.echo(f"No figure: {error}")
+    typer.echo("wrote " + ", ".join(str(path) for path in written))
+
+
 def _run(
     agent_names: str,
     snr_db: str,
@@ -258,21 +408,24 @@ def _run(
     split: str,
     bit_depths: str,
     deadline: int,
+    workers: int | None,
     figures: bool,
     html: bool,
     images: _ImageOptions | None,
 ) -> None:
     from tqdm import tqdm
 
-    names = _parse_list("--agents", agent_names, str, "lookahead,persistent-q8")
-    snrs_db = _parse_list("--snr-db", snr_db, float, "0,3,6")
+    names = parse_list("--agents", agent_names, str, "lookahead,persistent-q8")
+    snrs_db = parse_list("--snr-db", snr_db, float, "0,3,6")
     env_kwargs: dict[str, Any] = {
         "cache": cache,
         "split": split,
-        "bit_depths": list(_parse_list("--bit-depths", bit_depths, int, _DEFAULT_BIT_DEPTHS)),
+        "bit_depths": list(parse_list("--bit-depths", bit_depths, int, _DEFAULT_BIT_DEPTHS)),
         "deadline": deadline,
     }
-    run = describe_run(names, snrs_db, episodes, seed, env_kwargs)
+    workers = _number_of_workers(workers)
+    team = make_team(names, snrs_db, env_kwargs)
+    run = describe_run(names, snrs_db, episodes, seed, env_kwargs, team)
     if html:
         from agents.interactive import import_plotly
         from agents.report import write_report
@@ -281,17 +434,20 @@ def _run(
     scorer = None
     if images is not None:
         scorer, run["images"] = images.open(cache)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CacheError(
-            f"`--out` must be a folder that can be written, got {str(out)!r} ({error.strerror}). Choose another."
-        ) from None
+    _make_folder(out)
     with tqdm(total=len(names) * len(snrs_db) * episodes, unit="episode", desc="evaluate") as bar:
         if scorer is not None:
             scorer.progress = lambda: bar.set_postfix(images=scorer.num_images)
         table = evaluate(
-            names, snrs_db, episodes=episodes, seed=seed, env_kwargs=env_kwargs, progress=bar.update, score=scorer
+            names,
+            snrs_db,
+            episodes=episodes,
+            seed=seed,
+            env_kwargs=env_kwargs,
+            progress=bar.update,
+            score=scorer,
+            workers=workers,
+            team=team,
         )
     summary = summarize(table)
     write_table(out / "episodes.csv", table, EPISODE_COLUMNS)

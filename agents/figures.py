@@ -32,6 +32,7 @@ __all__ = [
     "format_mean",
     "main",
     "rows_by_policy",
+    "save_figure",
     "styles_by_policy",
     "zero_floor",
 ]
@@ -124,7 +125,7 @@ def _new_figure(width: float, height: float) -> Any:
     return import_extra("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, out: Path, name: str) -> list[Path]:
+def save_figure(figure: Any, out: Path, name: str) -> list[Path]:
     """Write ``name.png`` and ``name.pdf``; the same figure gives the same bytes."""
     written = []
     out.mkdir(parents=True, exist_ok=True)
@@ -205,7 +206,7 @@ def draw_fig3a(summary: Table, out: Path) -> list[Path]:
     _grid(axes)
     axes.set_xticks(sorted({row["snr_db"] for row in summary}))
     figure.legend(*_handles(axes), fontsize=8, loc="outside upper center", ncols=4, frameon=False)
-    return _save(figure, out, "fig3a")
+    return save_figure(figure, out, "fig3a")
 
 
 IMAGE_PANELS = {
@@ -258,7 +259,7 @@ def draw_fig3b(summary: Table, out: Path) -> list[Path]:
         axes.set_ylabel(IMAGE_PANELS[column])
         _grid(axes)
     figure.legend(*_handles(panels[0]), fontsize=8, loc="outside upper center", ncols=4, frameon=False)
-    return _save(figure, out, "fig3b")
+    return save_figure(figure, out, "fig3b")
 
 
 def draw_strip(tiles: Table, clean: NDArray[np.uint8], prompt: str, out: Path) -> list[Path]:
@@ -299,7 +300,7 @@ def draw_strip(tiles: Table, clean: NDArray[np.uint8], prompt: str, out: Path) -
         axes.set_title(title, fontsize=8)
     if prompt:
         figure.suptitle(f"“{prompt}”", fontsize=9)
-    return _save(figure, out, "strip")
+    return save_figure(figure, out, "strip")
 
 
 _MODEL_COLOR, _SIMULATED_COLOR, _IMAGE_COLOR = "#000000", "#0072B2", "#D55E00"
@@ -354,7 +355,7 @@ def draw_fig2a(table: Table, out: Path) -> list[Path]:
     below.set_ylim(1.15 * min(-1.0, *reached), 1.15 * max(1.0, *reached))
     for panel in (axes, below):
         _grid(panel)
-    return _save(figure, out, "fig2a")
+    return save_figure(figure, out, "fig2a")
 
 
 def _offset_band(row: dict[str, Any]) -> dict[str, float]:
@@ -408,7 +409,7 @@ def draw_fig2b(table: Table, out: Path) -> list[Path]:
     axes.set_ylabel(r"quantization distortion $E\,\Vert\hat x_t-x_t\Vert^2/M$")
     _grid(axes)
     axes.legend([*handles, model], [*labels, "model, Eq. (10)"], fontsize=8, loc="lower left")
-    return _save(figure, out, "fig2b")
+    return save_figure(figure, out, "fig2b")
 
 
 def _line_with_band(axes: Any, rows: Table, column: str, *, color: str, **style: Any) -> None:
@@ -461,6 +462,14 @@ def draw_all(folder: Path, out: Path, episode: int = 0) -> list[Path]:
     ):
         if (folder / name).is_file():
             written += draw(read_distortion_table(folder / name, columns), out)
+    if (folder / "rungs.csv").is_file():
+        from agents.ladder import BOUND_COLUMNS, LADDER_COLUMNS, RUNG_COLUMNS, draw_ladder  # which needs what is above
+
+        command = "python -m agents.evaluate --study ladder"
+        cells = read_table(folder / "ladder.csv", LADDER_COLUMNS, optional=BOUND_COLUMNS, command=command)
+        written += draw_ladder(
+            cells, read_table(folder / "rungs.csv", RUNG_COLUMNS, optional=BOUND_COLUMNS, command=command), out
+        )
     if not written or (folder / "summary.csv").is_file():
         written += draw_fig3a(read_table(folder / "summary.csv", SUMMARY_COLUMNS), out)
         written += draw_images(folder, out, episode)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from refine_env.coding import base_distortion
 from refine_env.distortion import total_distortion
 from refine_env.link import latency_quantiles
 
-__all__ = ["Lookahead"]
+__all__ = ["ClosedLoopLookahead", "Lookahead"]
 
 
 @kernel
@@ -97,6 +97,8 @@ class Lookahead(Agent):
     transmission. t(n + τ) is known once generation has begun, so the rule is a function of the slot and of
     the steps at server and device, tabulated once.
 
+    With ``latency_model="exact"`` in the configuration the quantiles are those of the exact law of the link.
+
     A second transmission of the same step would have σ² = 0 in Eq. (7), a predicted distortion of 0 that no
     quantizer delivers; it has to be strictly fresher here.
 
@@ -116,7 +118,7 @@ class Lookahead(Agent):
         super().__init__(config, name=name)
         config.single_snr_db(name)
         self.latency = latency_quantiles(
-            config.latent_dim, config.bit_depths, config.rate_statistics, config.latency_quantile
+            config.latent_dim, config.bit_depths, config.latency_law, config.latency_quantile
         )
         distortion = total_distortion(config.schedule, np.array([base_distortion(bits) for bits in config.bit_depths]))
         self.table = _action_table(distortion, self.latency, config.deadline, int(tight), literal)
@@ -127,3 +129,23 @@ class Lookahead(Agent):
             observation["slot"], observation["server_step"], observation["device_step"]
         ]
         return actions.astype(np.int64)
+
+
+class ClosedLoopLookahead(Lookahead):
+    """The paper's look-ahead with the closed-loop coder: the same table, Eqs. (8)–(10) and all.
+
+    What the coder gains is not in its distortions, and the step that the device holds is never sent again; side
+    information is too small to be in its latencies.
+
+    Args:
+        config: the system, with a single SNR.
+
+    Raises:
+        ConfigurationError: if the configuration has an SNR range.
+    """
+
+    env_kwargs: ClassVar[Mapping[str, Any]] = {"coder": "closed_loop", "payload": "latent"}
+
+    def __init__(self, config: SystemConfig) -> None:
+        super().__init__(config)
+        self.name = "lookahead-closed-loop"

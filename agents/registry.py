@@ -8,8 +8,12 @@ from functools import partial
 from typing import Any
 
 from agents.base import Agent
+from agents.clairvoyant import Clairvoyant
+from agents.dynamic_programming import DynamicProgramming
 from agents.fixed import FinalOnly, PersistentQ, RandomAgent
-from agents.lookahead import Lookahead
+from agents.inference import InferringDynamicProgramming
+from agents.learned import SHIPPED, Learned, read_policy
+from agents.lookahead import ClosedLoopLookahead, Lookahead
 from refine_env import ConfigurationError, SystemConfig
 from refine_env.config import PAPER_BIT_DEPTHS
 
@@ -19,14 +23,24 @@ _MAKERS: dict[str, tuple[type[Agent], Callable[..., Agent]]] = {
     "lookahead": (Lookahead, Lookahead),
     "lookahead-literal": (Lookahead, lambda config: Lookahead(config, literal=True)),
     "lookahead-tight": (Lookahead, lambda config: Lookahead(config, tight=True)),
+    "lookahead-closed-loop": (ClosedLoopLookahead, ClosedLoopLookahead),
+    "dp": (DynamicProgramming, DynamicProgramming),
+    "dp-current-rate": (DynamicProgramming, lambda config: DynamicProgramming(config, current_rate=True)),
+    "dp-inferred": (InferringDynamicProgramming, InferringDynamicProgramming),
+    "clairvoyant": (Clairvoyant, Clairvoyant),
     "final-only": (FinalOnly, FinalOnly),
     "random": (RandomAgent, RandomAgent),
 }
+_LEARNED = "learned"  # the shipped policy; learned:PATH is the one in that folder
 _PERSISTENT = re.compile(r"persistent-q([1-9]|1[0-6])")
 
 
 def names(config: SystemConfig | None = None) -> list[str]:
-    """The names that :func:`make` knows; Persistent-Q for the bit depths of ``config`` (default: the paper's)."""
+    """The names that :func:`make` knows; Persistent-Q for the bit depths of ``config`` (default: the paper's).
+
+    Besides, ``learned`` is the shipped policy, for the system that it was trained for, and ``learned:PATH`` the one in
+    that folder.
+    """
     depths = PAPER_BIT_DEPTHS if config is None else config.bit_depths
     return [*_MAKERS, *(f"persistent-q{bits}" for bits in depths)]
 
@@ -58,13 +72,19 @@ def env_kwargs(name: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: if there is no such policy.
     """
-    return dict(_find(name)[0].env_kwargs)
+    kind, maker = _find(name)
+    if isinstance(maker, partial) and kind is Learned:
+        return dict(read_policy(maker.keywords["path"]).description["env_kwargs"])
+    return dict(kind.env_kwargs)
 
 
 def _find(name: str) -> tuple[type[Agent], Callable[..., Agent]]:
     persistent = _PERSISTENT.fullmatch(name) if isinstance(name, str) else None
     if persistent:
         return PersistentQ, partial(PersistentQ, bits=int(persistent[1]))
+    if isinstance(name, str) and (name == _LEARNED or name.startswith(f"{_LEARNED}:")):
+        return Learned, partial(Learned, path=name.removeprefix(f"{_LEARNED}:") if name != _LEARNED else SHIPPED)
     if name not in _MAKERS:
-        raise ConfigurationError(f"`name` must be one of {', '.join(names())}, got {name!r}. Choose one of them.")
+        known = ", ".join([*names(), _LEARNED, f"{_LEARNED}:PATH"])
+        raise ConfigurationError(f"`name` must be one of {known}, got {name!r}. Choose one of them.")
     return _MAKERS[name]

@@ -12,10 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine_env._validation import check_choice, check_flag, check_integer, check_positive, check_quantile, check_snr_db
-from refine_env.coding import CODERS, LOSSLESS_BITS, Coder, make_coder
+from refine_env.coding import CODERS, LOSSLESS_BITS, Coder, check_entropy_coding, make_coder
 from refine_env.distortion import RefinementModel, SecondMoments
 from refine_env.errors import ConfigurationError
-from refine_env.link import ChannelModel, RateLaw, RateStatistics, rate_law, rate_statistics, total_power
+from refine_env.link import (
+    ChannelModel,
+    RateChain,
+    RateLaw,
+    RateStatistics,
+    rate_chain,
+    rate_law,
+    rate_statistics,
+    total_power,
+)
 from refine_env.link.latency import LATENCY_MODELS
 from refine_env.link.waterfilling import SNR_REFERENCES
 from refine_env.schedule import NoiseSchedule
@@ -185,6 +194,7 @@ class SystemConfig:
         rotation: of the closed-loop coder: rotate residuals before they are quantized.
         sent_scale: of the closed-loop coder: send the RMS of every residual, 16 bits.
         same_step_refinement: of the closed-loop coder: the step that the device holds with an error may be sent again.
+        entropy_coding: of the closed-loop coder, rotated and with its scale sent: entropy-code the indices.
         second_moments: of the payload, which the closed-loop coder predicts with; None: those of x_t under the
             forward process.
 
@@ -205,6 +215,7 @@ class SystemConfig:
     rotation: bool = True
     sent_scale: bool = True
     same_step_refinement: bool = True
+    entropy_coding: bool = False
     second_moments: SecondMoments | None = None
 
     def __post_init__(self) -> None:
@@ -231,8 +242,10 @@ class SystemConfig:
         set_field(self, "link", LinkConfig.from_mapping(self.link))
         check_choice("coder", self.coder, CODERS)
         check_choice("payload", self.payload, PAYLOADS)
-        for name in ("rotation", "sent_scale", "same_step_refinement"):
+        for name in ("rotation", "sent_scale", "same_step_refinement", "entropy_coding"):
             check_flag(name, getattr(self, name))
+        if self.entropy_coding:
+            check_entropy_coding(self.coder, self.rotation, self.sent_scale)
         self._check_payload()
         for name, value in (("symbols_per_slot", self.symbols_per_slot), ("uplink_bits", self.uplink_bits)):
             if not _SMALLEST < value / self.latent_dim < _LARGEST:
@@ -312,13 +325,17 @@ class SystemConfig:
     @property
     def max_bits_per_dimension(self) -> float:
         """Largest message in bits per dimension: a lossless latent, or whatever is larger."""
-        return max(float(LOSSLESS_BITS), self.uplink_bits / self.latent_dim, *(self.message_bits / self.latent_dim))
+        largest = max(self.uplink_bits, float(self.message_bits.max()))
+        return max(float(LOSSLESS_BITS), largest / self.latent_dim)
 
     @cached_property
     def message_bits(self) -> NDArray[np.float64]:
-        """Size of a message at every bit depth, M·b and the coder's side information [bit], shape (|𝓑|,)."""
-        coder = self.make_coder()
-        sizes = np.array([self.latent_dim * bits + 8.0 * coder.side_bytes(bits) for bits in self.bit_depths])
+        """Size of a message at every bit depth, payload and the coder's side information [bit], shape (|𝓑|,).
+
+        The payload is M·b, or less where indices are entropy-coded.
+        """
+        coder, dim = self.make_coder(), self.latent_dim
+        sizes = np.array([coder.payload_bits(dim, bits) + 8.0 * coder.side_bytes(bits) for bits in self.bit_depths])
         sizes.setflags(write=False)
         return sizes
 
@@ -363,14 +380,31 @@ class SystemConfig:
             self.link.channel,
         )
 
+    def rate_chain(self, num_levels: int = 8) -> RateChain:
+        """The Markov chain of rate levels at the configuration's one SNR, for links whose slots depend on each other.
+
+        Raises:
+            ConfigurationError: if the configuration has an SNR range, or the number of levels is out of range.
+        """
+        return rate_chain(
+            self.single_snr_db("the rate chain"),
+            self.link.num_subchannels,
+            self.symbols_per_slot,
+            self.link.snr_reference,
+            self.link.channel,
+            num_levels,
+        )
+
     @property
-    def latency_law(self) -> RateStatistics | RateLaw:
+    def latency_law(self) -> RateStatistics | RateLaw | RateChain:
         """What the configured latency model takes quantiles of, see :func:`refine_env.link.latency_quantiles`.
 
         Raises:
             ConfigurationError: if the configuration has an SNR range.
         """
-        return self.rate_law if self.latency_model == "exact" else self.rate_statistics
+        if self.latency_model == "paper":
+            return self.rate_statistics
+        return self.rate_law if self.link.channel.independent else self.rate_chain()
 
     def make_coder(self) -> Coder:
         """The configured refinement coder."""
@@ -382,6 +416,7 @@ class SystemConfig:
             rotation=self.rotation,
             sent_scale=self.sent_scale,
             same_step_refinement=self.same_step_refinement,
+            entropy_coding=self.entropy_coding,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -400,6 +435,7 @@ class SystemConfig:
             "rotation": self.rotation,
             "sent_scale": self.sent_scale,
             "same_step_refinement": self.same_step_refinement,
+            "entropy_coding": self.entropy_coding,
             "second_moments": None if self.second_moments is None else self.second_moments.values.tolist(),
         }
 

@@ -4,36 +4,43 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
 from refine_env._validation import check_integer
-from refine_env.coding import Chain
+from refine_env.coding import LOSSLESS_BITS, Chain, Coder
 from refine_env.config import SystemConfig
 from refine_env.errors import ConfigurationError
-from refine_env.process import DecisionProcess, split_look
+from refine_env.process import DecisionProcess, Draws, draw_for_all, split_look
 from refine_env.settings import EnvSettings
+from refine_env.trajectories import TrajectoryCache
 
 __all__ = [
     "EPISODE_COLUMNS",
     "IMAGE_COLUMNS",
     "SUMMARY_COLUMNS",
+    "Entry",
     "Policy",
     "Score",
     "Table",
     "bootstrap_interval",
     "episode_seeds",
     "read_table",
+    "resampling_counts",
     "roll_out",
+    "roll_out_many",
     "summarize",
     "write_atomically",
     "write_table",
@@ -95,7 +102,11 @@ of the mean ``latent_mse``; and likewise the image metrics' means over the ``sco
 
 
 class Policy(Protocol):
-    """What a roll-out asks of a policy."""
+    """What a roll-out asks of a policy.
+
+    One with the attribute ``needs_rates`` set is no policy but a bound: it is told the whole episode's channel by
+    ``reset(num_envs, rates=...)``, bits per slot (N, T_d).
+    """
 
     name: str
 
@@ -118,6 +129,18 @@ def episode_seeds(seed: int, episodes: int) -> list[int]:
     check_integer("episodes", episodes, 1, advice="Give the number of episodes, for example 200.")
     check_integer("seed", seed, 0, advice="Give a non-negative seed, for example 0.")
     return [int(word) for word in np.random.SeedSequence(seed).generate_state(episodes)]
+
+
+class Entry(NamedTuple):
+    """A policy, and the environment that it plays in.
+
+    Attributes:
+        make_policy: called once with the environment's configuration.
+        env_kwargs: the environment's arguments; ``split`` defaults to ``"test"`` here.
+    """
+
+    make_policy: Callable[[SystemConfig], Policy]
+    env_kwargs: Mapping[str, Any]
 
 
 def roll_out(
@@ -154,103 +177,345 @@ def roll_out(
             made for another system.
         ActionError: if the policy gives what is not in the action space.
     """
-    for name in ("autoreset_mode", "num_envs"):
-        if name in env_kwargs:
-            raise ConfigurationError(
-                f"`env_kwargs` must leave `{name}` to the roll-out, got {env_kwargs[name]!r}. Leave it out."
-            )
-    seeds = episode_seeds(seed, episodes)
-    size = min(check_integer("batch_size", batch_size, 1, advice="Give for example 256."), episodes)
-    settings = EnvSettings.from_kwargs({"split": "test", **env_kwargs})
-    rows: Table = []
-    policy: Policy | None = None
-    for start in range(0, episodes, size):
-        batch = seeds[start : start + size]
-        process = DecisionProcess(settings, len(batch), latents=False)
-        if policy is None:
-            policy = make_policy(process.config)
-        policy.check_config(process.config)
-        played, chains = _decide(process, policy, batch, first_episode=start)
-        held = np.empty((len(batch) if score is not None else 0, process.config.latent_dim), dtype=np.float32)
-        _deliver(process, played, chains, held)
-        if score is not None:
-            for row, columns in zip(played, score(played, held), strict=True):
-                row.update(columns)
-        rows.extend(played)
-        if progress is not None:
-            progress(len(batch))
-    return rows
+    (table,) = roll_out_many(
+        [Entry(make_policy, env_kwargs)],
+        episodes=episodes,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+        score=score,
+    )
+    return table
 
 
-def _decide(
-    process: DecisionProcess, policy: Policy, seeds: Sequence[int], first_episode: int
-) -> tuple[Table, list[Chain]]:
-    """Play one episode a seed to its end, without latents: what is delivered does not depend on them.
+def roll_out_many(
+    entries: Sequence[Entry],
+    *,
+    episodes: int,
+    seed: int = 0,
+    batch_size: int = 256,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+    score: Score | None = None,
+) -> list[Table]:
+    """:func:`roll_out` of many policies, or of one at many SNRs, with nothing done twice; the tables are the same.
 
-    Returns:
-        The rows, but for what the latents decide, and the deliveries of every episode.
-    """
-    config, state = process.config, process.episodes.state
-    snr_db = config.single_snr_db("an evaluation")
-    policy.reset(len(seeds))
-    process.begin(range(len(seeds)), [seeding.np_random(seed)[0] for seed in seeds], {})
-    chains: list[list[tuple[int, int]]] = [[] for _ in seeds]
-    while not process.episodes.finished().all():
-        observation, info = split_look(process.look())
-        process.step(process.check_actions(policy.select_action(observation, info)))
-        for i in np.flatnonzero(state["delivered"]).tolist():
-            chains[i].append((int(state["device_step"][i]), int(state["device_bits"][i])))
-    rows: Table = [
-        {
-            "agent": policy.name,
-            "snr_db": snr_db,
-            "episode": first_episode + i,
-            "seed": seeds[i],
-            "trajectory": int(s["trajectory"]),
-            "latent_mse": math.nan,
-            "no_delivery_mse": math.nan,
-            "device_step": int(s["device_step"]),
-            "device_bits": int(s["device_bits"]),
-            "num_deliveries": int(s["num_deliveries"]),
-            "bits_sent": float(s["bits_sent"]),
-            "uplink_slots": int(s["uplink_slots"]),
-            "coder": config.coder,
-            "payload": config.payload,
-            **dict.fromkeys(IMAGE_COLUMNS),
-        }
-        for i, s in enumerate(state)
-    ]
-    return rows, [tuple(chain) for chain in chains]
+    What is random is drawn once for all entries on the same cache, split, deadline and link, whatever their SNRs.
+    What was delivered is carried out once for all entries whose systems differ in nothing but the SNR, common
+    beginnings once, and nothing from before the last lossless delivery, which leaves no trace of it. Nothing of a
+    batch is kept but its rows. Where a coder says that its predicted error depends on the latents
+    (``error_needs_latents``), and policies observe it, episodes are played with latents instead, each for itself.
 
-
-def _deliver(process: DecisionProcess, rows: Table, chains: Sequence[Chain], held: NDArray[np.float32]) -> None:
-    """Carry out what was delivered, trajectory by trajectory, each distinct chain once; fills in the latent MSE.
+    Policies decide in the calling thread, in the order of the entries, batch by batch. Deliveries, compiled loops
+    that need no interpreter, are carried out by ``workers`` threads beside it. So the tables do not depend on their
+    number, for no policy.
 
     Args:
-        process: whose cache and coder they are.
-        rows: of :func:`_decide`.
-        chains: of :func:`_decide`.
-        held: overwritten with what the devices hold at the deadline, (N, M); or (0, M) to leave it out.
+        entries: policies with their environments' arguments.
+        episodes: how many, of each.
+        seed: of the evaluation.
+        batch_size: episodes of each entry that are played at once; the tables do not depend on it for deterministic
+            policies.
+        workers: threads that carry out deliveries; with 1 the calling thread does that too.
+        progress: called with the number of episodes that have just ended.
+        score: fills columns of :data:`IMAGE_COLUMNS`; called, in the calling thread, with every batch of an entry.
+
+    Returns:
+        For each entry one row per episode, columns :data:`EPISODE_COLUMNS`.
+
+    Raises:
+        ConfigurationError: if an argument is out of range, an environment has an SNR range, or a policy was made for
+            another system.
+        ActionError: if a policy gives what is not in the action space.
     """
-    episodes_of: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        episodes_of.setdefault(row["trajectory"], []).append(i)
-    for trajectory, members in episodes_of.items():
-        distinct = sorted({(), *(chains[i] for i in members)})
-        latents = process.cache.latents(trajectory)
-        mse, devices = process.episodes.coder.score_chains(
-            latents.reshape(len(latents), -1).view(np.uint16), distinct, keep_devices=len(held) > 0
-        )
-        place = {chain: k for k, chain in enumerate(distinct)}
-        for i in members:
-            k = place[chains[i]]
-            rows[i]["latent_mse"], rows[i]["no_delivery_mse"] = float(mse[k]), float(mse[0])
-            if len(held) > 0:
-                held[i] = devices[k]
+    for entry in entries:
+        for name in ("autoreset_mode", "num_envs"):
+            if name in entry.env_kwargs:
+                raise ConfigurationError(
+                    f"`env_kwargs` must leave `{name}` to the roll-out, got {entry.env_kwargs[name]!r}. Leave it out."
+                )
+    seeds = episode_seeds(seed, episodes)
+    size = min(check_integer("batch_size", batch_size, 1, advice="Give for example 256."), episodes)
+    crew = _Crew(check_integer("workers", workers, 1, advice="Give the number of processor cores to use."))
+    caches: dict[str, TrajectoryCache] = {}
+    players = [_Player(entry, caches, size, crew) for entry in entries]
+    tables: list[Table] = [[] for _ in entries]
+    with crew:
+        ahead: list[_Deliveries] = []  # under way while the next batch is decided
+        for first in range(0, episodes, size):
+            part = seeds[first : first + size]
+            draws = _draw(players, part)
+            begun: dict[str, _Deliveries] = {}
+            for player, table in zip(players, tables, strict=True):
+                rows, chains, held = player.play(part, draws[id(player)], first, keep_devices=score is not None)
+                if score is not None:
+                    if chains is not None:
+                        alone = _Deliveries(player)
+                        alone.add(rows, chains, held)
+                        alone.begin(crew)
+                        alone.finish(None)
+                    for row, columns in zip(rows, score(rows, held), strict=True):
+                        row.update(columns)
+                elif chains is not None:
+                    begun.setdefault(player.delivery_key, _Deliveries(player)).add(rows, chains, held)
+                if progress is not None and (score is not None or chains is None):
+                    progress(len(rows))
+                table.extend(rows)
+            for deliveries in begun.values():
+                deliveries.begin(crew)
+            for deliveries in ahead:
+                deliveries.finish(progress)
+            ahead = list(begun.values())
+        for deliveries in ahead:
+            deliveries.finish(progress)
+    return tables
+
+
+class _Crew:
+    """The threads that carry out deliveries; one is the calling thread itself.
+
+    Args:
+        workers: how many.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._threads = ThreadPoolExecutor(workers) if workers > 1 else None
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """The function's values in the order of the items; begun at once where there are threads."""
+        return map(function, items) if self._threads is None else self._threads.map(function, items)
+
+
+class _SharedOut:
+    """A coder that has the deliveries of a batch carried out by a crew, everyone a part of the episodes."""
+
+    def __init__(self, coder: Coder, crew: _Crew) -> None:
+        self._coder = coder
+        self._crew = crew
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coder, name)
+
+    def deliver_batch(self, state: NDArray[Any], addresses: NDArray[np.uint64], device: NDArray[np.float32]) -> None:
+        """See :class:`refine_env.coding.Coder`."""
+        bounds = np.linspace(0, len(state), min(self._crew.workers, len(state)) + 1).astype(int)
+        parts = [slice(start, stop) for start, stop in itertools.pairwise(bounds.tolist())]
+        for _ in self._crew.map(lambda own: self._coder.deliver_batch(state[own], addresses[own], device[own]), parts):
+            pass
+
+
+class _Player:
+    """A policy, made and checked, with the process that it plays.
+
+    Args:
+        entry: what is played.
+        caches: the open caches by name; a further one is put in.
+        batch_size: episodes at once; the last batch may be smaller.
+        crew: carries out deliveries where episodes are played with latents.
+
+    Attributes:
+        process: of a whole batch, without latents.
+        draws_key: equal for players that draw the same but for their SNRs.
+        delivery_key: equal for players in whose systems the same deliveries leave the same.
+    """
+
+    def __init__(self, entry: Entry, caches: dict[str, TrajectoryCache], batch_size: int, crew: _Crew) -> None:
+        self._settings = EnvSettings.from_kwargs({"split": "test", **entry.env_kwargs})
+        name = self._settings.cache
+        if name not in caches:
+            caches[name] = self._settings.open_cache()
+        self._cache = caches[name]
+        self._crew = crew
+        self.process = DecisionProcess(self._settings, batch_size, latents=False, cache=self._cache)
+        config = self.process.config
+        self._policy = entry.make_policy(config)
+        self._policy.check_config(config)
+        self._snr_db = config.single_snr_db("an evaluation")
+        self._needs_latents = bool(getattr(self.process.episodes.coder, "error_needs_latents", False))
+        system = {key: value for key, value in config.to_dict().items() if key != "snr_db"}
+        self.draws_key = json.dumps([name, self._settings.split, config.deadline, system["link"]])
+        self.delivery_key = json.dumps([name, system])
+
+    def play(
+        self, seeds: Sequence[int], draws: Draws, first_episode: int, keep_devices: bool
+    ) -> tuple[Table, list[Chain] | None, NDArray[np.float32]]:
+        """Play one episode a seed to its end.
+
+        Args:
+            seeds: of the episodes (N,).
+            draws: theirs.
+            first_episode: number of the first of them.
+            keep_devices: whether what the devices hold at the deadline is asked for.
+
+        Returns:
+            The rows, but for what the latents decide; the deliveries of every episode; and room for what the devices
+            hold, float32 (N, M), or (0, M). Where episodes are played with latents all is there, and None stands for
+            the deliveries.
+        """
+        count = len(seeds)
+        process = self.process
+        if self._needs_latents:  # made anew, since what N devices hold is the largest thing here
+            process = DecisionProcess(self._settings, count, cache=self._cache)
+            if self._crew.workers > 1:
+                process.episodes.coder = cast(Coder, _SharedOut(process.episodes.coder, self._crew))
+        elif count != len(process.episodes):
+            process = DecisionProcess(self._settings, count, latents=False, cache=self._cache)
+        config, state = process.config, process.episodes.state
+        if getattr(self._policy, "needs_rates", False):  # the clairvoyant bound, which says so openly
+            self._policy.reset(count, rates=draws.rates)  # type: ignore[call-arg]
+        else:
+            self._policy.reset(count)
+        process.start(range(count), draws, {})
+        nothing_delivered = state["latent_mse"].tolist()
+        chains: list[list[tuple[int, int]]] = [[] for _ in seeds]
+        while not process.episodes.finished().all():
+            observation, info = split_look(process.look())
+            info["latent_mse"][:] = math.nan  # no policy is to know it, also where it is known
+            process.step(process.check_actions(self._policy.select_action(observation, info)))
+            delivered = np.flatnonzero(state["delivered"])
+            steps, bits = state["device_step"][delivered].tolist(), state["device_bits"][delivered].tolist()
+            for i, delivery in zip(delivered.tolist(), zip(steps, bits, strict=True), strict=True):
+                chains[i].append(delivery)
+        columns = [
+            state[name].tolist()
+            for name in (
+                "trajectory",
+                "latent_mse",
+                "device_step",
+                "device_bits",
+                "num_deliveries",
+                "bits_sent",
+                "uplink_slots",
+            )
+        ]
+        rows: Table = [
+            {
+                "agent": self._policy.name,
+                "snr_db": self._snr_db,
+                "episode": first_episode + i,
+                "seed": seeds[i],
+                "trajectory": trajectory,
+                "latent_mse": latent_mse,
+                "no_delivery_mse": nothing_delivered[i],
+                "device_step": device_step,
+                "device_bits": device_bits,
+                "num_deliveries": num_deliveries,
+                "bits_sent": bits_sent,
+                "uplink_slots": uplink_slots,
+                "coder": config.coder,
+                "payload": config.payload,
+                **dict.fromkeys(IMAGE_COLUMNS),
+            }
+            for i, (
+                trajectory,
+                latent_mse,
+                device_step,
+                device_bits,
+                num_deliveries,
+                bits_sent,
+                uplink_slots,
+            ) in enumerate(zip(*columns, strict=True))
+        ]
+        if self._needs_latents:
+            return rows, None, process.episodes.device
+        room = np.empty((count if keep_devices else 0, config.latent_dim), dtype=np.float32)
+        return rows, [tuple(self._what_counts(chain)) for chain in chains], room
+
+    def _what_counts(self, deliveries: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The deliveries from the last lossless one on, after which the device holds x_t whatever was before.
+
+        All of them where a delivery depends on how many there were, as rotations do.
+        """
+        if getattr(self.process.episodes.coder, "rotation", False):
+            return deliveries
+        lossless = (k for k in range(len(deliveries) - 1, 0, -1) if deliveries[k][1] == LOSSLESS_BITS)
+        return deliveries[next(lossless, 0) :]
+
+
+def _draw(players: Sequence[_Player], seeds: Sequence[int]) -> dict[int, Draws]:
+    """What is random in a batch, by the player's ``id``; drawn once for all that share it."""
+    sharing: dict[Any, list[_Player]] = {}
+    for player in players:
+        sharing.setdefault(player.draws_key, []).append(player)
+    draws: dict[int, Draws] = {}
+    for group in sharing.values():
+        rngs = [seeding.np_random(seed)[0] for seed in seeds]
+        for player, own in zip(group, draw_for_all([player.process for player in group], rngs), strict=True):
+            draws[id(player)] = own
+    return draws
+
+
+class _Deliveries:
+    """What was delivered in a batch of episodes, to be carried out trajectory by trajectory, each distinct chain once.
+
+    Args:
+        player: one of those whose episodes they are, for its cache and coder.
+    """
+
+    def __init__(self, player: _Player) -> None:
+        self._cache = player.process.cache
+        self._kind = player.process.config.payload
+        self._coder = player.process.episodes.coder
+        self._episodes: dict[int, list[tuple[dict[str, Any], Chain, NDArray[np.float32] | None]]] = {}
+        self._keep_devices = False
+        self._results: Iterator[_Result] = iter(())
+
+    def add(self, rows: Table, chains: Sequence[Chain], held: NDArray[np.float32]) -> None:
+        """Add episodes.
+
+        Args:
+            rows: theirs; :meth:`finish` fills in what the latents decide.
+            chains: what was delivered, one a row.
+            held: for what the devices hold at the deadline, float32 (N, M); or (0, M) to leave it out.
+        """
+        self._keep_devices |= len(held) > 0
+        for i, (row, chain) in enumerate(zip(rows, chains, strict=True)):
+            own = held[i] if len(held) > 0 else None
+            self._episodes.setdefault(row["trajectory"], []).append((row, chain, own))
+
+    def begin(self, crew: _Crew) -> None:
+        """Have them carried out."""
+        self._results = crew.map(self._carry_out, self._episodes)
+
+    def _carry_out(self, trajectory: int) -> _Result:
+        """All chains of one trajectory."""
+        chains = sorted({(), *(chain for _, chain, _ in self._episodes[trajectory])})
+        payload = self._cache.payload(trajectory, self._kind)
+        patterns = payload.reshape(len(payload), -1).view(np.uint16)
+        mse, devices = self._coder.score_chains(patterns, chains, keep_devices=self._keep_devices)
+        return {chain: (value, k) for k, (chain, value) in enumerate(zip(chains, mse.tolist(), strict=True))}, devices
+
+    def finish(self, progress: Callable[[int], None] | None) -> None:
+        """Wait for it, and fill in the rows and what the devices hold.
+
+        Args:
+            progress: called with the number of episodes that have just ended.
+        """
+        for episodes, (found, devices) in zip(self._episodes.values(), self._results, strict=True):
+            for row, chain, held in episodes:
+                row["latent_mse"], place = found[chain]
+                row["no_delivery_mse"] = found[()][0]
+                if held is not None:
+                    held[:] = devices[place]
+            if progress is not None:
+                progress(len(episodes))
+        self._results = iter(())  # which refers to this object: the two would wait for the garbage collector
+
+
+_Result = tuple[dict[Chain, tuple[float, int]], NDArray[np.float32]]
+"""Latent MSE and place of every chain, and what the devices hold after them, (C, M) or (0, M)."""
 
 
 @lru_cache(maxsize=2)
-def _resampling_counts(size: int, resamples: int, seed: int) -> NDArray[np.float64]:
+def resampling_counts(size: int, resamples: int, seed: int) -> NDArray[np.float64]:
     """How often each of ``size`` values is in each resample, (resamples, size)."""
     counts = np.random.default_rng(seed).multinomial(size, np.full(size, 1.0 / size), size=resamples)
     return counts.astype(np.float64)
@@ -274,7 +539,7 @@ def bootstrap_interval(
     """
     if values.size == 0:
         raise ConfigurationError("`values` must hold at least one number, got none. Evaluate some episodes first.")
-    means = _resampling_counts(values.size, resamples, seed) @ values / values.size
+    means = resampling_counts(values.size, resamples, seed) @ values / values.size
     low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
 

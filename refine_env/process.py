@@ -18,7 +18,15 @@ from refine_env.settings import REWARDS, EnvSettings
 from refine_env.simulator import EpisodeBatch
 from refine_env.trajectories import TrajectoryCache
 
-__all__ = ["INFO_KEYS", "DecisionProcess", "Draws", "Look", "make_observation_space", "split_look"]
+__all__ = [
+    "INFO_KEYS",
+    "DecisionProcess",
+    "Draws",
+    "Look",
+    "draw_for_all",
+    "make_observation_space",
+    "split_look",
+]
 
 INFO_KEYS = (
     "action_mask",
@@ -35,10 +43,15 @@ TERMINAL, IMPROVEMENT = REWARDS.index("terminal"), REWARDS.index("improvement")
 _OPTION_KEYS = ("trajectory", "rates")
 
 
+def largest_error(config: SystemConfig) -> float:
+    """Value at which the observed coding error saturates; no model's chain of deliveries gets there."""
+    return max(1.0, config.make_coder().max_error)
+
+
 def make_observation_space(config: SystemConfig, history_length: int) -> spaces.Dict:
     """The observation space; it does not depend on the SNR, so that one policy can serve all."""
     ceiling = config.max_bits_per_dimension
-    max_error = max(1.0, config.make_coder().max_error)
+    max_error = largest_error(config)
     return spaces.Dict(
         {
             "slot": spaces.Discrete(config.deadline + 2),
@@ -120,6 +133,7 @@ def fill_look(
     floats: NDArray[np.float32],
     history: NDArray[np.float32],
     mask: NDArray[np.int8],
+    max_error: float,
 ) -> None:
     """Fill a :class:`Look`.
 
@@ -133,6 +147,7 @@ def fill_look(
         ceiling: value at which the history saturates [bit/dimension].
         reward: position in ``settings.REWARDS``.
         integers, numbers, floats, history, mask: the fields of the look.
+        max_error: value at which the predicted coding error saturates.
     """
     length = history.shape[1]
     deadline = rates.shape[1]
@@ -148,7 +163,7 @@ def fill_look(
         integers[7, i] = s.delivered
         integers[8, i] = s.illegal
         floats[0, i, 0] = (s.message_size - s.message_sent) / latent_dim
-        floats[1, i, 0] = s.device_error
+        floats[1, i, 0] = min(s.device_error, max_error)
         numbers[0, i] = s.bits_sent
         numbers[1, i] = s.latent_mse
         numbers[2, i] = _reward(s, reward, deadline)
@@ -169,6 +184,7 @@ class DecisionProcess:
         settings: the environment's arguments.
         num_envs: N.
         latents: False plays without latents, for who only wants to know what is delivered.
+        cache: what ``settings.cache`` names, where it is open already.
 
     Attributes:
         settings, cache, config: what the arguments describe.
@@ -176,15 +192,18 @@ class DecisionProcess:
         observation_space, action_space: of one episode.
     """
 
-    def __init__(self, settings: EnvSettings, num_envs: int, *, latents: bool = True) -> None:
+    def __init__(
+        self, settings: EnvSettings, num_envs: int, *, latents: bool = True, cache: TrajectoryCache | None = None
+    ) -> None:
         self.settings = settings
-        self.cache: TrajectoryCache = settings.open_cache()
+        self.cache: TrajectoryCache = settings.open_cache() if cache is None else cache
         self.config = settings.config_for(self.cache)
         self.history_length = settings.history_length or self.config.deadline
         self.observation_space = make_observation_space(self.config, self.history_length)
         self.action_space = spaces.Discrete(self.config.num_actions)
         # Properties that every step needs, computed once.
         self._ceiling = self.config.max_bits_per_dimension
+        self._max_error = largest_error(self.config)
         self._latent_dim = self.config.latent_dim
         self._reward = REWARDS.index(settings.reward)
         self._raises = settings.illegal_action == "raise"
@@ -273,7 +292,12 @@ class DecisionProcess:
                 config.total_power(rng.uniform(*config.snr_db)) if isinstance(config.snr_db, tuple) else self._power
             )
         rates = draw_rates_of_many(
-            rngs, config.deadline, config.link.num_subchannels, np.array(powers), config.symbols_per_slot
+            rngs,
+            config.deadline,
+            config.link.num_subchannels,
+            np.array(powers),
+            config.symbols_per_slot,
+            config.link.channel,
         )
         return Draws(np.array(trajectories, dtype=np.int64), rates)
 
@@ -369,7 +393,35 @@ class DecisionProcess:
             floats,
             history,
             mask,
+            self._max_error,
         )
+
+
+_CHUNK = 8  # episodes whose gains are drawn before they are used: they stay in the second-level cache
+
+
+def draw_for_all(processes: Sequence[DecisionProcess], rngs: Sequence[np.random.Generator]) -> list[Draws]:
+    """What :meth:`DecisionProcess.draw` draws for each process from equal generators, with every gain drawn once.
+
+    Args:
+        processes: of one cache, split, deadline and link, each with a single SNR, which alone may differ.
+        rngs: one generator an episode (N,); they advance as in one :meth:`DecisionProcess.draw`.
+    """
+    process = processes[0]
+    config, indices = process.config, process._indices
+    trajectories = np.empty(len(rngs), dtype=np.int64)
+    rates = {other._power: np.empty((len(rngs), config.deadline)) for other in processes}
+    channel = config.link.channel
+    gains = np.empty((_CHUNK, config.deadline + channel.csi_delay, config.link.num_subchannels))
+    for first in range(0, len(rngs), _CHUNK):
+        part = rngs[first : first + _CHUNK]
+        for i, rng in enumerate(part):
+            trajectories[first + i] = indices[rng.integers(indices.size)]
+            channel.draw_gains(rng, gains.shape[1], config.link.num_subchannels, out=gains[i])
+        for power, table in rates.items():
+            own = table[first : first + len(part)]
+            channel.fill_rates(gains[: len(part)], np.full(len(part), power), config.symbols_per_slot, own)
+    return [Draws(trajectories, rates[other._power]) for other in processes]
 
 
 def split_look(look: Look) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:

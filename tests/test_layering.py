@@ -24,19 +24,21 @@ ALLOWED: dict[str, set[str]] = {
     "_compiled": set(),
     "_validation": {"errors"},
     "schedule": {"errors", "_validation"},
-    "distortion": {"schedule"},
+    "distortion": {"errors", "schedule"},
     "trajectories": BASE | {"schedule"},
     "models": set(),
-    "link": BASE,
+    "_store": set(),
+    "link": BASE | {"_store"},
     "coding": BASE | {"schedule", "distortion"},
-    "config": BASE | {"schedule", "link", "coding"},
+    "config": BASE | {"schedule", "distortion", "link", "coding"},
     "simulator": BASE | {"config", "coding"},
-    "settings": BASE | {"config", "trajectories"},
+    "settings": BASE | {"config", "distortion", "trajectories"},
     "process": BASE | {"config", "coding", "link", "settings", "simulator", "trajectories"},
     "render": BASE | {"config", "simulator", "trajectories"},
     "env": BASE | {"config", "process", "render", "settings", "trajectories"},
     "vector_env": BASE | {"config", "env", "process", "render", "settings", "simulator", "trajectories"},
-    "evaluation": BASE | {"coding", "config", "process", "settings"},
+    "wrappers": BASE | {"coding", "config", "link"},
+    "evaluation": BASE | {"coding", "config", "process", "settings", "trajectories"},
     "metrics": BASE,
     "cli": BASE | {"schedule", "trajectories"},
     "transport": BASE | {"coding", "config", "env", "evaluation"},
@@ -49,7 +51,7 @@ HANDED_ON = {
     if name in refine_env.__all__ and not isinstance(value, ModuleType)
 } | {"__version__": "version", "ENV_ID": "env"}
 # What the policies may use of the package: descriptions and models, never the simulator or a cache.
-AGENTS_ALLOWED = {"_compiled", "errors", "coding", "distortion", "link", "schedule", "config"}
+AGENTS_ALLOWED = {"_compiled", "errors", "coding", "distortion", "link", "schedule", "config", "wrappers"}
 TOOLS_ALLOWED = AGENTS_ALLOWED | {
     "evaluation",
     "settings",
@@ -62,12 +64,14 @@ TOOLS_ALLOWED = AGENTS_ALLOWED | {
     "_validation",
 }
 AGENT_TOOLS = {
+    "benchmark.py",
     "commands.py",
     "distortion.py",
     "evaluate.py",
     "figures.py",
     "images.py",
     "interactive.py",
+    "ladder.py",
     "player.py",
     "record.py",
     "replay.py",
@@ -171,6 +175,7 @@ HEAVY = (
     "plotly",
     "selenium",
     "skimage",
+    "constriction",
     "pandas",
     "scipy.stats",
 )
@@ -186,6 +191,7 @@ HEAVY = (
         "agents.send",
         "agents.distortion",
         "agents.report",
+        "agents.benchmark",
         "refine_env.cli",
     ],
 )
@@ -217,6 +223,9 @@ def test_id_with_the_module_s_name_registers_itself(gaussian_cache: Path) -> Non
     assert run_python(code) == "LatentRefinementEnv"
 
 
+KERNELS_OF_AGENTS = ("agents.clairvoyant", "agents.dynamic_programming", "agents.lookahead")
+
+
 def foreign_kernels(module: ModuleType) -> list[str]:
     """Kernels of ``module`` that call a kernel of another file."""
     found = []
@@ -232,7 +241,7 @@ def foreign_kernels(module: ModuleType) -> list[str]:
 def test_a_kernel_calls_only_kernels_of_its_own_file() -> None:
     """Numba compiles a kernel anew when its own file changes, not when a file that it calls into does."""
     names = [info.name for info in pkgutil.walk_packages(refine_env.__path__, "refine_env.")]
-    modules = [importlib.import_module(name) for name in [*names, "agents.lookahead"]]
+    modules = [importlib.import_module(name) for name in [*names, *KERNELS_OF_AGENTS]]
     assert [complaint for module in modules for complaint in foreign_kernels(module)] == []
 
 

@@ -10,6 +10,7 @@ from refine_env.coding.refinement import (
     Coder,
     ForwardCoder,
     Refinement,
+    check_entropy_coding,
     make_coder,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "Refinement",
     "RefinementCodec",
     "base_distortion",
+    "check_entropy_coding",
     "make_coder",
 ]

@@ -1,7 +1,7 @@
 """Deliveries as bytes: what the server sends, and what the device makes of it.
 
 A message is a header, the coder's side information, and the payload: M indices of b bits, most significant bit
-first, in ⌈M·b/8⌉ bytes. ``docs/bitstream.md`` has the format as a table.
+first, in ⌈M·b/8⌉ bytes, or their entropy code in fewer. ``docs/bitstream.md`` has the format as a table.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from refine_env._validation import check_integer
 from refine_env.coding import kernels
+from refine_env.coding.entropy import compress_indices, decompress_indices
 from refine_env.coding.lloyd_max import LOSSLESS_BITS
 from refine_env.coding.refinement import Code, Coder
 from refine_env.errors import BitstreamError, ConfigurationError
 
 __all__ = [
-    "FORMAT_VERSION",
+    "FORMAT_VERSIONS",
     "HEADER_BYTES",
     "Message",
     "RefinementCodec",
@@ -32,7 +33,9 @@ __all__ = [
     "unpack_indices",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""Of a payload of M indices of b bits, and of an entropy-coded one."""
+
 _MAGIC = b"RFNL"
 _HEADER = struct.Struct(">4sBBHHHIIII")  # network byte order, see Message
 _CHECKSUM = struct.Struct(">I")
@@ -126,11 +129,12 @@ class Message:
         bits: b.
         latent_dim: M.
         latent_crc: CRC-32 of :func:`latent_bytes` of x̂_t, which the device must end up with.
-        payload: M packed indices, ⌈M·b/8⌉ bytes.
+        payload: M packed indices, ⌈M·b/8⌉ bytes; or their entropy code, fewer.
         side: the coder's side information.
+        entropy_coded: whether the payload is.
 
     Raises:
-        BitstreamError: if a value is out of range, or the payload does not have that many indices.
+        BitstreamError: if a value is out of range, or the payload cannot be that of so many indices.
     """
 
     step: int
@@ -140,6 +144,7 @@ class Message:
     latent_crc: int
     payload: bytes
     side: bytes = b""
+    entropy_coded: bool = False
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -152,17 +157,24 @@ class Message:
         ):
             if not low <= value <= high:
                 raise BitstreamError(f"`{name}` of a message must be in {low} … {high}, got {value}. {_DAMAGED}")
-        _check_payload(self.payload, self.bits, self.latent_dim)
+        if not self.entropy_coded:
+            _check_payload(self.payload, self.bits, self.latent_dim)
+        elif self.bits == LOSSLESS_BITS or 8 * len(self.payload) >= self.latent_dim * self.bits:
+            raise BitstreamError(
+                f"An entropy-coded `payload` must be less than {self.latent_dim} dimensions at {self.bits} bits, below "
+                f"{LOSSLESS_BITS}, got {len(self.payload)} bytes. {_DAMAGED}"
+            )
 
     @property
     def num_bits(self) -> int:
-        """Bits that the simulated link is charged: M·b, and the side information."""
-        return self.latent_dim * self.bits + 8 * len(self.side)
+        """Bits that the simulated link is charged: M·b or the entropy-coded payload, and the side information."""
+        payload = 8 * len(self.payload) if self.entropy_coded else self.latent_dim * self.bits
+        return payload + 8 * len(self.side)
 
     def __bytes__(self) -> bytes:
         front = _HEADER.pack(
             _MAGIC,
-            FORMAT_VERSION,
+            FORMAT_VERSIONS[self.entropy_coded],
             self.bits,
             self.step,
             self.device_step,
@@ -189,9 +201,9 @@ class Message:
         magic, version, _, _, _, side, _, payload, _, _ = _HEADER.unpack(header[:HEADER_BYTES])
         if magic != _MAGIC:
             raise BitstreamError(f"A message must begin with {_MAGIC!r}, got {magic!r}. Read from where one begins.")
-        if version != FORMAT_VERSION:
+        if version not in FORMAT_VERSIONS:
             raise BitstreamError(
-                f"A message must be of format version {FORMAT_VERSION}, got {version}. "
+                f"A message must be of format version {' or '.join(map(str, FORMAT_VERSIONS))}, got {version}. "
                 "Run the same version of refine-env at both ends."
             )
         return HEADER_BYTES + int(side) + int(payload)
@@ -209,7 +221,9 @@ class Message:
                 f"A message must have the {length} bytes that its header says, got {len(data)}. "
                 "Hand over one message, whole."
             )
-        _, _, bits, step, device_step, side, latent_dim, _, latent_crc, checksum = _HEADER.unpack(data[:HEADER_BYTES])
+        _, version, bits, step, device_step, side, latent_dim, _, latent_crc, checksum = _HEADER.unpack(
+            data[:HEADER_BYTES]
+        )
         body = bytes(data[HEADER_BYTES:])
         computed = zlib.crc32(body, zlib.crc32(data[: HEADER_BYTES - _CHECKSUM.size]))
         if computed != checksum:
@@ -225,6 +239,7 @@ class Message:
             latent_crc=latent_crc,
             payload=body[side:],
             side=body[:side],
+            entropy_coded=version == FORMAT_VERSIONS[True],
         )
 
 
@@ -284,6 +299,7 @@ class RefinementCodec:
         Raises:
             BitstreamError: if the latent is not finite float16 with M values, t is nothing fresher than what the
                 device holds, or b is not among the coder's bit depths.
+            MissingExtraError: if the coder is to entropy-code, and the extra ``entropy`` is not installed.
         """
         patterns = _float16_patterns("latent", latent)
         if patterns.size != self.latent_dim:
@@ -297,14 +313,17 @@ class RefinementCodec:
             patterns, self.device, step, self.device_step, bits, self.device_error, self.num_deliveries
         )
         decoded, _ = self._decode(code, step, bits)
+        coded = self.coder.entropy_coded(self.latent_dim, bits)
+        size = self.coder.payload_bits(self.latent_dim, bits) // 8
         return Message(
             step=step,
             device_step=self.device_step,
             bits=bits,
             latent_dim=self.latent_dim,
             latent_crc=zlib.crc32(latent_bytes(decoded)),
-            payload=pack_indices(code.indices, bits),
+            payload=compress_indices(code.indices, bits, size) if coded else pack_indices(code.indices, bits),
             side=code.side,
+            entropy_coded=coded,
         )
 
     def decompress(self, message: Message | bytes) -> NDArray[np.float32]:
@@ -319,6 +338,7 @@ class RefinementCodec:
         Raises:
             BitstreamError: if the bytes are no undamaged message, it does not fit what the device holds, or it does
                 not decode to the latent that the server meant. The device then holds what it held.
+            MissingExtraError: if the payload is entropy-coded, and the extra ``entropy`` is not installed.
         """
         if not isinstance(message, Message):
             message = Message.from_bytes(message)
@@ -339,7 +359,7 @@ class RefinementCodec:
                 f"`side` of the message must have {side_bytes} bytes for the coder {self.coder.name!r}, got "
                 f"{len(message.side)}. Use the same coder at both ends."
             )
-        indices = unpack_indices(message.payload, message.bits, self.latent_dim)
+        indices = self._indices(message)
         if message.bits == LOSSLESS_BITS:
             _float16_patterns("payload", indices.view(np.float16))
         decoded, error = self._decode(Code(indices, message.side), message.step, message.bits)
@@ -356,11 +376,27 @@ class RefinementCodec:
         self.num_deliveries += 1
         return decoded
 
+    def _indices(self, message: Message) -> NDArray[np.uint16]:
+        coded = self.coder.entropy_coded(self.latent_dim, message.bits)
+        if message.entropy_coded != coded:
+            kinds = ("plain", "entropy-coded")
+            raise BitstreamError(
+                f"`payload` of the message must be {kinds[coded]} for this coder at {message.bits} bits, got "
+                f"{kinds[not coded]}. Use the same coder at both ends."
+            )
+        if not coded:
+            return unpack_indices(message.payload, message.bits, self.latent_dim)
+        size = self.coder.payload_bits(self.latent_dim, message.bits) // 8
+        if len(message.payload) != size:
+            raise BitstreamError(
+                f"`payload` must have {size} bytes for {self.latent_dim} dimensions at {message.bits} bits, "
+                f"entropy-coded, got {len(message.payload)}. {_DAMAGED}"
+            )
+        return decompress_indices(message.payload, message.bits, self.latent_dim)
+
     def _decode(self, code: Code, step: int, bits: int) -> tuple[NDArray[np.float32], float]:
         decoded = self.device.copy()
-        error = self.coder.decode(
-            code, decoded, step, self.device_step, bits, self.device_error, self.num_deliveries
-        )
+        error = self.coder.decode(code, decoded, step, self.device_step, bits, self.device_error, self.num_deliveries)
         decoded.setflags(write=False)
         return decoded, error
 

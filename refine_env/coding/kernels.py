@@ -22,6 +22,7 @@ __all__ = [
     "deliver_batch",
     "encode_residual",
     "fill_orders",
+    "fit_scale",
     "hadamard",
     "mean_square_error",
     "pack_bits",
@@ -39,6 +40,7 @@ __all__ = [
 
 _FLOAT16_SCALE = np.float32(2.0**112)
 _LARGEST_FLOAT16 = 65504.0
+_LARGEST_PATTERN = 0x7BFF
 _LANES = 8
 
 
@@ -276,6 +278,66 @@ def round_to_half(value: float) -> Any:
 
 
 @kernel
+def _raise_half(value: Any, steps: int) -> Any:
+    """The float16 so many above a float16 value >= 0, both as float32; 0 if there is none."""
+    pattern = (np.float32(value / _FLOAT16_SCALE).view(np.uint32) >> np.uint32(13)) + np.uint32(steps)
+    return _half(pattern) if pattern <= np.uint32(_LARGEST_PATTERN) else np.float32(0.0)
+
+
+@kernel
+def _codelength(
+    values: NDArray[np.float32],
+    scale: Any,
+    cells: NDArray[np.float32],
+    costs: NDArray[np.int32],
+    origin: Any,
+    bins_per_unit: Any,
+) -> Any:
+    reciprocal = np.float32(1.0) / scale
+    total = np.int64(0)
+    for m in range(values.size):
+        z = values[m] * reciprocal
+        row = _row(z, cells, origin, bins_per_unit)
+        total += costs[row, 1] if z > cells[row, 0] else costs[row, 0]
+    return total
+
+
+@kernel
+def fit_scale(
+    values: NDArray[np.float32],
+    scale: Any,
+    cells: NDArray[np.float32],
+    costs: NDArray[np.int32],
+    origin: Any,
+    bins_per_unit: Any,
+    longest: int,
+) -> Any:
+    """The scale with which the indices of a residual fit their payload.
+
+    That is nearly always the one given. A larger one makes outer cells, which cost more, rarer: it is raised by 1,
+    then 2, 4, 8, … float16 steps of at most 0.1 % until the codelength fits. The quantizer's error grows by less
+    than s² does.
+
+    Args:
+        values: the rotated residual (M,).
+        scale: s > 0, a float16 value as float32.
+        cells: the quantizer's.
+        costs: codelengths of the two levels of each row of ``cells``, int32 (rows, 2).
+        origin: of the quantizer's table.
+        bins_per_unit: of the quantizer's table.
+        longest: codelength that fits, in the unit of ``costs``.
+
+    Returns:
+        s, a float16 value as float32; 0, nothing but the prediction, where even the largest does not do.
+    """
+    steps = 1
+    while scale > 0.0 and _codelength(values, scale, cells, costs, origin, bins_per_unit) > longest:
+        scale = _raise_half(scale, steps)
+        steps *= 2
+    return scale
+
+
+@kernel
 def hadamard(values: Any) -> None:
     """Walsh–Hadamard transform in place, in natural order, without a factor: H (H x) = size · x.
 
@@ -319,7 +381,7 @@ def hadamard(values: Any) -> None:
 
 
 @kernel
-def _block(size: int) -> int:
+def _block(size: Any) -> Any:
     """The largest power of two that is at most ``size``."""
     block = 1
     while 2 * block <= size:
@@ -414,7 +476,7 @@ def fill_orders(orders: NDArray[np.int32], first: int) -> None:
 
 
 @kernel
-def residual(latent: NDArray[np.uint16], held: NDArray[np.float32], gain: Any, out: NDArray[np.float32]) -> float:
+def residual(latent: NDArray[np.uint16], held: NDArray[np.float32], gain: Any, out: NDArray[np.float32]) -> Any:
     """x − g x̂, and its mean square.
 
     Args:
@@ -486,6 +548,8 @@ def encode_residual(
     order: NDArray[np.int32],
     table: QuantizerTable,
     lower: NDArray[np.uint16],
+    costs: NDArray[np.int32] | None = None,
+    longest: int = 0,
 ) -> tuple[NDArray[np.uint16], float]:
     """What a delivery of the closed-loop coder sends.
 
@@ -497,6 +561,8 @@ def encode_residual(
         order: a rotation of :func:`fill_orders` (M,), or (0,) to leave it out.
         table: the b-bit quantizer's tables.
         lower: index of the lower level of every row of the table's cells (bins,).
+        costs: of :func:`fit_scale`; None where the indices are not entropy-coded.
+        longest: codelength that fits.
 
     Returns:
         Indices into the levels, uint16 (M,), and s.
@@ -505,12 +571,15 @@ def encode_residual(
     mean_square = residual(latent, device, np.float32(gain), work)
     if scale is None:
         scale = float(round_to_half(np.sqrt(mean_square)))
-    indices = np.zeros(device.size, dtype=np.uint16)
+    if scale > 0.0 and order.size:
+        rotated = np.empty_like(work)
+        rotate(work, order, rotated)
+        work = rotated
+        if costs is not None:
+            fitted = fit_scale(work, np.float32(scale), table.cells, costs, table.origin, table.bins_per_unit, longest)
+            scale = float(fitted)
+    indices = np.full(device.size, 0 if costs is None else table.levels.size // 2, dtype=np.uint16)
     if scale > 0.0:
-        if order.size:
-            rotated = np.empty_like(work)
-            rotate(work, order, rotated)
-            work = rotated
         _index_values(work, np.float32(scale), table.cells, lower, table.origin, table.bins_per_unit, indices)
     return indices, scale
 
@@ -574,6 +643,9 @@ class CoderTables(NamedTuple):
         bins_per_unit: float32 (17,).
         rotation: whether residuals are rotated.
         sent_scale: whether s is the residual's own root mean square.
+        costs: codelengths of the two levels of each row of ``cells``, int32 (rows, 2); (1, 2) without entropy coding.
+        longest: codelength that fits a payload, in the unit of ``costs``, int64 (17,); -1 where indices are not
+            entropy-coded.
     """
 
     gain: NDArray[np.float32]
@@ -587,6 +659,8 @@ class CoderTables(NamedTuple):
     bins_per_unit: NDArray[np.float32]
     rotation: bool
     sent_scale: bool
+    costs: NDArray[np.int32]
+    longest: NDArray[np.int64]
 
 
 def _type_pointer(typing_context: Any, address: Any) -> Any:
@@ -616,7 +690,7 @@ def deliver(
     orders: NDArray[np.int32],
     delivery: int,
     work: NDArray[np.float32],
-) -> float:
+) -> Any:
     """One delivery; returns the predicted coding error of what the device then holds.
 
     Args:
@@ -647,12 +721,16 @@ def deliver(
     values, rotated = work[0], work[1]
     mean_square = residual(latent, held, gain, values)
     scale = round_to_half(np.sqrt(mean_square)) if tables.sent_scale else np.float32(np.sqrt(variance))
+    if tables.rotation and scale > 0.0:
+        rotate(values, orders[delivery], rotated)
+        if tables.longest[bits] >= 0:
+            costs = tables.costs[first : first + tables.num_rows[bits]]
+            scale = fit_scale(rotated, scale, cells, costs, origin, bins_per_unit, tables.longest[bits])
     if tables.sent_scale:
         variance = np.float64(scale) * np.float64(scale)
     if scale == 0.0:
         values[:] = np.float32(0.0)
     elif tables.rotation:
-        rotate(values, orders[delivery], rotated)
         _quantize_in_place(rotated, scale, cells, origin, bins_per_unit)
         unrotate(rotated, orders[delivery], values)
     else:

@@ -209,6 +209,13 @@ class LloydMax:
         return self._table
 
     @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """P(Z in the cell) of every level, (2^b,)."""
+        positive = self.levels[self.levels.size // 2 :]
+        probability = _cells(_lower_ends(positive))[0]
+        return np.concatenate([probability[::-1], probability])
+
+    @property
     def centroid_residual(self) -> float:
         """Largest distance of a level from the centroid of its cell."""
         positive = self.levels[self.levels.size // 2 :]

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from refine_env._validation import check_choice
 from refine_env.coding import kernels
+from refine_env.coding.entropy import coded_bytes, index_model, longest_code
 from refine_env.coding.lloyd_max import LOSSLESS_BITS, LloydMax, base_distortion
 from refine_env.distortion import RefinementModel, SecondMoments
+from refine_env.errors import ConfigurationError
 from refine_env.schedule import NoiseSchedule
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Coder",
     "ForwardCoder",
     "Refinement",
+    "check_entropy_coding",
     "make_coder",
     "rotation_orders",
 ]
@@ -70,11 +73,19 @@ class Coder(Protocol):
     bit_depths: tuple[int, ...]
     refreshes_held_step: bool
     """Whether sending the step that the device holds once more, after a lossy delivery, is a refinement."""
-    error_needs_latents: bool
-    """Whether the coding error that a delivery is said to leave depends on the latents, not on the model alone."""
+
+    @property
+    def error_needs_latents(self) -> bool:
+        """Whether the coding error that a delivery is said to leave depends on the latents, not on the model alone."""
 
     def side_bytes(self, bits: int) -> int:
         """Bytes of side information in a message of that bit depth."""
+
+    def payload_bits(self, latent_dim: int, bits: int) -> int:
+        """Size of the payload of M dimensions at that bit depth [bit]."""
+
+    def entropy_coded(self, latent_dim: int, bits: int) -> bool:
+        """Whether that payload is entropy-coded; else it is M indices of b bits."""
 
     def refinement(self, step: int, device_step: int, bits: int, device_error: float) -> Refinement:
         """Parameters of sending x_t with b bits to a device at step t_p with coding error e_p."""
@@ -135,6 +146,26 @@ def _lower_indices(bits: int) -> NDArray[np.uint16]:
     return np.searchsorted(table.levels, table.cells[:, 1]).astype(np.uint16)
 
 
+@cache
+def _row_costs(bits: int) -> NDArray[np.int32]:
+    """Codelengths of the lower and the upper level of every row of the b-bit quantizer's ``cells``, (bins, 2)."""
+    costs, lower = index_model(bits).costs, _lower_indices(bits)
+    return np.stack([costs[lower], costs[np.minimum(lower + 1, costs.size - 1)]], axis=1)
+
+
+def check_entropy_coding(coder: str, rotation: bool, sent_scale: bool) -> None:
+    """Refuse to entropy-code residuals whose codelength is not known beforehand.
+
+    Raises:
+        ConfigurationError: if they are not rotated and standardized by their own root mean square.
+    """
+    if not (coder == "closed_loop" and rotation and sent_scale):
+        raise ConfigurationError(
+            "`entropy_coding` must be False unless coder='closed_loop', rotation=True and sent_scale=True, got "
+            f"coder={coder!r}, rotation={rotation}, sent_scale={sent_scale}. Set these three, or leave it out."
+        )
+
+
 _SCALE = struct.Struct(">e")  # the sent scale, float16 in network byte order
 _NO_ROTATION = np.zeros((1, 0), dtype=np.int32)
 _FIRST_ROTATIONS = 8
@@ -172,6 +203,7 @@ class _LinearCoder:
         rotation: rotate residuals before they are quantized.
         sent_scale: the scale is the residual's own root mean square, sent as float16; else the model's.
         refreshes_held_step: the held step may be sent again.
+        entropy_coding: indices are entropy-coded where that saves bits.
     """
 
     name: str
@@ -185,6 +217,7 @@ class _LinearCoder:
         rotation: bool,
         sent_scale: bool,
         refreshes_held_step: bool,
+        entropy_coding: bool = False,
     ) -> None:
         self.schedule = schedule
         self.bit_depths = bit_depths
@@ -192,6 +225,8 @@ class _LinearCoder:
         self.rotation = rotation
         self.sent_scale = sent_scale
         self.refreshes_held_step = refreshes_held_step
+        self.entropy_coding = entropy_coding
+        self._sized_tables: dict[int, kernels.CoderTables] = {}
         self._quantizers = {bits: LloydMax(bits) for bits in bit_depths if bits != LOSSLESS_BITS}
         self._base_distortion = {bits: base_distortion(bits) for bits in bit_depths}
 
@@ -204,8 +239,30 @@ class _LinearCoder:
         """Bytes of side information in a message of b bits: the scale, where it is sent; none without loss."""
         return _SCALE.size if self.sent_scale and bits != LOSSLESS_BITS else 0
 
+    def entropy_coded(self, latent_dim: int, bits: int) -> bool:
+        """Whether the payload of M dimensions at b bits is entropy-coded: if so asked, and where it saves bits."""
+        return self.entropy_coding and coded_bytes(latent_dim, bits) is not None
+
+    def payload_bits(self, latent_dim: int, bits: int) -> int:
+        """Size of the payload of M dimensions at b bits [bit]: M·b, or the fixed size of an entropy-coded one."""
+        size = coded_bytes(latent_dim, bits) if self.entropy_coding else None
+        return latent_dim * bits if size is None else 8 * size
+
+    def _longest(self, latent_dim: int, bits: int) -> int:
+        """Codelength that fits the payload, in units of the costs; -1 where it is not entropy-coded."""
+        size = coded_bytes(latent_dim, bits) if self.entropy_coding else None
+        return -1 if size is None else longest_code(size)
+
+    def _tables(self, latent_dim: int) -> kernels.CoderTables:
+        if latent_dim not in self._sized_tables:
+            longest = np.full(LOSSLESS_BITS + 1, -1, dtype=np.int64)
+            for bits in self.bit_depths:
+                longest[bits] = self._longest(latent_dim, bits)
+            self._sized_tables[latent_dim] = self._common_tables._replace(longest=longest)
+        return self._sized_tables[latent_dim]
+
     @cached_property
-    def _tables(self) -> kernels.CoderTables:
+    def _common_tables(self) -> kernels.CoderTables:
         by_depth = np.zeros((3, LOSSLESS_BITS + 1))
         rows = np.zeros((2, LOSSLESS_BITS + 1), dtype=np.int64)
         for bits, distortion in self._base_distortion.items():
@@ -215,6 +272,7 @@ class _LinearCoder:
             by_depth[1:, bits] = table.origin, table.bins_per_unit
             rows[:, bits] = rows[1].sum(), len(table.cells)
         cells = [quantizer.table.cells for quantizer in self._quantizers.values()]
+        costs = [_row_costs(bits) for bits in self._quantizers] if self.entropy_coding else []
         return kernels.CoderTables(
             gain=self.model.gain.astype(np.float32),
             variance=self.model.innovation,
@@ -227,6 +285,8 @@ class _LinearCoder:
             bins_per_unit=by_depth[2].astype(np.float32),
             rotation=self.rotation,
             sent_scale=self.sent_scale,
+            costs=np.concatenate(costs) if costs else np.zeros((1, 2), dtype=np.int32),
+            longest=np.empty(0, dtype=np.int64),
         )
 
     def _rotations(self, latent_dim: int, count: int) -> NDArray[np.int32]:
@@ -234,7 +294,8 @@ class _LinearCoder:
 
     def _order(self, latent_dim: int, delivery: int) -> NDArray[np.int32]:
         """One rotation (M,), or (0,) where there is none."""
-        return self._rotations(latent_dim, delivery + 1)[delivery if self.rotation else 0]
+        order: NDArray[np.int32] = self._rotations(latent_dim, delivery + 1)[delivery if self.rotation else 0]
+        return order
 
     def refinement(self, step: int, device_step: int, bits: int, device_error: float) -> Refinement:
         """Gain, scale and error of sending u_t with b bits, by the model.
@@ -283,7 +344,7 @@ class _LinearCoder:
                 device_step,
                 bits,
                 device_error,
-                self._tables,
+                self._tables(device.size),
                 self._rotations(device.size, delivery + 1),
                 delivery,
                 np.empty((2, device.size), dtype=np.float32),
@@ -299,7 +360,8 @@ class _LinearCoder:
             device: what the devices hold, float32 (N, M), or (N, 0) without latents.
         """
         count = int(state["num_deliveries"].max()) if self.rotation else 0
-        kernels.deliver_batch(state, addresses, device, self._tables, self._rotations(device.shape[1], count))
+        latent_dim = device.shape[1]
+        kernels.deliver_batch(state, addresses, device, self._tables(latent_dim), self._rotations(latent_dim, count))
 
     def score_chains(
         self, latents: NDArray[np.uint16], chains: Sequence[Chain], keep_devices: bool = False
@@ -330,7 +392,7 @@ class _LinearCoder:
             np.ascontiguousarray(flat[:, 1]),
             np.cumsum(lengths),
             np.array(shared, dtype=np.int64),
-            self._tables,
+            self._tables(dimensions),
             self._rotations(dimensions, max(lengths)),
             np.empty((max(lengths) + 1, dimensions), dtype=np.float32),
             mse,
@@ -370,6 +432,8 @@ class _LinearCoder:
             self._order(device.size, delivery),
             self._quantizers[bits].table,
             _lower_indices(bits),
+            _row_costs(bits) if self.entropy_coded(device.size, bits) else None,
+            self._longest(device.size, bits),
         )
         return Code(indices, _SCALE.pack(scale) if self.sent_scale else b"")
 
@@ -458,6 +522,12 @@ class ClosedLoopCoder(_LinearCoder):
             recursion needs Gaussian residuals; unrotated ones carry the last quantizer's error with its tails.
         sent_scale: send the residual's root mean square as float16, 16 bits a message: exact per message.
         same_step_refinement: the step that the device holds with an error may be sent again.
+        entropy_coding: entropy-code the indices, which are Gaussian after rotation and standardization: payloads of a
+            fixed, smaller size (:mod:`refine_env.coding.entropy`). A residual that does not fit is sent with a scale s
+            above its root mean square, mostly by one step of float16, and e = s² D_base(b) is that little too large.
+
+    Raises:
+        ConfigurationError: if ``entropy_coding`` is asked for without rotation or sent scale.
     """
 
     name = "closed_loop"
@@ -471,7 +541,10 @@ class ClosedLoopCoder(_LinearCoder):
         rotation: bool = True,
         sent_scale: bool = True,
         same_step_refinement: bool = True,
+        entropy_coding: bool = False,
     ) -> None:
+        if entropy_coding:
+            check_entropy_coding(self.name, rotation, sent_scale)
         super().__init__(
             schedule,
             bit_depths,
@@ -479,6 +552,7 @@ class ClosedLoopCoder(_LinearCoder):
             rotation=rotation,
             sent_scale=sent_scale,
             refreshes_held_step=same_step_refinement,
+            entropy_coding=entropy_coding,
         )
 
 
@@ -491,11 +565,12 @@ def make_coder(
     rotation: bool = True,
     sent_scale: bool = True,
     same_step_refinement: bool = True,
+    entropy_coding: bool = False,
 ) -> Coder:
     """The coder of that name; all but the first three are the closed-loop coder's.
 
     Raises:
-        ConfigurationError: if there is none.
+        ConfigurationError: if there is none, or the options do not fit each other.
     """
     if check_choice("coder", name, CODERS) == "forward":
         return ForwardCoder(schedule, bit_depths)
@@ -506,4 +581,5 @@ def make_coder(
         rotation=rotation,
         sent_scale=sent_scale,
         same_step_refinement=same_step_refinement,
+        entropy_coding=entropy_coding,
     )

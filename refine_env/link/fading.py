@@ -1,4 +1,4 @@
-"""Rayleigh block fading and the bits that a slot carries ([K] §II-A)."""
+"""Block fading and the bits that a slot carries ([K] §II-A)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from refine_env._validation import check_positive
 from refine_env.errors import ConfigurationError
+from refine_env.link.channel import ChannelModel
 from refine_env.link.kernels import fill_rates
 from refine_env.link.waterfilling import check_gains, check_power
 
 __all__ = ["draw_gains", "draw_rates", "draw_rates_of_many", "slot_rates"]
+
+RAYLEIGH = ChannelModel()
+"""The link of [K]."""
 
 
 def slot_rates(gains: ArrayLike, total_power: float, symbols_per_slot: float) -> NDArray[np.float64]:
@@ -55,7 +59,7 @@ def draw_gains(
     Returns:
         Gains, shape (num_slots, num_subchannels).
     """
-    return rng.standard_exponential((num_slots, num_subchannels), out=out)
+    return RAYLEIGH.draw_gains(rng, num_slots, num_subchannels, out=out)
 
 
 def draw_rates(
@@ -64,9 +68,13 @@ def draw_rates(
     num_subchannels: int,
     total_power: float,
     symbols_per_slot: float,
+    channel: ChannelModel = RAYLEIGH,
 ) -> NDArray[np.float64]:
     """Draw the channel of an episode, then apply it: bits per slot, shape (num_slots,)."""
-    return slot_rates(draw_gains(rng, num_slots, num_subchannels), total_power, symbols_per_slot)
+    powers = np.array([check_power(total_power)])
+    symbols = check_positive("symbols_per_slot", symbols_per_slot, advice="Give ℓ, for example 70.")
+    rates: NDArray[np.float64] = draw_rates_of_many((rng,), num_slots, num_subchannels, powers, symbols, channel)[0]
+    return rates
 
 
 _CHUNK = 1 << 15  # gains drawn before they are used: they stay in the second-level cache
@@ -78,6 +86,7 @@ def draw_rates_of_many(
     num_subchannels: int,
     total_powers: NDArray[np.float64],
     symbols_per_slot: float,
+    channel: ChannelModel = RAYLEIGH,
 ) -> NDArray[np.float64]:
     """:func:`draw_rates` of many episodes, each from its own generator.
 
@@ -87,20 +96,18 @@ def draw_rates_of_many(
         num_subchannels: K.
         total_powers: Σ_j p_j in every slot of an episode, noise-normalized, > 0 (N,).
         symbols_per_slot: ℓ, may be fractional.
+        channel: which link.
 
     Returns:
         Bits per slot, shape (N, num_slots).
     """
     rates = np.empty((len(rngs), num_slots))
-    powers = np.repeat(total_powers, num_slots)
-    chunk = max(1, min(len(rngs), _CHUNK // (num_slots * num_subchannels)))
-    gains = np.empty((chunk, num_slots, num_subchannels))
+    drawn = num_slots + channel.csi_delay
+    chunk = max(1, min(len(rngs), _CHUNK // (drawn * num_subchannels)))
+    gains = np.empty((chunk, drawn, num_subchannels))
     for start in range(0, len(rngs), chunk):
-        part = rngs[start : start + chunk]
-        for rng, own in zip(part, gains, strict=False):
-            draw_gains(rng, num_slots, num_subchannels, out=own)
-        slots = slice(start * num_slots, (start + len(part)) * num_slots)
-        fill_rates(
-            gains[: len(part)].reshape(-1, num_subchannels), powers[slots], symbols_per_slot, rates.reshape(-1)[slots]
-        )
+        part = slice(start, start + chunk)
+        for rng, own in zip(rngs[part], gains, strict=False):
+            channel.draw_gains(rng, drawn, num_subchannels, out=own)
+        channel.fill_rates(gains[: len(rngs[part])], total_powers[part], symbols_per_slot, rates[part])
     return rates

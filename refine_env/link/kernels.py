@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from refine_env._compiled import kernel
 
-__all__ = ["fill_powers", "fill_rates"]
+__all__ = ["accumulate_states", "fill_powers", "fill_rates", "fill_rates_at_powers", "mix_slots"]
 
 _BLOCK = 60  # slots at a time: floors of a block stay in the first-level cache
 _SMALL_SNR = 1e-2  # below, 1 + p g loses digits
@@ -166,3 +166,36 @@ def fill_rates(
             if not _SMALL_SNR <= levels[s] / lowest[s] <= _LARGE_SNR:
                 bits[s] = _sum_of_logs(floors[:, s], lowest[s], levels[s])
             out[first + s] = symbols_per_slot * bits[s]
+
+
+@kernel
+def fill_rates_at_powers(
+    gains: NDArray[np.float64], powers: NDArray[np.float64], symbols_per_slot: float, out: NDArray[np.float64]
+) -> None:
+    """ℓ Σ_j log2(1 + p_j g_j) of every slot, at given powers; ``gains`` and ``powers`` (slots, K), ``out`` (slots,)."""
+    for s in range(gains.shape[0]):
+        nats = 0.0
+        for j in range(gains.shape[1]):
+            nats += np.log1p(powers[s, j] * gains[s, j])
+        out[s] = symbols_per_slot * nats * _BITS_PER_NAT
+
+
+@kernel
+def accumulate_states(states: NDArray[np.float64], coefficient: float) -> None:
+    """White noise of variance 1 into h_n = a h_{n−1} + √(1 − a²) z_n, h_1 = z_1, in place; (slots, width)."""
+    innovation = np.sqrt(1.0 - coefficient * coefficient)
+    for n in range(1, states.shape[0]):
+        for j in range(states.shape[1]):
+            states[n, j] = coefficient * states[n - 1, j] + innovation * states[n, j]
+
+
+@kernel
+def mix_slots(factor: NDArray[np.float64], states: NDArray[np.float64]) -> None:
+    """``factor @ states`` in place, for a lower triangular factor (slots, slots) and states (slots, width)."""
+    for n in range(states.shape[0] - 1, -1, -1):
+        row = states[n]
+        row *= factor[n, n]
+        for k in range(n):
+            weight = factor[n, k]
+            for j in range(row.size):
+                row[j] += weight * states[k, j]

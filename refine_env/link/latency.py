@@ -1,4 +1,4 @@
-"""The paper's latency model: a quantile of the slots that a payload takes ([K] Eq. 11)."""
+"""The latency model: a quantile of the slots that a payload takes, the paper's ([K] Eq. 11) or the exact one."""
 
 from __future__ import annotations
 
@@ -9,23 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from refine_env._validation import check_positive
-from refine_env.errors import ConfigurationError
+from refine_env._validation import check_positive, check_quantile
+from refine_env.link.chain import RateChain
+from refine_env.link.law import RateLaw
 from refine_env.link.statistics import RateStatistics
 
-__all__ = ["check_quantile", "latency_quantile", "latency_quantiles"]
+__all__ = ["LATENCY_MODELS", "latency_quantile", "latency_quantiles"]
+
+LATENCY_MODELS = ("paper", "exact")
 
 _FOREVER = 2**31  # slots: beyond any deadline, and still far from overflow when added to one
-
-
-def check_quantile(value: float, name: str = "quantile") -> float:
-    """``value`` as a float strictly between 0 and 1; raises ConfigurationError otherwise."""
-    number = check_positive(name, value, advice="Give a probability, for example 0.9.")
-    if number >= 1.0:
-        raise ConfigurationError(
-            f"`{name}` must lie strictly between 0 and 1, got {value!r}. Give a probability, for example 0.9."
-        )
-    return number
 
 
 def latency_quantile(bits: float, statistics: RateStatistics, quantile: float = 0.9) -> int:
@@ -56,8 +49,24 @@ def latency_quantile(bits: float, statistics: RateStatistics, quantile: float = 
 
 
 def latency_quantiles(
-    latent_dim: int, bit_depths: Iterable[int], statistics: RateStatistics, quantile: float = 0.9
+    latent_dim: int, bit_depths: Iterable[int], statistics: RateStatistics | RateLaw | RateChain, quantile: float = 0.9
 ) -> NDArray[np.int64]:
-    """T̂_q(M·b) for each bit depth b, shape (len(bit_depths),) [slots]; never more than 2³¹."""
-    slots = (latency_quantile(latent_dim * depth, statistics, quantile) for depth in bit_depths)
+    """q-quantile of the slots that M·b bits take, for each bit depth b, never more than 2³¹.
+
+    Args:
+        latent_dim: M.
+        bit_depths: b.
+        statistics: of the link: the paper's, for Eq. 11, or the exact law or chain.
+        quantile: q.
+
+    Returns:
+        Slots, shape (len(bit_depths),).
+    """
+    sizes = [latent_dim * depth for depth in bit_depths]
+    if isinstance(statistics, RateStatistics):
+        slots = [latency_quantile(size, statistics, quantile) for size in sizes]
+    elif isinstance(statistics, RateChain):
+        slots = statistics.latency_quantiles(sizes, quantile).tolist()
+    else:
+        slots = [statistics.latency_quantile(size, quantile) for size in sizes]
     return np.array([min(value, _FOREVER) for value in slots], dtype=np.int64)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ class TrajectoryCache:
         self._offsets = offsets
         self._starts = [shard.start for shard in manifest.shards]
         self._maps: OrderedDict[int, tuple[NDArray[np.float16], NDArray[np.float16]]] = OrderedDict()
+        self._lock = Lock()  # of the maps: threads may share a cache
 
     @classmethod
     def open(cls, cache: str | os.PathLike[str]) -> TrajectoryCache:
@@ -270,9 +272,15 @@ class TrajectoryCache:
 
     def _map(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         """Latents and clean estimates of a shard, mapped on first use."""
-        if number in self._maps:
+        with self._lock:
+            if number not in self._maps:
+                self._maps[number] = self._open_shard(number)
+                if len(self._maps) > _MAX_OPEN_SHARDS:
+                    self._maps.popitem(last=False)  # views that are still in use keep their map alive
             self._maps.move_to_end(number)
             return self._maps[number]
+
+    def _open_shard(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         shard = self._manifest.shards[number]
         file = self._path / shard.file
         try:
@@ -291,10 +299,7 @@ class TrajectoryCache:
                 self._offsets[number], tensor_shapes(shard, self._manifest.recipe).values(), strict=True
             )
         )
-        self._maps[number] = (next(arrays), next(arrays))
-        if len(self._maps) > _MAX_OPEN_SHARDS:
-            self._maps.popitem(last=False)  # views that are still in use keep their map alive
-        return self._maps[number]
+        return next(arrays), next(arrays)
 
 
 def find_cache(cache: str | os.PathLike[str]) -> Path:

@@ -288,6 +288,7 @@ def test_command_line(gaussian_cache: Path, tmp_path: Path) -> None:
         (("--snr-db", "zero"), 2, "`--snr-db` must be a comma-separated list"),
         (("--snr-db", "nan"), 2, "`snr_db` must be a finite number"),
         (("--episodes", "0"), 2, "`episodes` must be an integer >= 1"),
+        (("--workers", "0"), 2, "`--workers` must be an integer >= 1"),
         (("--bit-depths", "4,3"), 2, "`bit_depths` must be strictly ascending"),
         (("--bit-depths", "a"), 2, "For example: --bit-depths 3,4,8,10,16"),
         (("--agents", "lookahead,persistent-q5", "--episodes", "3"), 2, "`bits` must be one of the bit depths"),

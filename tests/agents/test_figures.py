@@ -57,7 +57,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         figures.append(figure)
         return [out / name]
 
-    monkeypatch.setattr(figures_module, "_save", keep)
+    monkeypatch.setattr(figures_module, "save_figure", keep)
     return figures
 
 

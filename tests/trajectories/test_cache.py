@@ -7,7 +7,10 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
+from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,28 @@ def test_few_files_stay_open_and_their_views_stay_valid(whole: Path, monkeypatch
     again = TrajectoryCache.open(whole)
     for index, view in enumerate(views):
         np.testing.assert_array_equal(view, again.latents(index))
+
+
+def test_threads_may_share_a_cache(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each looks at every shard while the others have it closed; who has looked whether it is open, waits a little."""
+
+    class Slow(OrderedDict[int, Any]):
+        def __contains__(self, key: object) -> bool:
+            found = super().__contains__(key)
+            time.sleep(1e-4)
+            return found
+
+    monkeypatch.setattr(cache_module, "_MAX_OPEN_SHARDS", 1)
+    cache = TrajectoryCache.open(whole)
+    expected = [cache.latents(i).copy() for i in range(len(cache))]
+    cache._maps = Slow(cache._maps)
+
+    def read(first: int) -> bool:
+        order = [(first + k) % len(cache) for k in range(100)]
+        return all(np.array_equal(cache.latents(i), expected[i]) for i in order)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(read, range(4)))
 
 
 def test_statistics_are_those_of_the_stored_values(whole: Path) -> None:

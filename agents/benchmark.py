@@ -1,0 +1,685 @@
+"""How fast it is, each figure as a ratio to a reference run beside it: ``python -m agents.benchmark``.
+
+Machines are noisy: what is compared runs alternately, several times, and the table has medians. The references in
+plain NumPy are the twins that the tests compare the fast paths with (``tests/twin.py`` of the clone).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+import gymnasium as gym
+import numpy as np
+import typer
+
+import agents
+from agents.commands import exit_codes
+from agents.evaluate import DEFAULT_SNRS_DB, evaluate, parse_list, usable_cores
+from refine_env import ENV_ID, CacheError, ConfigurationError, SystemConfig, TrajectoryCache, __version__
+from refine_env._validation import check_choice, check_integer
+from refine_env.coding import LloydMax, base_distortion, kernels
+from refine_env.distortion import total_distortion
+from refine_env.evaluation import episode_seeds, write_atomically
+from refine_env.settings import EnvSettings
+from refine_env.trajectories import generate_gaussian
+
+__all__ = ["ROWS", "Measurement", "Options", "insert_table", "main", "markdown_table", "measure"]
+
+ROWS = ("reconstruct", "step", "vector", "fig3", "build", "start")
+_TWIN = Path(__file__).resolve().parents[1] / "tests" / "twin.py"
+_POLICIES = (
+    "lookahead",
+    "persistent-q3",
+    "persistent-q4",
+    "persistent-q8",
+    "persistent-q10",
+    "persistent-q16",
+    "final-only",
+)  # the paper's Fig. 3a
+_SHAPE = (4, 64, 64)
+_DIMENSIONS = prod(_SHAPE)
+_TABLE_WIDTH = 120
+_BUSY = 0.5  # load average from which on the machine is said to have been busy
+_BEGIN, _END = "<!-- measured -->", "<!-- end of measured -->"
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One line of the table.
+
+    Attributes:
+        row: one of :data:`ROWS`.
+        case: which.
+        unit: of the two values.
+        value: median.
+        reference: median of the reference's.
+        ratio: how many times as good as the reference, median over the repetitions.
+        against: what the reference is.
+        target: what is wanted, if anything.
+        met: whether it is.
+        note: what must be known of the figure.
+    """
+
+    row: str
+    case: str
+    unit: str
+    value: float
+    reference: float
+    ratio: float
+    against: str
+    target: str = ""
+    met: bool | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and how often.
+
+    Attributes:
+        repetitions: of everything that is compared.
+        seconds: that a step loop runs for at least.
+        num_envs: sizes of the vector environment.
+        episodes: of every policy and SNR in ``fig3``, and trajectories of its cache.
+        workers: threads of ``fig3``.
+        cache: folder of that cache; generated if it is not there.
+        twin_episodes: of every policy and SNR that the plain twin plays, in every repetition.
+    """
+
+    repetitions: int = 5
+    seconds: float = 0.25
+    num_envs: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
+    episodes: int = 500
+    workers: int = 1
+    cache: Path = Path(tempfile.gettempdir()) / "refine-env-benchmark" / "gaussian"
+    twin_episodes: int = 1
+
+
+def measure(rows: tuple[str, ...], options: Options) -> Iterator[Measurement]:
+    """Measure, row by row.
+
+    Raises:
+        ConfigurationError: if a row is not one of :data:`ROWS`, or the plain twins are not there.
+        CacheError: if the cache of ``fig3`` cannot be made, or is another.
+    """
+    measures = {
+        "reconstruct": measure_reconstruct,
+        "step": measure_step,
+        "vector": measure_vector,
+        "fig3": measure_fig3,
+        "build": measure_build,
+        "start": measure_start,
+    }
+    for row in rows:
+        check_choice("rows", row, ROWS)
+    for row in rows:
+        yield from measures[row](options)
+
+
+def load_twin() -> Any:
+    """The plain twins of the clone.
+
+    Raises:
+        ConfigurationError: if they are not there.
+    """
+    if not _TWIN.is_file():
+        raise ConfigurationError(
+            f"`rows` must be without reconstruct, fig3 and build where there is no {_TWIN}, their reference. Run from "
+            "a clone, or choose others with --rows."
+        )
+    spec = importlib.util.spec_from_file_location("refine_env_twin", _TWIN)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+Timer = Callable[[], float]
+
+
+def alternate(repetitions: int, *timers: Timer) -> list[list[float]]:
+    """Values of every timer, taken in turns; each runs once before."""
+    for timer in timers:
+        timer()
+    turns = [[timer() for timer in timers] for _ in range(repetitions)]
+    return [list(values) for values in zip(*turns, strict=True)]
+
+
+def timed(run: Callable[[], Any], loops: int = 1) -> float:
+    """Seconds that ``run`` takes, mean of some loops."""
+    start = time.perf_counter()
+    for _ in range(loops):
+        run()
+    return (time.perf_counter() - start) / loops
+
+
+def compare(
+    row: str,
+    case: str,
+    unit: str,
+    values: list[float],
+    references: list[float],
+    against: str,
+    *,
+    lower_is_better: bool = True,
+    target: str = "",
+    wanted: Callable[[float, float], bool] | None = None,
+    note: str = "",
+) -> Measurement:
+    """The medians of paired values, and of their ratios.
+
+    Args:
+        row, case, unit, against, target, note: of the measurement.
+        values: one a repetition.
+        references: measured beside each.
+        lower_is_better: whether the values are times, not speeds.
+        wanted: whether the target is met, by value and ratio.
+    """
+    pairs = zip(values, references, strict=True)
+    ratio = statistics.median(b / a if lower_is_better else a / b for a, b in pairs)
+    value = statistics.median(values)
+    return Measurement(
+        row=row,
+        case=case,
+        unit=unit,
+        value=value,
+        reference=statistics.median(references),
+        ratio=ratio,
+        against=against,
+        target=target,
+        met=None if wanted is None else wanted(value, ratio),
+        note=note,
+    )
+
+
+def measure_reconstruct(options: Options) -> Iterator[Measurement]:
+    """One refinement of 16,384 values, and what it makes of the memory's bandwidth."""
+    twin = load_twin()
+    rng = np.random.default_rng(0)
+    rows = 32  # what is worked on leaves the first-level cache, as in an evaluation
+    held = rng.standard_normal((rows, _DIMENSIONS), dtype=np.float32)
+    latents = (0.9 * held + np.sqrt(0.19) * rng.standard_normal((rows, _DIMENSIONS))).astype(np.float16)
+    gain, scale = 0.9, float(np.sqrt(0.19))
+    patterns, devices = latents.view(np.uint16), held.copy()
+
+    def ours(quantizer: LloydMax, loops: int = 8) -> float:
+        taken: float = 0.0
+        for _ in range(loops):
+            devices[:] = held
+            start = time.perf_counter()
+            for latent, device in zip(patterns, devices, strict=True):
+                kernels.refine(latent, device, gain, scale, quantizer.table)
+            taken += time.perf_counter() - start
+        return float(taken / (loops * latents.size) * 1e9)
+
+    def plain(levels: Any, thresholds: Any, count: int = 4) -> float:
+        start = time.perf_counter()
+        for latent, device in zip(latents[:count], held[:count], strict=True):
+            twin.refine(latent, device, gain, scale, levels, thresholds)
+        return (time.perf_counter() - start) / (count * _DIMENSIONS) * 1e9
+
+    speed = []
+    for bits in (3, 4, 8, 10):
+        quantizer = LloydMax(bits)
+        tables = quantizer.levels.astype(np.float32), quantizer.thresholds.astype(np.float32)
+        values, references = alternate(options.repetitions, partial(ours, quantizer), partial(plain, *tables))
+        if bits == 8:
+            speed = values
+        yield compare(
+            "reconstruct",
+            f"b = {bits}",
+            "ns/value",
+            values,
+            references,
+            "searchsorted",
+            target="≤ 4 ns, ≥ 15×" if bits == 8 else "≤ 4 ns",
+            wanted=lambda value, ratio, bits=bits: value <= 4.0 and (bits != 8 or ratio >= 15.0),  # type: ignore[misc]
+        )
+    source = np.zeros(1 << 24, dtype=np.float32)  # 64 MiB
+    target = np.empty_like(source)
+    (copied,) = alternate(options.repetitions, lambda: timed(partial(np.copyto, target, source)))
+    bandwidths = [2.0 * source.nbytes / seconds / 1e9 for seconds in copied]
+    bytes_per_value = 2 + 4 + 4  # x_t is read; what the device holds is read and written
+    yield compare(
+        "reconstruct",
+        "b = 8, traffic",
+        "GB/s",
+        [bytes_per_value / nanoseconds for nanoseconds in speed],
+        bandwidths,
+        "copy of 64 MiB",
+        lower_is_better=False,
+    )
+
+
+def measure_step(options: Options) -> Iterator[Measurement]:
+    """The single environment."""
+    from gymnasium.utils.performance import benchmark_step
+
+    ours, reference = gym.make(ENV_ID), gym.make("CartPole-v1")
+
+    def steps(env: Any) -> float:
+        return float(benchmark_step(env, target_duration=2 * options.seconds, seed=0))  # type: ignore[arg-type]
+
+    values, references = alternate(options.repetitions, partial(steps, ours), partial(steps, reference))
+    yield compare(
+        "step",
+        "single",
+        "steps/s",
+        values,
+        references,
+        "CartPole-v1",
+        lower_is_better=False,
+        target="≥ 1×",
+        wanted=lambda value, ratio: ratio >= 1.0,
+    )
+
+
+def measure_vector(options: Options) -> Iterator[Measurement]:
+    """The vector environment, resets included."""
+    for count in options.num_envs:
+        ours = gym.make_vec(ENV_ID, num_envs=count)
+        singles = gym.make_vec(ENV_ID, num_envs=count, vectorization_mode="sync")
+        cartpole = gym.make_vec("CartPole-v1", num_envs=count, vectorization_mode="vector_entry_point")
+        period = ours.unwrapped.config.deadline + 1  # type: ignore[attr-defined]  # with its reset
+
+        def rate(env: Any, period: int = period) -> float:
+            env.action_space.seed(0)
+            actions = [env.action_space.sample() for _ in range(16)]
+            env.reset(seed=0)
+            start, steps = time.perf_counter(), 0
+            while steps == 0 or time.perf_counter() - start < options.seconds:  # whole episodes of ours
+                for k in range(period):
+                    env.step(actions[k % 16])
+                steps += period
+            return float(steps * env.num_envs / (time.perf_counter() - start))
+
+        values, own, native = alternate(
+            options.repetitions, partial(rate, ours), partial(rate, singles), partial(rate, cartpole)
+        )
+        asked = count == 256
+        yield compare(
+            "vector",
+            f"{count} envs",
+            "slots/s",
+            values,
+            own,
+            "SyncVectorEnv",
+            lower_is_better=False,
+            target="≥ 20×" if asked else "",
+            wanted=(lambda value, ratio: ratio >= 20.0) if asked else None,
+        )
+        yield compare(
+            "vector",
+            f"{count} envs",
+            "slots/s",
+            values,
+            native,
+            "CartPole, native",
+            lower_is_better=False,
+            target="≥ 0.4× or ≥ 1 M" if asked else "",
+            wanted=(lambda value, ratio: ratio >= 0.4 or value >= 1e6) if asked else None,
+        )
+        for env in (ours, singles, cartpole):
+            env.close()
+
+
+def open_gaussian(options: Options) -> TrajectoryCache:
+    """The cache of ``fig3``, generated where it is not there, and read once so that its pages are in memory.
+
+    Raises:
+        CacheError: if there is another at that place, or too little space.
+    """
+    folder = options.cache
+    if not folder.exists():
+        needed = options.episodes * 101 * _DIMENSIONS * 2
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder.parent).free
+        if free < 1.1 * needed:
+            raise CacheError(
+                f"`--fig3-cache` must be where {needed / 1e9:.1f} GB are free, got {free / 1e9:.1f} GB at {folder}. "
+                "Choose another folder."
+            )
+        typer.echo(f"Generating {options.episodes} trajectories in {folder}, once.", err=True)
+        generate_gaussian(folder, options.episodes, _SHAPE)
+    cache = TrajectoryCache.open(folder)
+    if len(cache) < options.episodes or cache.latent_shape != _SHAPE:
+        raise CacheError(
+            f"`--fig3-cache` must hold {options.episodes} trajectories of {_SHAPE}, got {len(cache)} of "
+            f"{cache.latent_shape} at {folder}. Choose another folder, or remove that one."
+        )
+    block = bytearray(1 << 24)
+    for file in sorted(cache.path.iterdir()):
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(block):
+                pass
+    return cache
+
+
+def run_and_watch(command: list[str]) -> tuple[float, float]:
+    """Run a command in the clone: seconds, and the most anonymous memory that it held [MB], which Linux tells, or 0."""
+    start, most = time.perf_counter(), 0
+    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            lines = status.read_text().splitlines() if status.is_file() else []
+            most = max([most, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))])
+            time.sleep(0.02)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return time.perf_counter() - start, most * 1024 / 1e6
+
+
+def measure_fig3(options: Options) -> Iterator[Measurement]:
+    """The whole of Fig. 3 at the paper's scale; the twin plays a few episodes of every policy and SNR."""
+    twin = load_twin()
+    cache = open_gaussian(options)
+    env_kwargs: dict[str, Any] = {"cache": str(options.cache), "split": "all"}
+    total = options.episodes * len(_POLICIES) * len(DEFAULT_SNRS_DB)
+    twins = []
+    for snr_db in DEFAULT_SNRS_DB:
+        config = EnvSettings.from_kwargs({**env_kwargs, "snr_db": snr_db}).config_for(cache)
+        twins += [twin.Twin(cache, config, "all", twin.plain_rule(name, config)) for name in _POLICIES]
+    seeds = iter(episode_seeds(0, options.twin_episodes * (options.repetitions + 1)))
+
+    def ours() -> float:
+        run = partial(evaluate, _POLICIES, DEFAULT_SNRS_DB, episodes=options.episodes, seed=0)
+        return timed(lambda: run(env_kwargs=env_kwargs, workers=options.workers))
+
+    def plain() -> float:
+        own = [next(seeds) for _ in range(options.twin_episodes)]
+        return timed(lambda: [one.play(seed) for seed in own for one in twins]) / (len(own) * len(twins)) * total
+
+    values, references = alternate(options.repetitions, ours, plain)
+    played = options.twin_episodes * options.repetitions * len(twins)
+    yield compare(
+        "fig3",
+        f"{total:,} episodes",
+        "s",
+        values,
+        references,
+        "NumPy twin",
+        target="≤ 25 s, ≥ 30×",
+        wanted=lambda value, ratio: value <= 25.0 and ratio >= 30.0,
+        note=f"fig3: --workers {options.workers}; the twin played {played:,} episodes, of every policy and SNR alike, "
+        "and its time is scaled.",
+    )
+    yield compare(
+        "fig3",
+        "speed",
+        "episodes/s",
+        [total / seconds for seconds in values],
+        [total / seconds for seconds in references],
+        "NumPy twin",
+        lower_is_better=False,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "agents.evaluate", "--agents", ",".join(_POLICIES), "--no-figures"]
+        command += ["--cache", str(options.cache.absolute()), "--split", "all", "--episodes", str(options.episodes)]
+        command += ["--workers", str(options.workers), "--out", folder]
+        seconds, memory = run_and_watch(command)
+    yield compare("fig3", "whole command", "s", [seconds], [statistics.median(values)], "evaluation alone")
+    if memory > 0.0:
+        yield compare(
+            "fig3",
+            "anonymous memory",
+            "MB",
+            [memory],
+            [sum(shard.bytes for shard in cache.manifest.shards) / 1e6],
+            "cache on disk",
+            target="< 1 GB",
+            wanted=lambda value, ratio: value < 1000.0,
+            note="anonymous memory: the most that the whole command held, beyond the page cache.",
+        )
+
+
+def measure_build(options: Options) -> Iterator[Measurement]:
+    """The look-ahead's table, and its decisions for a batch."""
+    twin = load_twin()
+    offsets = iter(np.arange(1, 100_000) * 1e-4)  # no SNR twice: nothing is remembered
+
+    def ours() -> float:
+        config = SystemConfig(snr_db=6.0 + float(next(offsets)))
+        return timed(lambda: agents.make("lookahead", config)) * 1e3
+
+    config = SystemConfig(snr_db=6.0)
+    agent: Any = agents.make("lookahead", config)
+    distortion = total_distortion(config.schedule, np.array([base_distortion(bits) for bits in config.bit_depths]))
+    plain = partial(twin.lookahead_table, distortion, agent.latency, config.deadline)
+    values, references = alternate(options.repetitions, ours, lambda: timed(plain) * 1e3)
+    yield compare(
+        "build",
+        "look-ahead table",
+        "ms",
+        values,
+        references,
+        "NumPy twin",
+        target="≤ 50 ms",
+        wanted=lambda value, ratio: value <= 50.0,
+    )
+    count = 256
+    envs = gym.make_vec(ENV_ID, num_envs=count)
+    agent = agents.make("lookahead", envs.unwrapped.config)  # type: ignore[attr-defined]
+    observations, infos = envs.reset(seed=0)
+    for _ in range(30):
+        observations, _, _, _, infos = envs.step(agent.select_action(observations, infos))
+    single = {key: value[0] for key, value in observations.items()}
+    mask = {"action_mask": infos["action_mask"][0]}
+    values, references = alternate(
+        options.repetitions,
+        lambda: timed(lambda: agent.select_action(observations, infos), 500) / count * 1e6,
+        lambda: timed(lambda: agent.select_action(single, mask), 500) * 1e6,
+    )
+    yield compare(
+        "build",
+        f"decision, {count} envs",
+        "µs/env",
+        values,
+        references,
+        "one at a time",
+        target="≤ 1 µs",
+        wanted=lambda value, ratio: value <= 1.0,
+    )
+
+
+def measure_start(options: Options) -> Iterator[Measurement]:
+    """Imports and first steps, in fresh processes on a warm cache of compiled code."""
+
+    def process(*arguments: str) -> float:
+        command = [sys.executable, *arguments]
+        return timed(lambda: subprocess.run(command, cwd=_ROOT, check=True, capture_output=True))
+
+    libraries = "import numpy, scipy.special, scipy.integrate, scipy.linalg, gymnasium, numba, safetensors"
+    values, references = alternate(
+        options.repetitions, partial(process, "-c", "import refine_env"), partial(process, "-c", libraries)
+    )
+    yield compare("start", "import refine_env", "s", values, references, "its libraries")
+    values, references = alternate(
+        options.repetitions,
+        lambda: timed(lambda: gym.make(ENV_ID), 10) * 1e3,
+        lambda: timed(lambda: gym.make("CartPole-v1"), 10) * 1e3,
+    )
+    yield compare("start", "gym.make", "ms", values, references, "CartPole-v1")
+    with tempfile.TemporaryDirectory() as folder:
+        one = ("-m", "agents.evaluate", "--agents", "lookahead", "--snr-db", "6", "--episodes", "1", "--no-figures")
+        values, references = alternate(
+            options.repetitions,
+            partial(process, *one, "--out", folder),
+            partial(process, "-c", f"{libraries}, typer, rich.table, tqdm"),
+        )
+    yield compare(
+        "start",
+        "agents.evaluate",
+        "s",
+        values,
+        references,
+        "its libraries",
+        target="< 2 s",
+        wanted=lambda value, ratio: value < 2.0,
+        note="agents.evaluate: from the command to its end, with one episode.",
+    )
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "cores": usable_cores(),
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "load_average": load,
+        "versions": {
+            "refine-env": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("numpy", "scipy", "gymnasium", "numba")},
+        },
+    }
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000.0 else f"{value:.3g}"
+
+
+def print_measurements(measurements: list[Measurement]) -> None:
+    """The table on the terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table(title="medians of alternating runs", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("row", "case"):
+        view.add_column(name, no_wrap=True)
+    for name in ("here", "reference"):
+        view.add_column(name, justify="right", no_wrap=True)
+    view.add_column("unit", no_wrap=True)
+    view.add_column("ratio", justify="right", no_wrap=True)
+    for name in ("to", "wanted"):
+        view.add_column(name, no_wrap=True)
+    before = None
+    for one in measurements:
+        first = before is None or one.row != before.row
+        if before is not None and first:
+            view.add_section()
+        same = not first and before is not None and one.case == before.case
+        mark = {True: ", [green]met[/green]", False: ", [red]missed[/red]", None: ""}[one.met]
+        view.add_row(
+            one.row if first else "",
+            "" if same else one.case,
+            _shown(one.value),
+            _shown(one.reference),
+            one.unit,
+            f"{_shown(one.ratio)}×",
+            one.against,
+            one.target + mark,
+        )
+        before = one
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)
+    console.print(view)
+    for one in measurements:
+        if one.note:
+            console.print(one.note, style="dim")
+
+
+def markdown_table(content: dict[str, Any]) -> str:
+    """What ``--out`` wrote, as Markdown."""
+    machine = content["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = [
+        "| row | case | here | reference | unit | ratio | to | wanted |",
+        "|---|---|---:|---:|---|---:|---|---|",
+    ]
+    notes = []
+    for one in (Measurement(**fields) for fields in content["measurements"]):
+        mark = {True: ": met", False: ": **missed**", None: ""}[one.met]
+        cells = (one.row, one.case, _shown(one.value), _shown(one.reference), one.unit, f"{_shown(one.ratio)}×")
+        lines.append("| " + " | ".join((*cells, one.against, one.target + mark)) + " |")
+        notes += [one.note] if one.note else []
+    load = machine["load_average"]
+    busy = "" if load is None or load <= _BUSY else f", busy with something else: load average {load:.1f}"
+    notes.append(f"On {machine['cores']} cores ({machine['architecture']}, {machine['system']}{busy}); {versions}.")
+    return "\n".join([*lines, "", *notes])
+
+
+def insert_table(page: str, table: str) -> str:
+    """The page with another table between its marks.
+
+    Raises:
+        ConfigurationError: if it has no such marks.
+    """
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ConfigurationError(
+            f"`--page` must hold the lines {_BEGIN} and {_END}, got a page without. Put them where the table is to be."
+        )
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
+
+
+def main(
+    rows: Annotated[str, typer.Option(help="Comma-separated rows.")] = ",".join(ROWS),
+    repetitions: Annotated[int, typer.Option(help="Of everything that is compared, in turns.")] = 5,
+    seconds: Annotated[float, typer.Option(help="That a loop of steps runs for at least.")] = 0.25,
+    num_envs: Annotated[str, typer.Option(help="Sizes of the vector environment.")] = "1,4,16,64,256,1024",
+    episodes: Annotated[int, typer.Option(help="Of every policy and SNR in fig3, and its cache's trajectories.")] = 500,
+    workers: Annotated[int | None, typer.Option(help="Threads of fig3.", show_default="one a core")] = None,
+    fig3_cache: Annotated[Path, typer.Option(help="Folder of fig3's cache, 1.7 GB, made once.")] = Options.cache,
+    twin_episodes: Annotated[int, typer.Option(help="The twin's, of every policy, SNR and repetition.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON, too.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Markdown page whose table is to be replaced, too.")] = None,
+) -> None:
+    """Measure the speed and print it as ratios to references that ran beside it.
+
+    Exit codes: 0 done, 2 an argument is wrong, 3 the cache or the output cannot be written.
+    """
+    with exit_codes(out, "file"):
+        options = Options(
+            repetitions=check_integer("--repetitions", repetitions, 1, advice="Give for example 5."),
+            seconds=seconds,
+            num_envs=parse_list("--num-envs", num_envs, int, "1,256"),
+            episodes=check_integer("--episodes", episodes, 1, advice="Give for example 500."),
+            workers=check_integer(
+                "--workers", usable_cores() if workers is None else workers, 1, advice="Give a number of threads."
+            ),
+            cache=fig3_cache,
+            twin_episodes=check_integer("--twin-episodes", twin_episodes, 1, advice="Give for example 1."),
+        )
+        text = "" if page is None else insert_table(page.read_text(encoding="utf-8"), "")
+        machine = describe_machine()
+        measurements = []
+        for one in measure(parse_list("--rows", rows, str, "step,vector"), options):
+            typer.echo(f"{one.row}: {one.case}: {_shown(one.ratio)}× {one.against}", err=True)
+            measurements.append(one)
+        print_measurements(measurements)
+        if machine["load_average"] is not None and machine["load_average"] > _BUSY:
+            typer.echo(f"The machine was busy when this began: load average {machine['load_average']:.1f}.")
+        content = {"machine": machine, "measurements": [asdict(one) for one in measurements]}
+        if out is not None:
+            write_atomically(out, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            typer.echo(f"wrote {out}")
+        if page is not None:
+            write_atomically(page, insert_table(text, markdown_table(content)))
+            typer.echo(f"wrote {page}")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

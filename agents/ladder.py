@@ -1,0 +1,415 @@
+"""The ladder: from the paper's look-ahead to the optimum, one ingredient after the other, and what each is worth.
+
+``python -m agents.evaluate --study ladder`` plays every rung on the same draws, and beside it the clairvoyant bound of
+the same coder, payload and bit depths.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import agents
+from agents.figures import save_figure
+from refine_env.errors import import_extra
+from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, resampling_counts, roll_out_many, write_table
+
+__all__ = [
+    "LADDER_COLUMNS",
+    "RUNGS",
+    "RUNG_COLUMNS",
+    "Rung",
+    "climb",
+    "draw_ladder",
+    "number_of_entries",
+    "print_ladder",
+    "summarize_ladder",
+    "write_ladder",
+]
+
+EVERY_BIT_DEPTH = list(range(1, 17))
+GAIN_FLOOR = 1e-12
+"""Added to every mean before ratios are taken: an MSE of exactly 0 is real at high SNR."""
+
+
+class Rung(NamedTuple):
+    """One step of the ladder.
+
+    Attributes:
+        label: its name in table and figure.
+        group: ``"paper"``, ``"alone"`` (one ingredient with the paper's policy, or the policy alone), ``"ladder"``
+            (each with all above it), ``"without"`` (everything but one).
+        agent: of :func:`agents.make`.
+        env_kwargs: environment arguments over the agent's own.
+    """
+
+    label: str
+    group: str
+    agent: str
+    env_kwargs: Mapping[str, Any]
+
+
+def _rungs() -> tuple[Rung, ...]:
+    bare = {"coder": "closed_loop", "rotation": False, "sent_scale": False, "same_step_refinement": False}
+    rungs = [
+        Rung("look-ahead", "paper", "lookahead", {}),
+        Rung("look-ahead, literal", "paper", "lookahead-literal", {}),
+        Rung("look-ahead, tight", "paper", "lookahead-tight", {}),
+        Rung("exact law of the latency", "alone", "lookahead", {"latency_model": "exact"}),
+        Rung("all bit depths", "alone", "lookahead", {"bit_depths": EVERY_BIT_DEPTH}),
+        Rung("closed-loop coder", "alone", "lookahead-closed-loop", {}),
+        Rung("DP, the paper's coder and model", "ladder", "dp", {"coder": "forward"}),
+    ]
+    steps: list[tuple[str, str, dict[str, Any]]] = [
+        ("closed loop", "dp", dict(bare)),
+        ("rotation", "dp", {"rotation": True}),
+        ("sent scale", "dp", {"sent_scale": True}),
+        ("measured moments", "dp", {"moments": "measured"}),
+        ("same-step refinement", "dp", {"same_step_refinement": True}),
+        ("current rate known", "dp-current-rate", {}),
+        ("all bit depths", "dp-current-rate", {"bit_depths": EVERY_BIT_DEPTH}),
+        ("entropy coding", "dp-current-rate", {"entropy_coding": True}),
+        ("posterior mean", "dp-current-rate", {"payload": "posterior_mean"}),
+    ]
+    kwargs: dict[str, Any] = {}
+    for label, agent, change in steps:
+        kwargs = {**kwargs, **change}
+        rungs.append(Rung(f"+ {label}", "ladder", agent, kwargs))
+    full = kwargs
+    without: list[tuple[str, str, dict[str, Any]]] = [
+        ("rotation", "dp-current-rate", {"rotation": False, "entropy_coding": False}),
+        ("sent scale", "dp-current-rate", {"sent_scale": False, "entropy_coding": False}),
+        ("measured moments", "dp-current-rate", {"moments": "model"}),
+        ("same-step refinement", "dp-current-rate", {"same_step_refinement": False}),
+        ("current rate known", "dp", {}),
+        ("all bit depths", "dp-current-rate", {"bit_depths": None}),
+        ("entropy coding", "dp-current-rate", {"entropy_coding": False}),
+        ("posterior mean", "dp-current-rate", {"payload": "latent"}),
+        ("DP (look-ahead instead)", "lookahead-closed-loop", {}),
+    ]
+    for label, agent, change in without:
+        own = {key: value for key, value in {**full, **change}.items() if value is not None}
+        rungs.append(Rung(f"− {label}", "without", agent, own))
+    return tuple(rungs)
+
+
+RUNGS = _rungs()
+"""All steps; the first is what gains are measured against."""
+
+LADDER_COLUMNS: dict[str, type] = {
+    "rung": str,
+    "group": str,
+    "agent": str,
+    "snr_db": float,
+    "episodes": int,
+    "latent_mse": float,
+    "ci_low": float,
+    "ci_high": float,
+    "gain": float,
+    "gain_low": float,
+    "gain_high": float,
+    "bound": float,
+    "bound_ratio": float,
+    "bound_ratio_low": float,
+    "bound_ratio_high": float,
+}
+"""Columns of ``ladder.csv``: per rung and SNR the mean latent MSE, what the first rung's mean is times it (``gain``),
+the clairvoyant's mean on the same system (``bound``) and the ratio of the two, each with a 95 % interval of the paired
+bootstrap."""
+
+RUNG_COLUMNS: dict[str, type] = {
+    "rung": str,
+    "group": str,
+    "agent": str,
+    "env_kwargs": str,
+    "gain": float,
+    "gain_low": float,
+    "gain_high": float,
+    "bound_gain": float,
+    "bound_ratio": float,
+    "bound_ratio_low": float,
+    "bound_ratio_high": float,
+}
+"""Columns of ``rungs.csv``: geometric means of these over the SNRs; ``bound_gain`` is the bound's gain."""
+
+BOUND_COLUMNS = ("bound", "bound_gain", "bound_ratio", "bound_ratio_low", "bound_ratio_high")
+"""Columns that are empty for the paper's coder, which has no bound."""
+
+_EPISODE_COLUMNS = {"rung": str, **EPISODE_COLUMNS}
+
+
+def climb(
+    snrs_db: Sequence[float],
+    *,
+    episodes: int,
+    seed: int,
+    env_kwargs: Mapping[str, Any],
+    rungs: Sequence[Rung] = RUNGS,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> Table:
+    """Episodes of every rung, and of the bound under it, at every SNR on common draws.
+
+    Args:
+        snrs_db: mean SNRs [dB].
+        episodes: per rung and SNR.
+        seed: of the evaluation.
+        env_kwargs: environment arguments; a rung's come on top.
+        rungs: what to play.
+        workers: see :func:`refine_env.evaluation.roll_out_many`.
+        progress: called with the number of episodes that have just ended.
+
+    Returns:
+        Rows of :data:`refine_env.evaluation.EPISODE_COLUMNS` with the column ``rung``; bounds have the rung
+        ``"clairvoyant: …"`` of the first rung on that system.
+    """
+    played: list[tuple[str, str, dict[str, Any]]] = []
+    for rung in rungs:
+        kwargs = {**env_kwargs, **_kwargs(rung)}
+        played.append((rung.label, rung.agent, kwargs))
+    for label, kwargs in bounds(rungs, env_kwargs).items():
+        played.append((label, "clairvoyant", kwargs))
+    entries = [
+        Entry(partial(agents.make, agent), {**kwargs, "snr_db": float(snr_db)})
+        for _, agent, kwargs in played
+        for snr_db in snrs_db
+    ]
+    tables = roll_out_many(entries, episodes=episodes, seed=seed, workers=workers, progress=progress)
+    labels = [label for label, _, _ in played for _ in snrs_db]
+    return [{"rung": label, **row} for label, table in zip(labels, tables, strict=True) for row in table]
+
+
+def number_of_entries(snrs_db: Sequence[float], env_kwargs: Mapping[str, Any], rungs: Sequence[Rung] = RUNGS) -> int:
+    """How many policy–SNR pairs :func:`climb` plays."""
+    return (len(rungs) + len(bounds(rungs, env_kwargs))) * len(snrs_db)
+
+
+def bounds(rungs: Sequence[Rung], env_kwargs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Environment arguments of the clairvoyant bounds, by label: one for each distinct system among the rungs.
+
+    Not of the paper's coder: its model neglects the device's error, so a plan that trusts it is no bound.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for rung in rungs:
+        label = bound_label(rung, rungs)
+        if label is not None and label not in found:
+            found[label] = {**env_kwargs, **_kwargs(rung)}
+    return found
+
+
+def bound_label(rung: Rung, rungs: Sequence[Rung]) -> str | None:
+    """The label of the bound of a rung's system: that of the first rung with the same system; None if it has none."""
+    if _kwargs(rung)["coder"] == "forward":
+        return None
+    first = next(other for other in rungs if _system(other) == _system(rung))
+    return f"clairvoyant: {first.group}: {first.label}"
+
+
+def _kwargs(rung: Rung) -> dict[str, Any]:
+    return {**agents.env_kwargs(rung.agent), **rung.env_kwargs}
+
+
+def _system(rung: Rung) -> str:
+    kwargs = _kwargs(rung)
+    kwargs.pop("latency_model", None)  # which only the look-ahead looks at
+    return json.dumps(kwargs, sort_keys=True)
+
+
+def summarize_ladder(table: Table, rungs: Sequence[Rung] = RUNGS) -> tuple[Table, Table]:
+    """Means, gains and distances from the bound, each with a 95 % interval of the bootstrap over paired episodes.
+
+    Args:
+        table: of :func:`climb`.
+        rungs: which it has.
+
+    Returns:
+        Rows of :data:`LADDER_COLUMNS` per rung and SNR, and rows of :data:`RUNG_COLUMNS` per rung.
+    """
+    scores: dict[tuple[str, float], list[float]] = {}
+    for row in table:
+        scores.setdefault((row["rung"], row["snr_db"]), []).append(row["latent_mse"])
+    snrs_db = list(dict.fromkeys(snr_db for _, snr_db in scores))
+
+    @cache
+    def means(label: str, snr_db: float) -> NDArray[np.float64]:
+        """The mean, and that of every resample; the same resamples for all, since draws are common."""
+        values = np.array(scores[label, snr_db])
+        counts = resampling_counts(values.size, 2_000, 0)
+        return np.concatenate([[values.mean()], counts @ values / values.size]) + GAIN_FLOOR
+
+    cells, totals = [], []
+    for rung in rungs:
+        bound = bound_label(rung, rungs)
+        logs: dict[str, NDArray[np.float64]] = {}
+        for snr_db in snrs_db:
+            own, first = means(rung.label, snr_db), means(rungs[0].label, snr_db)
+            ratios = {"gain": first / own}
+            best = None if bound is None else means(bound, snr_db)
+            if best is not None:
+                ratios |= {"bound_gain": first / best, "bound_ratio": own / best}
+            logs = {name: logs.get(name, 0.0) + np.log(ratio) / len(snrs_db) for name, ratio in ratios.items()}
+            low, high = np.quantile(own[1:], [0.025, 0.975])
+            cells.append(
+                {
+                    "rung": rung.label,
+                    "group": rung.group,
+                    "agent": rung.agent,
+                    "snr_db": snr_db,
+                    "episodes": len(scores[rung.label, snr_db]),
+                    "latent_mse": float(own[0] - GAIN_FLOOR),
+                    "ci_low": float(low - GAIN_FLOOR),
+                    "ci_high": float(high - GAIN_FLOOR),
+                    **_interval("gain", ratios["gain"]),
+                    "bound": None if best is None else float(best[0] - GAIN_FLOOR),
+                    **_interval("bound_ratio", ratios.get("bound_ratio")),
+                }
+            )
+        totals.append(
+            {
+                "rung": rung.label,
+                "group": rung.group,
+                "agent": rung.agent,
+                "env_kwargs": json.dumps(dict(rung.env_kwargs)),
+                **_interval("gain", np.exp(logs["gain"])),
+                "bound_gain": float(np.exp(logs["bound_gain"][0])) if "bound_gain" in logs else None,
+                **_interval("bound_ratio", np.exp(logs["bound_ratio"]) if "bound_ratio" in logs else None),
+            }
+        )
+    return cells, totals
+
+
+def _interval(name: str, values: NDArray[np.float64] | None) -> dict[str, float | None]:
+    """A value, the first, with the interval of the others; empty cells where there is none."""
+    if values is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def write_ladder(table: Table, folder: Path, rungs: Sequence[Rung] = RUNGS) -> tuple[list[Path], Table, Table]:
+    """Write ``episodes.csv``, ``ladder.csv`` and ``rungs.csv``.
+
+    Returns:
+        Their paths, and the two summaries.
+    """
+    cells, totals = summarize_ladder(table, rungs)
+    paths = [folder / name for name in ("episodes.csv", "ladder.csv", "rungs.csv")]
+    for path, rows, columns in zip(
+        paths, (table, cells, totals), (_EPISODE_COLUMNS, LADDER_COLUMNS, RUNG_COLUMNS), strict=True
+    ):
+        write_table(path, rows, columns)
+    return paths, cells, totals
+
+
+_TITLES = {
+    "paper": "the paper",
+    "alone": "the paper's policy with one ingredient",
+    "ladder": "one after the other",
+    "without": "all of them but one",
+}
+
+
+def print_ladder(totals: Table) -> None:
+    """The rungs on the terminal, within 80 columns."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    view = RichTable(title="gain over the paper's look-ahead, geometric mean over the SNRs", box=box.SIMPLE_HEAD)
+    view.add_column("rung")
+    for name in ("gain", "bound", "above bound"):
+        view.add_column(name, justify="right", no_wrap=True)
+    group = ""
+    for row in totals:
+        if row["group"] != group:
+            group = row["group"]
+            view.add_row(f"[dim]{_TITLES[group]}[/dim]")
+        view.add_row(
+            row["rung"],
+            f"{row['gain']:.2f} [dim]{row['gain_low']:.2f} … {row['gain_high']:.2f}[/dim]",
+            *("–" if row[name] is None else f"{row[name]:.2f}" for name in ("bound_gain", "bound_ratio")),
+        )
+    console = Console()
+    console.print(view)
+    console.print(
+        "bound: the gain of the clairvoyant on the same coder, payload and bit depths. Dim: 95 % intervals.",
+        style="dim",
+    )
+
+
+def draw_ladder(cells: Table, totals: Table, folder: Path) -> list[Path]:
+    """``ladder.png`` and ``.pdf``: every rung's gain with its interval and bound, and MSE against SNR of the main ones.
+
+    Args:
+        cells: rows of :data:`LADDER_COLUMNS`.
+        totals: rows of :data:`RUNG_COLUMNS`.
+        folder: where to.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+    """
+    figure = import_extra("matplotlib.figure", "plot").Figure(figsize=(10.0, 6.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
+    position, ticks, labels = 0.0, [], []
+    colors = {"paper": "#666666", "alone": "#E69F00", "ladder": "#0072B2", "without": "#56B4E9"}
+    group = ""
+    highest = max(max(row["gain"], row["bound_gain"] or 0.0) for row in totals)
+    for row in totals:
+        if row["group"] != group:
+            group = row["group"]
+            left.text(0.012, position, _TITLES[group], transform=left.get_yaxis_transform(), fontsize=8, va="center")
+            position += 1.0
+        left.barh(position, row["gain"], height=0.7, color=colors[group])
+        left.plot([row["gain_low"], row["gain_high"]], [position, position], color="black", linewidth=1.2)
+        if row["bound_gain"] is not None:
+            left.plot(row["bound_gain"], position, marker="|", color="#D55E00", markersize=9, markeredgewidth=2.0)
+        ticks.append(position)
+        labels.append(row["rung"])
+        position += 1.0
+    left.set_yticks(ticks, labels, fontsize=8)
+    left.invert_yaxis()
+    left.set_xscale("log")
+    left.set_xlim(left=min(0.5, 0.8 * min(row["gain"] for row in totals)), right=1.6 * highest)
+    left.axvline(1.0, color="black", linewidth=0.8)
+    left.set_xlabel("gain: latent MSE of the look-ahead over that of the rung")
+    left.plot([], [], color="#D55E00", marker="|", linestyle="none", markeredgewidth=2.0, label="clairvoyant bound")
+    left.plot([], [], color="black", label="95 % interval")
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=2, frameon=False)
+    shown = [
+        "look-ahead",
+        "DP, the paper's coder and model",
+        "+ current rate known",
+        "+ all bit depths",
+        "+ posterior mean",
+    ]
+    styles = ["#000000", "#E69F00", "#56B4E9", "#0072B2", "#009E73"]
+    for label, color in zip(shown, styles, strict=True):
+        rows = [row for row in cells if row["rung"] == label]
+        if not rows:
+            continue
+        snrs_db = [row["snr_db"] for row in rows]
+        right.plot(snrs_db, [row["latent_mse"] for row in rows], color=color, marker="o", markersize=3, label=label)
+        right.fill_between(
+            snrs_db, [row["ci_low"] for row in rows], [row["ci_high"] for row in rows], color=color, alpha=0.2, lw=0
+        )
+    last = [row for row in cells if row["rung"] == shown[-1] and row["bound"] is not None]
+    right.plot(
+        [row["snr_db"] for row in last],
+        [row["bound"] for row in last],
+        color="#D55E00",
+        linestyle="--",
+        linewidth=1.0,
+        label="clairvoyant, of the last",
+    )
+    right.set_yscale("log")
+    right.set_xlabel("mean SNR per subchannel [dB]")
+    right.set_ylabel("latent MSE at the deadline")
+    right.grid(True, which="major", alpha=0.3)
+    right.legend(fontsize=8)
+    return save_figure(figure, folder, "ladder")
