@@ -24,7 +24,7 @@ from agents.commands import exit_codes
 from agents.images import ImageScorer, open_decoder, open_metrics
 from refine_env import CacheError, ConfigurationError, MissingExtraError, SystemConfig, TrajectoryCache, __version__
 from refine_env._validation import check_choice, check_integer
-from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE
+from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAYLOADS
 from refine_env.evaluation import (
     EPISODE_COLUMNS,
     SUMMARY_COLUMNS,
@@ -40,7 +40,16 @@ from refine_env.evaluation import (
 from refine_env.metrics import LPIPS, MAX_PSNR_DB, METRICS
 from refine_env.settings import EnvSettings
 
-__all__ = ["DEFAULT_AGENTS", "DEFAULT_SNRS_DB", "evaluate", "main", "make_team", "parse_list", "usable_cores"]
+__all__ = [
+    "DEFAULT_AGENTS",
+    "DEFAULT_SNRS_DB",
+    "evaluate",
+    "main",
+    "make_team",
+    "own_env_kwargs",
+    "parse_list",
+    "usable_cores",
+]
 
 DEFAULT_AGENTS = (
     "lookahead",
@@ -61,6 +70,21 @@ Team = dict[tuple[str, float], agents.Agent]
 """Policies by name and SNR."""
 
 
+def own_env_kwargs(name: str, env_kwargs: dict[str, Any], snr_db: float) -> dict[str, Any]:
+    """Environment arguments of one policy at one SNR: those of the evaluation, with what the policy is made for on top.
+
+    A payload that the evaluation asks for is that of the policies on the closed-loop coder; the paper's coder has none
+    but the latent.
+
+    Raises:
+        ConfigurationError: if there is no such policy.
+    """
+    own = agents.env_kwargs(name)
+    if own.get("coder") == "closed_loop" and "payload" in env_kwargs:
+        own["payload"] = env_kwargs["payload"]
+    return {**env_kwargs, **own, "snr_db": snr_db}
+
+
 def make_team(names: tuple[str, ...], snrs_db: tuple[float, ...], env_kwargs: dict[str, Any]) -> Team:
     """Every policy at every SNR, so that what cannot work is known before the first episode.
 
@@ -72,7 +96,7 @@ def make_team(names: tuple[str, ...], snrs_db: tuple[float, ...], env_kwargs: di
     team: Team = {}
     for name in names:
         for snr_db in snrs_db:
-            own = EnvSettings.from_kwargs({**env_kwargs, **agents.env_kwargs(name), "snr_db": snr_db})
+            own = EnvSettings.from_kwargs(own_env_kwargs(name, env_kwargs, snr_db))
             team[name, snr_db] = agents.make(name, own.config_for(cache))
     return team
 
@@ -110,7 +134,7 @@ def evaluate(
     entries = [
         Entry(
             partial(_already_made, made[name, snr_db]),
-            {**env_kwargs, **agents.env_kwargs(name), "snr_db": snr_db},
+            own_env_kwargs(name, env_kwargs, snr_db),
         )
         for snr_db in snrs_db
         for name in names
@@ -258,6 +282,12 @@ def main(
     split: Annotated[str, typer.Option(help="Trajectories: train, test or all.")] = "test",
     bit_depths: Annotated[str, typer.Option(help="Comma-separated bit depths.")] = _DEFAULT_BIT_DEPTHS,
     deadline: Annotated[int, typer.Option(help="Deadline in slots.")] = PAPER_DEADLINE,
+    payload: Annotated[
+        str, typer.Option(help="What policies on the closed-loop coder send: latent or posterior_mean.")
+    ] = "latent",
+    moments: Annotated[
+        str, typer.Option(help="What the closed-loop coder predicts with: model, or measured on the train split.")
+    ] = "model",
     workers: Annotated[
         int | None,
         typer.Option(help="Threads for the deliveries; the tables do not depend on it.", show_default="one a core"),
@@ -311,6 +341,8 @@ def main(
             split,
             bit_depths,
             deadline,
+            payload,
+            moments,
             workers,
             figures,
             html,
@@ -408,6 +440,8 @@ def _run(
     split: str,
     bit_depths: str,
     deadline: int,
+    payload: str,
+    moments: str,
     workers: int | None,
     figures: bool,
     html: bool,
@@ -422,7 +456,10 @@ def _run(
         "split": split,
         "bit_depths": list(parse_list("--bit-depths", bit_depths, int, _DEFAULT_BIT_DEPTHS)),
         "deadline": deadline,
+        "moments": moments,
     }
+    if check_choice("--payload", payload, PAYLOADS) != "latent":
+        env_kwargs["payload"] = payload
     workers = _number_of_workers(workers)
     team = make_team(names, snrs_db, env_kwargs)
     run = describe_run(names, snrs_db, episodes, seed, env_kwargs, team)

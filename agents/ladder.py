@@ -175,14 +175,14 @@ def climb(
         played.append((rung.label, rung.agent, kwargs))
     for label, kwargs in bounds(rungs, env_kwargs).items():
         played.append((label, "clairvoyant", kwargs))
-    entries = [
-        Entry(partial(agents.make, agent), {**kwargs, "snr_db": float(snr_db)})
-        for _, agent, kwargs in played
-        for snr_db in snrs_db
-    ]
-    tables = roll_out_many(entries, episodes=episodes, seed=seed, workers=workers, progress=progress)
-    labels = [label for label, _, _ in played for _ in snrs_db]
-    return [{"rung": label, **row} for label, table in zip(labels, tables, strict=True) for row in table]
+    found: dict[tuple[str, float], Table] = {}
+    for snr_db in snrs_db:  # one after the other: the tables of all optimal policies of an SNR fit, those of all do not
+        entries = [
+            Entry(partial(agents.make, agent), {**kwargs, "snr_db": float(snr_db)}) for _, agent, kwargs in played
+        ]
+        tables = roll_out_many(entries, episodes=episodes, seed=seed, workers=workers, progress=progress)
+        found |= {(label, snr_db): table for (label, _, _), table in zip(played, tables, strict=True)}
+    return [{"rung": label, **row} for label, _, _ in played for snr_db in snrs_db for row in found[label, snr_db]]
 
 
 def number_of_entries(snrs_db: Sequence[float], env_kwargs: Mapping[str, Any], rungs: Sequence[Rung] = RUNGS) -> int:

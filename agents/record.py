@@ -19,7 +19,7 @@ from agents.commands import exit_codes
 from refine_env import ENV_ID, ConfigurationError, LatentRefinementEnv
 from refine_env._validation import check_integer, check_positive
 from refine_env.errors import import_extra
-from refine_env.evaluation import write_atomically
+from refine_env.evaluation import reset_policy, write_atomically
 
 __all__ = ["main", "record_episode", "write_frames"]
 
@@ -59,8 +59,8 @@ def record_episode(
     kwargs = {"split": "test", **agents.env_kwargs(agent), **(env_kwargs or {})}
     env = gym.make(ENV_ID, render_mode="rgb_array", **kwargs)
     policy = agents.make(agent, env.get_wrapper_attr("config"))
-    policy.reset(num_envs=1)
     observation, info = env.reset(seed=seed, options=None if trajectory is None else {"trajectory": trajectory})
+    reset_policy(policy, 1, env.get_wrapper_attr("episode_rates")[None])
     frames: list[Any] = [env.render()]
     terminated = False
     while not terminated:

@@ -11,7 +11,7 @@ import numpy as np
 import agents
 from refine_env import ENV_ID, ConfigurationError, SystemConfig
 from refine_env.coding import RefinementCodec
-from refine_env.evaluation import Policy, Table
+from refine_env.evaluation import Policy, Table, reset_policy
 
 __all__ = ["TRACE_COLUMNS", "replay_row", "trace_episode"]
 
@@ -76,8 +76,8 @@ def trace_episode(
     config: SystemConfig = inner.config
     policy = make_policy(config)
     policy.check_config(config)
-    policy.reset(1)
     observation, info = env.reset(seed=seed)
+    reset_policy(policy, 1, inner.episode_rates[None])
     codec = None
     if latents:
         source = inner.cache.payload(info["trajectory"], config.payload)

@@ -116,6 +116,7 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
     | ``rotation`` | True | closed loop: rotate residuals before they are quantized |
     | ``sent_scale`` | True | closed loop: send the root mean square of every residual, 16 bits a message |
     | ``same_step_refinement`` | True | closed loop: the step that the device holds with an error may be sent again |
+    | ``entropy_coding`` | False | closed loop with rotation and sent scale: entropy-code the indices; a message of b bits then has a fixed, smaller size |
     | ``reward`` | "terminal" | see Rewards |
     | ``illegal_action`` | "wait" | an illegal TRANSMIT is a WAIT (and marked in info), or with "raise" an error |
     | ``history_length`` | None | slots in ``channel_history``; None: the deadline |
@@ -179,6 +180,18 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
     def settings(self) -> EnvSettings:
         """The environment's arguments."""
         return self._process.settings
+
+    @property
+    def episode_rates(self) -> NDArray[np.float64]:
+        """Bits that every slot of the episode carries, to its end, (T_d,): for bounds and pictures, not for policies.
+
+        Raises:
+            ResetNeeded: if no episode has begun.
+        """
+        if not self._process.episodes.begun():
+            raise ResetNeeded("An episode must have begun to have a channel, got none. Call reset().")
+        rates: NDArray[np.float64] = self._process.episodes.rates[0].copy()
+        return rates
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -38,6 +38,7 @@ __all__ = [
     "bootstrap_interval",
     "episode_seeds",
     "read_table",
+    "reset_policy",
     "resampling_counts",
     "roll_out",
     "roll_out_many",
@@ -118,6 +119,20 @@ class Policy(Protocol):
 
     def check_config(self, config: SystemConfig) -> None:
         """Raise if the policy was not made for that system."""
+
+
+def reset_policy(policy: Policy, num_envs: int, rates: NDArray[np.float64]) -> None:
+    """Begin new episodes: of a bound that says it ``needs_rates`` with the whole channel, of a policy without.
+
+    Args:
+        policy: the policy.
+        num_envs: N.
+        rates: bits that every slot of every episode will carry (N, T_d).
+    """
+    if getattr(policy, "needs_rates", False):
+        policy.reset(num_envs, rates=rates)  # type: ignore[call-arg]
+    else:
+        policy.reset(num_envs)
 
 
 def episode_seeds(seed: int, episodes: int) -> list[int]:
@@ -369,10 +384,7 @@ class _Player:
         elif count != len(process.episodes):
             process = DecisionProcess(self._settings, count, latents=False, cache=self._cache)
         config, state = process.config, process.episodes.state
-        if getattr(self._policy, "needs_rates", False):  # the clairvoyant bound, which says so openly
-            self._policy.reset(count, rates=draws.rates)  # type: ignore[call-arg]
-        else:
-            self._policy.reset(count)
+        reset_policy(self._policy, count, draws.rates)
         process.start(range(count), draws, {})
         nothing_delivered = state["latent_mse"].tolist()
         chains: list[list[tuple[int, int]]] = [[] for _ in seeds]

@@ -28,7 +28,7 @@ from refine_env.coding.bitstream import HEADER_BYTES, latent_bytes, payload_byte
 from refine_env.config import SystemConfig
 from refine_env.env import LatentRefinementEnv
 from refine_env.errors import BitstreamError, ConfigurationError, TransportError
-from refine_env.evaluation import Policy
+from refine_env.evaluation import Policy, reset_policy
 
 __all__ = ["PROTOCOL_VERSION", "Delivery", "Receiver", "Reception", "Sender", "Transmission"]
 
@@ -153,7 +153,7 @@ class Sender:
         system = {"protocol": PROTOCOL_VERSION, "config": config.to_dict()}
         link.write(_SYSTEM, 0, json.dumps(system).encode())
         link.write(_NOISE, 0, initial.astype(">f2").tobytes())
-        self.policy.reset(1)
+        reset_policy(self.policy, 1, self._episodes.rates)
         message: Message | None = None
         data, sent = b"", 0  # the message in flight, and how much of it has gone out
         deliveries: list[Delivery] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hypothesis import settings
 
 import refine_env
 from refine_env import NoiseSchedule, SystemConfig
+from refine_env._store import DIRECTORY_VARIABLE
 from refine_env.trajectories import generate_gaussian
 
 # Gymnasium's checker tries every render mode, a window too.
@@ -22,6 +23,14 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 # The first call of a kernel compiles it: no test has a time limit.
 settings.register_profile("refine-env", deadline=None)
 settings.load_profile("refine-env")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is computed once is kept in the tests' own folder, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(DIRECTORY_VARIABLE, str(tmp_path_factory.mktemp("store")))
+        yield
 
 
 @pytest.fixture

@@ -14,10 +14,24 @@ import refine_env
 from refine_env import ConfigurationError, LatentRefinementVectorEnv, SystemConfig
 
 NAMES = agents.names()
+CAUSAL = [name for name in NAMES if name != "clairvoyant"]
+
+
+def make(name: str, config: SystemConfig) -> agents.Agent:
+    """With the rates of generous slots for the one that knows them, and a narrow prior for the one that infers."""
+    if name == "dp-inferred":
+        return agents.make(name, config, snrs_db=(5.0, 10.0))
+    agent = agents.make(name, config)
+    if isinstance(agent, agents.Clairvoyant):
+        agent.reset(1, rates=np.full((1, config.deadline), float(config.latent_dim)))
+    return agent
 
 
 def observe(**fields: Any) -> dict[str, Any]:
-    return {"slot": 10, "server_step": 40, "device_step": 50, **fields}
+    history = np.linspace(0.4, 0.6, 60, dtype=np.float32)
+    error = np.zeros(1, dtype=np.float32)
+    steps = {"slot": 10, "server_step": 42, "device_step": 50}
+    return {**steps, "channel_history": history, "device_error": error, **fields}
 
 
 def mask(legal: bool = True, count: int = 6) -> dict[str, Any]:
@@ -29,6 +43,11 @@ def test_names() -> None:
         "lookahead",
         "lookahead-literal",
         "lookahead-tight",
+        "lookahead-closed-loop",
+        "dp",
+        "dp-current-rate",
+        "dp-inferred",
+        "clairvoyant",
         "final-only",
         "random",
         *(f"persistent-q{b}" for b in (3, 4, 8, 10, 16)),
@@ -43,13 +62,14 @@ def test_names() -> None:
 def test_name_and_env_kwargs(name: str) -> None:
     agent = agents.make(name, config=SystemConfig(snr_db=6.0))
     assert agent.name == name
-    assert agents.env_kwargs(name) == {"coder": "forward", "payload": "latent"}
+    closed_loop = name == "lookahead-closed-loop" or name.startswith(("dp", "clairvoyant"))
+    assert agents.env_kwargs(name) == {"coder": "closed_loop" if closed_loop else "forward", "payload": "latent"}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "random"])
+@pytest.mark.parametrize("name", [name for name in CAUSAL if name != "random"])
 def test_single_and_batch_decide_alike(name: str, gaussian_cache: Path) -> None:
-    env = LatentRefinementVectorEnv(16, cache=str(gaussian_cache), snr_db=9.0)
-    agent, alone = (agents.make(name, env.config) for _ in range(2))
+    env = LatentRefinementVectorEnv(16, cache=str(gaussian_cache), snr_db=9.0, **agents.env_kwargs(name))
+    agent, alone = (make(name, env.config) for _ in range(2))
     agent.reset(16)
     observation, info = env.reset(seed=0)
     acted = 0
@@ -70,7 +90,7 @@ def test_single_and_batch_decide_alike(name: str, gaussian_cache: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_waits_where_transmit_is_illegal(name: str) -> None:
-    agent = agents.make(name, SystemConfig(snr_db=12.0))
+    agent = make(name, SystemConfig(snr_db=12.0))
     for _ in range(20):
         assert agent.select_action(observe(server_step=0), mask(legal=False)) == 0
 
@@ -106,7 +126,7 @@ def test_only_the_mask_of_info_is_read() -> None:
             return super().__getitem__(key)
 
     for name in NAMES:
-        agents.make(name, SystemConfig(snr_db=6.0)).select_action(observe(), Guarded(mask()))
+        make(name, SystemConfig(snr_db=6.0)).select_action(observe(), Guarded(mask()))
 
 
 @pytest.mark.parametrize("name", ["lookahed", "persistent-q", "persistent-q03", "persistent-q17", "dp ", None, 3])
@@ -185,21 +205,36 @@ class TestAnotherSystem:
             roll_out(lambda config: made_elsewhere, env_kwargs={"cache": str(gaussian_cache)}, episodes=1)
 
 
-def test_decisions_up_to_a_slot_do_not_depend_on_later_rates(gaussian_cache: Path) -> None:
-    env = gym.make(refine_env.ENV_ID, cache=str(gaussian_cache), snr_db=6.0)
+@pytest.mark.parametrize("name", CAUSAL)
+def test_decisions_up_to_a_slot_do_not_depend_on_later_rates(name: str, gaussian_cache: Path) -> None:
+    env = gym.make(refine_env.ENV_ID, cache=str(gaussian_cache), snr_db=6.0, **agents.env_kwargs(name))
     rng = np.random.default_rng(0)
-    for name in NAMES:
-        for change in (20, 35, 50):
-            rates = rng.uniform(100, 180, 60)
-            other = rates.copy()
-            other[change:] = rng.uniform(20, 400, 60 - change)
-            taken = []
-            for channel in (rates, other):
-                agent = agents.make(name, env.unwrapped.config)  # type: ignore[attr-defined]
-                observation, info = env.reset(seed=1, options={"rates": channel, "trajectory": 0})
-                actions = []
-                for _ in range(change):
-                    actions.append(agent.select_action(observation, info))
-                    observation, _, _, _, info = env.step(actions[-1])
-                taken.append(actions)
-            assert taken[0] == taken[1], name
+    agent, acted = make(name, env.unwrapped.config), 0  # type: ignore[attr-defined]
+    for change in (20, 35, 50):
+        rates = rng.uniform(100, 180, 60)
+        other = rates.copy()
+        other[change:] = rng.uniform(20, 400, 60 - change)
+        taken = []
+        for channel in (rates, other):
+            if name == "random":
+                agent = make(name, env.unwrapped.config)  # type: ignore[attr-defined]
+            agent.reset()
+            observation, info = env.reset(seed=1, options={"rates": channel, "trajectory": 0})
+            actions = []
+            for _ in range(change):
+                actions.append(agent.select_action(observation, info))
+                observation, _, _, _, info = env.step(actions[-1])
+            taken.append(actions)
+        assert taken[0] == taken[1]
+        acted += np.count_nonzero(taken[0])
+    assert acted > 0 or name == "final-only"
+
+
+def test_the_bound_depends_on_later_rates(gaussian_cache: Path) -> None:
+    """What the test above would see of a policy that looks ahead."""
+    config = gym.make(refine_env.ENV_ID, cache=str(gaussian_cache), **agents.env_kwargs("clairvoyant")).unwrapped.config  # type: ignore[attr-defined]
+    rates = np.full((2, 60), 140.0)
+    rates[1, 40:] = 20.0
+    agent = agents.Clairvoyant(config)
+    agent.reset(2, rates=rates)
+    assert (agent.schedules[0, :40] != agent.schedules[1, :40]).any()

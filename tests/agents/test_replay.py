@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import agents
-from agents.evaluate import evaluate
+from agents.evaluate import evaluate, own_env_kwargs
 from agents.replay import TRACE_COLUMNS, replay_row, trace_episode
 from refine_env import ConfigurationError, LatentRefinementEnv, TrajectoryCache
 
@@ -129,3 +129,18 @@ def test_what_cannot_be_played_again_is_refused(kwargs: dict[str, Any]) -> None:
         replay_row({**rows[4], "agent": "mine"}, kwargs)
     with pytest.raises(ConfigurationError, match="`env_kwargs` must have every slot played for a trace"):
         trace_episode(make("lookahead"), env_kwargs={**kwargs, "decision_epochs": True}, seed=0)
+
+
+def test_the_bound_is_told_the_channel_here_too(gaussian_cache: Path) -> None:
+    """A row of the clairvoyant, and of the optimum on another payload, is played again."""
+    env_kwargs = {"cache": str(gaussian_cache), "payload": "posterior_mean", "moments": "measured"}
+    assert own_env_kwargs("lookahead", env_kwargs, 6.0)["payload"] == "latent"
+    table = evaluate(("clairvoyant", "dp", "lookahead"), (6.0,), episodes=2, seed=3, env_kwargs=env_kwargs)
+    assert [row["payload"] for row in table[::2]] == ["posterior_mean", "posterior_mean", "latent"]
+    for row in table:
+        trace = replay_row(row, env_kwargs, latents=True)
+        held = [slot["latent"] for slot in trace if slot["delivered"]]
+        assert len(held) == row["num_deliveries"]
+        clean = TrajectoryCache.open(gaussian_cache).latents(row["trajectory"])[0].astype(np.float64).ravel()
+        if held:
+            assert np.mean((held[-1] - clean) ** 2) == pytest.approx(row["latent_mse"])
