@@ -43,7 +43,7 @@ class Rung(NamedTuple):
 
     Attributes:
         label: its name in table and figure.
-        group: ``"paper"``, ``"alone"`` (one ingredient with the paper's policy, or the policy alone), ``"ladder"``
+        group: ``"paper"``, ``"alone"`` (one ingredient in place of the paper's), ``"ladder"``
             (each with all above it), ``"without"`` (everything but one).
         agent: of :func:`agents.make`.
         env_kwargs: environment arguments over the agent's own.
@@ -64,10 +64,10 @@ def _rungs() -> tuple[Rung, ...]:
         Rung("exact law of the latency", "alone", "lookahead", {"latency_model": "exact"}),
         Rung("all bit depths", "alone", "lookahead", {"bit_depths": EVERY_BIT_DEPTH}),
         Rung("closed-loop coder", "alone", "lookahead-closed-loop", {}),
-        Rung("DP, the paper's coder and model", "ladder", "dp", {"coder": "forward"}),
+        Rung("DP, with the paper's model", "alone", "dp", {"coder": "forward"}),
     ]
     steps: list[tuple[str, str, dict[str, Any]]] = [
-        ("closed loop", "dp", dict(bare)),
+        ("closed-loop coder and DP", "dp", dict(bare)),
         ("rotation", "dp", {"rotation": True}),
         ("sent scale", "dp", {"sent_scale": True}),
         ("measured moments", "dp", {"moments": "measured"}),
@@ -309,7 +309,7 @@ def write_ladder(table: Table, folder: Path, rungs: Sequence[Rung] = RUNGS) -> t
 
 _TITLES = {
     "paper": "the paper",
-    "alone": "the paper's policy with one ingredient",
+    "alone": "one ingredient alone",
     "ladder": "one after the other",
     "without": "all of them but one",
 }
@@ -383,7 +383,7 @@ def draw_ladder(cells: Table, totals: Table, folder: Path) -> list[Path]:
     left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=2, frameon=False)
     shown = [
         "look-ahead",
-        "DP, the paper's coder and model",
+        "DP, with the paper's model",
         "+ current rate known",
         "+ all bit depths",
         "+ posterior mean",

@@ -152,10 +152,10 @@ class RefinementModel:
 
     @classmethod
     def paper(cls, schedule: NoiseSchedule) -> RefinementModel:
-        """[K] Eqs. (5)–(7) and (10), where the device's error is neglected; with the exact cross term.
+        """[K] Eqs. (5)–(10): the device's error is neglected, and adds to D_diff as it is.
 
-        A centroid quantizer's error q has E[q·x_t] = −e, so the distortion is D_diff(t) + e (2√ᾱ_t − 1) where
-        Eq. (8) has D_diff(t) + e.
+        Whoever looks for the schedule that this model likes best finds one that lives on what it neglects: coarse
+        refinements of coarse latents. It is no basis for an optimum.
         """
         variance = residual_variance(schedule)
         return cls(
@@ -163,7 +163,7 @@ class RefinementModel:
             innovation=variance,
             error_gain=np.zeros_like(variance),
             clean=diffusion_distortion(schedule),
-            error_slope=2.0 * np.sqrt(schedule.alpha_bar) - 1.0,
+            error_slope=np.ones(schedule.num_steps + 1),
         )
 
     @classmethod

@@ -53,6 +53,7 @@ class EnvSettings:
     rotation: bool = True
     sent_scale: bool = True
     same_step_refinement: bool = True
+    entropy_coding: bool = False
     moments: str = "model"
     reward: str = "terminal"
     illegal_action: str = "wait"
@@ -131,6 +132,7 @@ class EnvSettings:
             rotation=self.rotation,
             sent_scale=self.sent_scale,
             same_step_refinement=self.same_step_refinement,
+            entropy_coding=self.entropy_coding,
             second_moments=self._second_moments(cache),
         )
 

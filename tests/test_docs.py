@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import refine_env
-from refine_env.coding import base_distortion
+from refine_env.coding import base_distortion, entropy
 from refine_env.link import latency_quantile, rate_statistics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -238,6 +238,19 @@ def test_the_table_of_base_distortions_is_computed() -> None:
     for row in rows:
         assert row[1] == f"{base_distortion(int(row[0])):.9g}"
     assert [int(row[0]) for row in rows] == [3, 4, 8, 10]
+
+
+def test_the_table_of_entropies_is_computed() -> None:
+    rows = table_rows(_page("bitstream.md"), "entropy")
+    for row in rows:
+        bits = int(row[0])
+        model = entropy.index_model(bits)
+        expected = [f"{model.entropy:.4f}", f"{bits - model.entropy:.4f}"]
+        for dim in (1024, 16384):
+            size = 8 * (entropy.coded_bytes(dim, bits) or dim * bits // 8)
+            expected += [str(size), f"{bits - size / dim:.3f}"]
+        assert row[1:] == expected
+    assert [int(row[0]) for row in rows] == list(range(1, 16))
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -355,6 +355,8 @@ BAD_KWARGS: list[tuple[dict[str, Any], str]] = [
     ({"rotation": "yes"}, "`rotation` must be True or False, got 'yes'"),
     ({"sent_scale": 0}, "`sent_scale` must be True or False, got 0"),
     ({"same_step_refinement": None}, "`same_step_refinement` must be True or False, got None"),
+    ({"entropy_coding": 1}, "`entropy_coding` must be True or False, got 1"),
+    ({"entropy_coding": True}, "`entropy_coding` must be False unless coder='closed_loop'"),
     ({"history_length": 0}, "`history_length` must be an integer in 1 … 100000"),
     ({"decision_epochs": 1}, "`decision_epochs` must be True or False"),
     ({"link": {"subchannels": 60}}, "`link` must be an object with keys among num_subchannels"),

@@ -49,7 +49,8 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     names = {line.split(">")[0].split("<")[0].strip() for line in core}
     assert names == {"numpy", "scipy", "gymnasium", "numba", "safetensors", "typer", "rich", "tqdm"}
     assert set(metadata.get_all("Provides-Extra") or []) == {
-        "train", "generate", "dask", "ray", "images", "ldm", "perceptual", "plot", "render", "report", "test", "all",
+        "train", "entropy", "generate", "dask", "ray", "images", "ldm", "perceptual", "plot", "render", "report",
+        "test", "all",
     }  # fmt: skip
 
 

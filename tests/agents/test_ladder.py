@@ -90,7 +90,7 @@ def test_rungs_are_what_they_say(gaussian_cache: Path) -> None:
     """Every label once; the ladder adds one thing a step; every rung can be made."""
     labels = [rung.label for rung in RUNGS]
     assert len(set(labels)) == len(labels)
-    climbing = [rung for rung in RUNGS if rung.group == "ladder"][1:]
+    climbing = [rung for rung in RUNGS if rung.group == "ladder"]
     for below, above in itertools.pairwise(climbing):
         changed = {key for key, value in above.env_kwargs.items() if below.env_kwargs.get(key) != value}
         assert len(changed) + (below.agent != above.agent) == 1, above.label

@@ -203,7 +203,7 @@ def test_compressing_changes_nothing_and_results_cannot_be_written(
         (lambda m: b"", f"A message must have at least {HEADER_BYTES} bytes, got 0"),
         (lambda m: bytes(m)[: HEADER_BYTES - 1], "must have at least"),
         (lambda m: forge(m, magic=b"RIFF"), "must begin with b'RFNL', got b'RIFF'"),
-        (lambda m: forge(m, version=2), "must be of format version 1, got 2"),
+        (lambda m: forge(m, version=3), "must be of format version 1 or 2, got 3"),
         (lambda m: bytes(m)[:-1], "must have the 51 bytes that its header says, got 50"),
         (lambda m: bytes(m) + b"\0", "must have the 51 bytes that its header says, got 52"),
         (lambda m: bytes(m)[:-3] + b"abc", "must have the CRC-32 that its header says"),

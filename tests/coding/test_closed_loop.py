@@ -161,9 +161,7 @@ WORST = ((20, 4), (1, 4), (0, 10))  # the chain of MODEL.md §4 that is off by 1
 
 
 @pytest.mark.parametrize("chain", [WORST, ((45, 3), (30, 8), (15, 3), (4, 4)), ((10, 1), (10, 3), (9, 8), (0, 4))])
-def test_recursion_holds_with_rotation(
-    chain: tuple[tuple[int, int], ...], rng: np.random.Generator
-) -> None:
+def test_recursion_holds_with_rotation(chain: tuple[tuple[int, int], ...], rng: np.random.Generator) -> None:
     """Of x_t's and x_0's distortion, eight trajectories of 16384 dimensions; and off without, on the worst chain.
 
     131,072 values estimate a variance to 0.4 %, and a distortion at 4 bits to about 0.6: 2 % are three of these. The
