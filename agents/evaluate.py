@@ -3,7 +3,7 @@
 Writes ``episodes.csv``, ``summary.csv`` and ``run.json``, prints the table, and draws ``fig3a`` where matplotlib is
 installed. With ``--images`` what the devices hold is decoded and scored too: further columns, ``images.npz``,
 ``fig3b`` and ``strip``. With ``--html`` all of it becomes one page, ``report.html``. ``--study ladder`` climbs from
-the paper's policy to the optimum instead, see :mod:`agents.ladder`.
+the paper's policy to the optimum instead, ``--study ordering`` plays all policies on one system: :mod:`agents.ladder`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ DEFAULT_AGENTS = (
     "final-only",
 )
 DEFAULT_SNRS_DB = tuple(float(snr_db) for snr_db in range(0, 31, 3))
-_STUDIES = ("fig3a", "ladder")
+_STUDIES = ("fig3a", "ladder", "ordering")
 _DEFAULT_BIT_DEPTHS = ",".join(map(str, PAPER_BIT_DEPTHS))
 _DEFAULT_SNR_LIST = ",".join(f"{snr_db:g}" for snr_db in DEFAULT_SNRS_DB)
 
@@ -264,19 +264,20 @@ def main(
         typer.Option(
             "--snr-db",
             help="Comma-separated mean SNRs per subchannel in dB.",
-            show_default=f"{_DEFAULT_SNR_LIST}; of the ladder 0,1,…,15",
+            show_default=f"{_DEFAULT_SNR_LIST}; of the other studies 0,1,…,15 and 0,3,…,24",
         ),
     ] = None,
     episodes: Annotated[
-        int | None, typer.Option(help="Episodes per policy and SNR.", show_default="200; of the ladder 300")
+        int | None, typer.Option(help="Episodes per policy and SNR.", show_default="200; of the other studies 300")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation; the same seed gives the same draws.")] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for tables and figures.", show_default="results/fig3a; of the ladder results/ladder"),
+        typer.Option(help="Folder for tables and figures.", show_default="results/STUDY"),
     ] = None,
     study: Annotated[
-        str, typer.Option(help="fig3a: the paper's comparison; ladder: from its look-ahead to the optimum.")
+        str,
+        typer.Option(help="fig3a: the paper's comparison; ladder: on to the optimum; ordering: all on one coder."),
     ] = "fig3a",
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
     split: Annotated[str, typer.Option(help="Trajectories: train, test or all.")] = "test",
@@ -314,18 +315,19 @@ def main(
     """
     scoring = _ImageOptions(metrics, image_episodes, lpips_weights, model, device) if images else None
     with exit_codes():
-        if check_choice("--study", study, _STUDIES) == "ladder":
+        if check_choice("--study", study, _STUDIES) != "fig3a":
             for option, given in (("--agents", agent_names), ("--html", html), ("--images", images)):
                 if given:
                     raise ConfigurationError(
-                        f"`{option}` must be left out of the ladder, got {given!r}. The ladder's policies are fixed; "
+                        f"`{option}` must be left out of --study {study}, got {given!r}. Its policies are fixed; "
                         "use --study fig3a."
                     )
             _run_ladder(
-                snr_db or ",".join(map(str, range(16))),
+                study,
+                snr_db or ",".join(map(str, range(16) if study == "ladder" else range(0, 25, 3))),
                 300 if episodes is None else episodes,
                 seed,
-                out or Path("results/ladder"),
+                out or Path("results", study),
                 {"cache": cache, "split": split, "deadline": deadline},
                 workers,
                 figures,
@@ -399,6 +401,7 @@ def _number_of_workers(workers: int | None) -> int:
 
 
 def _run_ladder(
+    study: str,
     snr_db: str,
     episodes: int,
     seed: int,
@@ -409,20 +412,42 @@ def _run_ladder(
 ) -> None:
     from tqdm import tqdm
 
-    from agents.ladder import RUNGS, climb, draw_ladder, number_of_entries, print_ladder, write_ladder
+    from agents.ladder import (
+        ORDERING,
+        RUNGS,
+        climb,
+        draw_ladder,
+        number_of_entries,
+        print_ladder,
+        print_ordering,
+        write_ladder,
+    )
+
+    rungs = RUNGS if study == "ladder" else ORDERING
 
     snrs_db = parse_list("--snr-db", snr_db, float, "0,3,6")
     number = _number_of_workers(workers)
     run = describe_run(("lookahead",), snrs_db, episodes, seed, env_kwargs)
-    run |= {"study": "ladder", "rungs": [rung._asdict() for rung in RUNGS]}
+    run |= {"study": study, "rungs": [rung._asdict() for rung in rungs]}
     _make_folder(out)
-    with tqdm(total=number_of_entries(snrs_db, env_kwargs) * episodes, unit="episode", desc="ladder") as bar:
-        table = climb(snrs_db, episodes=episodes, seed=seed, env_kwargs=env_kwargs, workers=number, progress=bar.update)
-    written, cells, totals = write_ladder(table, out)
+    with tqdm(total=number_of_entries(snrs_db, env_kwargs, rungs) * episodes, unit="episode", desc=study) as bar:
+        table = climb(
+            snrs_db,
+            episodes=episodes,
+            seed=seed,
+            env_kwargs=env_kwargs,
+            rungs=rungs,
+            workers=number,
+            progress=bar.update,
+        )
+    written, cells, totals = write_ladder(table, out, rungs)
     write_atomically(out / "run.json", json.dumps(run, indent=1) + "\n")
     written.append(out / "run.json")
-    print_ladder(totals)
-    if figures:
+    if study == "ordering":
+        print_ordering(cells)
+    else:
+        print_ladder(totals)
+    if figures and study == "ladder":
         try:
             written += draw_ladder(cells, totals, out)
         except MissingExtraError as error:

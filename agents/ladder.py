@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 import agents
 from agents.figures import save_figure
+from refine_env.config import PAPER_BIT_DEPTHS
 from refine_env.errors import import_extra
 from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, resampling_counts, roll_out_many, write_table
 
 __all__ = [
     "LADDER_COLUMNS",
+    "ORDERING",
     "RUNGS",
     "RUNG_COLUMNS",
     "Rung",
@@ -29,6 +31,7 @@ __all__ = [
     "draw_ladder",
     "number_of_entries",
     "print_ladder",
+    "print_ordering",
     "summarize_ladder",
     "write_ladder",
 ]
@@ -101,6 +104,22 @@ def _rungs() -> tuple[Rung, ...]:
 
 RUNGS = _rungs()
 """All steps; the first is what gains are measured against."""
+
+
+def _ordering() -> tuple[Rung, ...]:
+    system = {"coder": "closed_loop"}
+    names = ["lookahead", "lookahead-tight", *(f"persistent-q{bits}" for bits in PAPER_BIT_DEPTHS), "final-only"]
+    return (
+        Rung("dp", "paper", "dp", system),
+        Rung("dp-current-rate", "paper", "dp-current-rate", system),
+        Rung("dp-inferred", "paper", "dp-inferred", system),
+        *(Rung(name, "paper", name, system) for name in names),
+        Rung("random", "paper", "random", system),
+    )
+
+
+ORDERING = _ordering()
+"""All policies on one system, the closed-loop coder's, against the optimum, which is the first."""
 
 LADDER_COLUMNS: dict[str, type] = {
     "rung": str,
@@ -341,6 +360,33 @@ def print_ladder(totals: Table) -> None:
         "bound: the gain of the clairvoyant on the same coder, payload and bit depths. Dim: 95 % intervals.",
         style="dim",
     )
+
+
+def print_ordering(cells: Table) -> None:
+    """What every policy's latent MSE is times the first rung's, and the first's times the bound's, at every SNR."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    first = cells[0]["rung"]
+    snrs_db = list(dict.fromkeys(row["snr_db"] for row in cells))
+    view = RichTable(title=f"latent MSE over that of {first}, with 95 % intervals", box=box.SIMPLE_HEAD, padding=(0, 1))
+    view.add_column("policy")
+    for snr_db in snrs_db:
+        view.add_column(f"{snr_db:g} dB", justify="right", no_wrap=True)
+
+    def add(label: str, ratios: Sequence[tuple[float, float, float]]) -> None:
+        view.add_row(label, *(f"{value:.3g}\n[dim]{low:.3g} … {high:.3g}[/dim]" for value, low, high in ratios))
+
+    for label in dict.fromkeys(row["rung"] for row in cells):
+        rows = [row for row in cells if row["rung"] == label]
+        if label == first:
+            names = ("bound_ratio", "bound_ratio_high", "bound_ratio_low")
+            add("clairvoyant", [tuple(1.0 / row[name] for name in names) for row in rows])
+        else:
+            names = ("gain", "gain_high", "gain_low")
+            add(label, [tuple(1.0 / row[name] for name in names) for row in rows])
+    Console(width=max(80, 14 + 17 * len(snrs_db))).print(view)
 
 
 def draw_ladder(cells: Table, totals: Table, folder: Path) -> list[Path]:

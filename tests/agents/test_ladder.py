@@ -111,12 +111,6 @@ def test_command_writes_tables_and_figure(gaussian_cache: Path, tmp_path: Path, 
     from agents.evaluate import main
 
     monkeypatch.setattr(ladder, "RUNGS", SOME)
-    for name in ("climb", "number_of_entries", "write_ladder"):  # whose default the rungs are
-        function = getattr(ladder, name)
-        defaults = tuple(SOME if value is RUNGS else value for value in function.__defaults__ or ())
-        monkeypatch.setattr(function, "__defaults__", defaults)
-        if function.__kwdefaults__:
-            monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, "rungs": SOME})
     app = typer.Typer()
     app.command()(main)
     arguments = ["--study", "ladder", "--cache", str(gaussian_cache), "--split", "all", "--episodes", "6"]
@@ -135,12 +129,34 @@ def test_command_writes_tables_and_figure(gaussian_cache: Path, tmp_path: Path, 
     assert (tmp_path / "again" / "ladder.png").read_bytes() == before
 
 
+def test_ordering_of_all_policies_on_one_system(gaussian_cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    import typer
+
+    from agents.evaluate import main
+
+    assert len({json.dumps(dict(rung.env_kwargs)) for rung in ladder.ORDERING}) == 1
+    assert {ladder.bound_label(rung, ladder.ORDERING) for rung in ladder.ORDERING} == {"clairvoyant: paper: dp"}
+    shown = [rung for rung in ladder.ORDERING if rung.label in ("dp", "lookahead", "persistent-q3", "random")]
+    monkeypatch.setattr(ladder, "ORDERING", shown)
+    app = typer.Typer()
+    app.command()(main)
+    arguments = ["--study", "ordering", "--cache", str(gaussian_cache), "--split", "all", "--episodes", "200"]
+    result = CliRunner().invoke(app, [*arguments, "--snr-db", "3,9", "--out", str(tmp_path), "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    assert "clairvoyant" in result.output
+    for cell in read_table(tmp_path / "ladder.csv", LADDER_COLUMNS, optional=ladder.BOUND_COLUMNS):
+        if cell["rung"] == "dp":
+            assert cell["bound_ratio_high"] > 0.99
+        else:
+            assert cell["gain_high"] < 1.0, cell  # significantly worse than the optimum
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--study", "steps"], "`--study` must be one of 'fig3a', 'ladder', got 'steps'"),
-        (["--study", "ladder", "--agents", "dp"], "`--agents` must be left out of the ladder, got 'dp'"),
-        (["--study", "ladder", "--html"], "`--html` must be left out of the ladder, got True"),
+        (["--study", "steps"], "`--study` must be one of 'fig3a', 'ladder', 'ordering', got 'steps'"),
+        (["--study", "ladder", "--agents", "dp"], "`--agents` must be left out of --study ladder, got 'dp'"),
+        (["--study", "ladder", "--html"], "`--html` must be left out of --study ladder, got True"),
         (["--study", "ladder", "--snr-db", "x"], "`--snr-db` must be a comma-separated list"),
         (["--study", "ladder", "--workers", "0"], "`--workers` must be an integer >= 1, got 0"),
     ],
