@@ -370,23 +370,27 @@ def print_ordering(cells: Table) -> None:
 
     first = cells[0]["rung"]
     snrs_db = list(dict.fromkeys(row["snr_db"] for row in cells))
-    view = RichTable(title=f"latent MSE over that of {first}, with 95 % intervals", box=box.SIMPLE_HEAD, padding=(0, 1))
-    view.add_column("policy")
+    view = RichTable(title=f"latent MSE over that of {first}", box=box.SIMPLE_HEAD, padding=(0, 1))
+    view.add_column("SNR [dB]", no_wrap=True)
     for snr_db in snrs_db:
-        view.add_column(f"{snr_db:g} dB", justify="right", no_wrap=True)
+        view.add_column(f"{snr_db:g}", justify="right", no_wrap=True)
 
-    def add(label: str, ratios: Sequence[tuple[float, float, float]]) -> None:
-        view.add_row(label, *(f"{value:.3g}\n[dim]{low:.3g} … {high:.3g}[/dim]" for value, low, high in ratios))
+    def show(ratio: float, low: float, high: float) -> str:
+        return (
+            f"{ratio:.2e}" if ratio >= 1e3 or ratio < 1e-2 else f"{ratio:.3g}" + (" =" if low <= 1.0 <= high else "  ")
+        )
 
     for label in dict.fromkeys(row["rung"] for row in cells):
         rows = [row for row in cells if row["rung"] == label]
-        if label == first:
-            names = ("bound_ratio", "bound_ratio_high", "bound_ratio_low")
-            add("clairvoyant", [tuple(1.0 / row[name] for name in names) for row in rows])
-        else:
-            names = ("gain", "gain_high", "gain_low")
-            add(label, [tuple(1.0 / row[name] for name in names) for row in rows])
-    Console(width=max(80, 14 + 17 * len(snrs_db))).print(view)
+        # Of the first: the bound over it; of the others: each over it. Either is the inverse of a column.
+        name = "bound_ratio" if label == first else "gain"
+        view.add_row(
+            "clairvoyant" if label == first else label,
+            *(show(1.0 / row[name], 1.0 / row[f"{name}_high"], 1.0 / row[f"{name}_low"]) for row in rows),
+        )
+    console = Console(width=max(80, 22 + 11 * len(snrs_db)))
+    console.print(view)
+    console.print("=: the 95 % interval, which is in ladder.csv, holds 1.", style="dim")
 
 
 def draw_ladder(cells: Table, totals: Table, folder: Path) -> list[Path]:

@@ -93,7 +93,9 @@ class Learned(Agent):
         path = Path(path)
         super().__init__(config, name="learned" if path == SHIPPED else f"learned:{path}")
         files = read_policy(path) if policy is None else policy
-        trained, mine = files.description["system"], config.to_dict()
+        # A field that is younger than the policy had its default when the policy was trained.
+        trained = {**SystemConfig(snr_db=0.0).to_dict(), **files.description["system"]}
+        mine = config.to_dict()
         for key in sorted({*trained, *mine} - set(_FREE)):
             if trained.get(key) != mine.get(key):
                 short = f"got {mine.get(key)!r}" if len(repr(mine.get(key))) < 80 else "got another"
