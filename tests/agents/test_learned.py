@@ -130,6 +130,15 @@ def test_another_system_is_refused(folder: Path, kwargs: dict[str, Any], changes
         agents.make(f"learned:{folder}", system(kwargs, snr_db=6.0, **changes))
 
 
+def test_a_field_younger_than_the_policy_has_to_have_its_default(folder: Path, kwargs: dict[str, Any]) -> None:
+    trained = json.loads((folder / "policy.json").read_text())["system"]
+    del trained["deadline"]  # as if it had not been a field then
+    change(folder, system=trained)
+    agents.make(f"learned:{folder}", system(kwargs, snr_db=6.0))
+    with pytest.raises(ConfigurationError, match=r"\(deadline 60\), got 50"):
+        agents.make(f"learned:{folder}", system(kwargs, snr_db=6.0, deadline=50))
+
+
 def test_another_latency_quantile_is_not(folder: Path, kwargs: dict[str, Any]) -> None:
     agents.make(f"learned:{folder}", system(kwargs, snr_db=6.0, latency_quantile=0.5))
 
