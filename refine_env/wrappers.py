@@ -1,0 +1,438 @@
+"""Observation encodings: flat vectors for policies, one encoder behind a wrapper of either environment.
+
+The environment's observation is a dictionary; most libraries want a vector. :class:`ObservationEncoder` makes
+one of it, from the observation and the public configuration alone: the SNR is never shown, and a policy that
+serves all SNRs infers it from the channel history. :class:`EncodeObservation` puts the encoder around the
+single environment, :class:`VectorEncodeObservation` around the vector environment, with the same numbers.
+
+Importing this module needs nothing beyond the package's core.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+from numpy.typing import NDArray
+from scipy import special
+
+from refine_env._compiled import kernel
+from refine_env._validation import check_choice, check_integer
+from refine_env.coding import LOSSLESS_BITS, base_distortion
+from refine_env.config import SystemConfig
+from refine_env.errors import ConfigurationError
+from refine_env.link import rate_statistics
+
+__all__ = ["ENCODINGS", "EncodeObservation", "ObservationEncoder", "VectorEncodeObservation"]
+
+ENCODINGS = ("summary", "normalized", "one-hot")
+_SMALLEST_ERROR = 1e-8  # where the logarithms of errors end; that of the "log" reward
+_SCALARS = ("slot", "server_step", "device_step", "device_bits", "remaining_bits", "device_error")
+_SUMMARY = (
+    "slots_left",
+    "channel_mean",
+    "channel_log_mean",
+    "channel_std",
+    "current_rate",
+    "capacity_left",
+    "log_capacity_left",
+    "clean_latent_in",
+    "latent_distortion_server",
+    "distortion_device",
+    "residual_server",
+    "residual_clean",
+)
+_PER_DEPTH = ("slots_needed", "margin", "probability_in_time", "margin_clean", "distortion_after")
+_PER_QUANTILE = ("latency", "latency_left_over", "latency_aligned")
+_QUANTILES = (0.9, 0.99)  # of the slots that a message takes
+_NORMAL_QUANTILES = special.ndtri(np.array(_QUANTILES))
+# SNRs [dB] between which the deviation of a rate is interpolated from its mean.
+_SNR_GRID_DB = tuple(range(-20, 45, 4))
+
+
+@kernel
+def _clip(value: float) -> float:
+    return min(max(value, -1.0), 1.0)
+
+
+@kernel
+def _log_error(value: float) -> float:
+    """10⁻⁸ … 1 on a logarithmic scale -1 … 1."""
+    return _clip(math.log10(max(value, _SMALLEST_ERROR)) / 4.0 + 1.0)
+
+
+@kernel
+def _fill_scalars(
+    slot: NDArray[Any],
+    server_step: NDArray[Any],
+    device_step: NDArray[Any],
+    device_bits: NDArray[Any],
+    remaining_bits: NDArray[Any],
+    device_error: NDArray[Any],
+    deadline: int,
+    num_steps: int,
+    most_bits: float,
+    out: NDArray[np.float32],
+) -> None:
+    for i in range(slot.size):
+        out[i, 0] = _clip(2.0 * slot[i] / (deadline + 1) - 1.0)
+        out[i, 1] = _clip(2.0 * server_step[i] / num_steps - 1.0)
+        out[i, 2] = _clip(2.0 * device_step[i] / num_steps - 1.0)
+        out[i, 3] = _clip(2.0 * device_bits[i] / LOSSLESS_BITS - 1.0)
+        out[i, 4] = _clip(2.0 * remaining_bits[i, 0] / most_bits - 1.0)
+        out[i, 5] = _log_error(device_error[i, 0])
+
+
+@kernel
+def _latency(
+    size: float, current: float, mean: float, deviation: float, seen: int, normal_quantile: float, deadline: int
+) -> int:
+    """Slots after which a message begun now is through with the quantile's probability; T_d + 1 if that is more.
+
+    The current slot's rate is known; the others' sum has their own deviation and, common to all, that of the mean.
+    """
+    slots = max(1, 1 + int((size - current) / mean))
+    while slots <= deadline:
+        later = slots - 1
+        spread = deviation * math.sqrt(later + later * later / max(seen, 1))
+        if current + later * mean - normal_quantile * spread >= size:
+            break
+        slots += 1
+    return slots if slots <= deadline else deadline + 1
+
+
+@kernel
+def _fill_summary(
+    slot: NDArray[Any],
+    server_step: NDArray[Any],
+    device_step: NDArray[Any],
+    device_error: NDArray[Any],
+    history: NDArray[Any],
+    deadline: int,
+    innovation: NDArray[np.float64],
+    error_gain: NDArray[np.float64],
+    clean: NDArray[np.float64],
+    error_slope: NDArray[np.float64],
+    sizes: NDArray[np.float64],
+    base: NDArray[np.float64],
+    grid_means: NDArray[np.float64],
+    grid_deviations: NDArray[np.float64],
+    normal_quantiles: NDArray[np.float64],
+    out: NDArray[np.float32],
+) -> None:
+    length = history.shape[1]
+    depths = sizes.size
+    most = float(LOSSLESS_BITS)
+    for i in range(slot.size):
+        seen = min(slot[i], deadline, length)
+        total = 0.0
+        for k in range(length - seen, length):
+            total += history[i, k]
+        mean = max(total / max(seen, 1), 1e-9)
+        square = 0.0
+        for k in range(length - seen, length):
+            square += (history[i, k] - mean) ** 2
+        current = float(history[i, length - 1])
+        left = max(deadline - slot[i] + 1, 0)
+        later = max(left - 1, 0)  # slots after this one; of this one the rate is known
+        capacity = later * mean + (current if left > 0 else 0.0)
+        deviation = np.interp(mean, grid_means, grid_deviations)
+        # The later slots' own deviation, and that of the mean that stands for theirs.
+        spread = deviation * math.sqrt(later + later * later / max(seen, 1)) + 1e-9
+        t, held, error = server_step[i], device_step[i], float(device_error[i, 0])
+        # Residual variances of the newest latent and of the clean one, as RefinementModel.residual_variance has them.
+        residual = innovation[t, held] + error_gain[t, held] * error
+        residual_clean = innovation[0, held] + error_gain[0, held] * error
+        out[i, 0] = _clip(2.0 * left / deadline - 1.0)
+        out[i, 1] = _clip(mean * deadline / most / 4.0 - 1.0)
+        out[i, 2] = _clip(math.log2(mean * deadline / most) / 4.0)
+        out[i, 3] = _clip(math.sqrt(square / max(seen, 1)) / mean * 5.0)
+        out[i, 4] = _clip((current / mean - 1.0) * 5.0)
+        out[i, 5] = _clip(capacity / most / 4.0 - 1.0)
+        out[i, 6] = _clip(math.log2(capacity / most + 1e-3) / 4.0)
+        out[i, 7] = _clip((left - t) / deadline)
+        out[i, 8] = _log_error(clean[t])
+        out[i, 9] = _log_error(clean[held] + error_slope[held] * error)
+        out[i, 10] = _log_error(residual)
+        out[i, 11] = _log_error(residual_clean)
+        column = 12
+        wait = min(t, later)  # slots until the clean latent is there
+        capacity_clean = max(left - t, 0) * mean if t > 0 else capacity
+        spread_clean = deviation * math.sqrt(left - wait + (left - wait) ** 2 / max(seen, 1)) + 1e-9
+        for b in range(depths):
+            margin = (capacity - sizes[b]) / spread
+            out[i, column] = _clip(sizes[b] / mean / deadline - 1.0)
+            out[i, column + depths] = _clip(margin / 5.0)
+            out[i, column + 2 * depths] = _clip(math.erfc(-margin / math.sqrt(2.0)) - 1.0)
+            out[i, column + 3 * depths] = _clip((capacity_clean - sizes[b]) / spread_clean / 5.0)
+            out[i, column + 4 * depths] = _log_error(clean[t] + error_slope[t] * residual * base[b])
+            place = column + 5 * depths
+            for q in range(normal_quantiles.size):
+                latency = _latency(sizes[b], current, mean, deviation, seen, normal_quantiles[q], deadline)
+                over = left % latency
+                out[i, place] = _clip(2.0 * latency / deadline - 1.0)
+                out[i, place + depths] = 2.0 * over / latency - 1.0
+                out[i, place + 2 * depths] = 1.0 if over == 0 else -1.0
+                place += 3 * depths
+            column += 1
+
+
+class ObservationEncoder:
+    """Observations as vectors in [-1, 1]^D, from the observation and the public configuration alone.
+
+    ============== ===========================================================================================
+    encoding       numbers, besides the last ``history`` entries of the channel history
+    ============== ===========================================================================================
+    ``summary``    ``normalized``, and what a policy would have to work out of it: slots left; mean (also its
+                   logarithm), standard deviation and last value of the channel history; bits per dimension
+                   that the rest of the episode carries at that mean (also its logarithm); the slots left once
+                   the clean latent is there; distortions of the latents at server and device; what x_t and
+                   x_0 hold that the device cannot predict; and for every bit depth the slots that it takes,
+                   how surely it is through in time if sent now (in deviations, and as a probability) or with
+                   the clean latent, the distortion that sending now would leave, and, of the slots that it
+                   takes at most with probability 0.9 and 0.99, their number, how many slots are left over
+                   when the rest of the episode is filled with such messages, and whether none is
+    ``normalized`` slot, steps, bit depth and bits in flight on linear scales, coding error on a logarithmic one
+    ``one-hot``    slot, steps and bit depth one-hot, bits in flight linear, coding error logarithmic
+    ============== ===========================================================================================
+
+    The deviation of a slot's rate is that of the link with fixed power
+    (:attr:`refine_env.link.RateStatistics.fixed_power_std`) at the SNR whose mean rate is the history's.
+
+    Args:
+        config: the system, ``env.unwrapped.config``.
+        encoding: one of :data:`ENCODINGS`.
+        history: entries of the channel history to show, the most recent ones, scaled by the largest message;
+            None: all but for ``summary``, which then shows none.
+        history_length: of the environment's ``channel_history``; None: the deadline, as the environment has it.
+
+    Attributes:
+        names: what each number is, (D,).
+        space: Box float32 (D,).
+
+    Raises:
+        ConfigurationError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        config: SystemConfig,
+        encoding: str = "summary",
+        *,
+        history: int | None = None,
+        history_length: int | None = None,
+    ) -> None:
+        self.config = config
+        self.encoding = check_choice("encoding", encoding, ENCODINGS)
+        self.history_length = config.deadline if history_length is None else history_length
+        shown = 0 if encoding == "summary" else self.history_length
+        if history is not None:
+            shown = check_integer(
+                "history", history, 0, self.history_length, advice="Give at most the environment's `history_length`."
+            )
+        self.history = shown
+        self.names = (*self._state_names(), *(f"rate[{k - shown}]" for k in range(shown)))
+        self.space = spaces.Box(-1.0, 1.0, (len(self.names),), np.float32)
+        self._sizes = config.message_bits / config.latent_dim
+        self._base = np.array([base_distortion(bits) for bits in config.bit_depths])
+        self._most_bits = config.max_bits_per_dimension
+        if encoding == "summary":
+            link = config.link
+            grid = [
+                rate_statistics(float(snr_db), link.num_subchannels, config.symbols_per_slot, link.snr_reference)
+                for snr_db in _SNR_GRID_DB
+            ]
+            self._grid_means = np.array([statistics.mean for statistics in grid]) / config.latent_dim
+            self._grid_deviations = np.array([statistics.fixed_power_std for statistics in grid]) / config.latent_dim
+
+    def _state_names(self) -> tuple[str, ...]:
+        config = self.config
+        if self.encoding == "one-hot":
+            sizes = {
+                "slot": config.deadline + 2,
+                "server_step": config.num_steps + 1,
+                "device_step": config.num_steps + 1,
+                "device_bits": LOSSLESS_BITS + 1,
+            }
+            hot = [f"{key}={value}" for key, size in sizes.items() for value in range(size)]
+            return (*hot, "remaining_bits", "device_error")
+        if self.encoding == "normalized":
+            return _SCALARS
+        timed = [f"{name}@{quantile:g}" for quantile, name in itertools.product(_QUANTILES, _PER_QUANTILE)]
+        depths = [f"{name}[{bits}]" for name, bits in itertools.product((*_PER_DEPTH, *timed), config.bit_depths)]
+        return (*_SCALARS, *_SUMMARY, *depths)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments that, with a configuration, make this encoder again; JSON."""
+        return {"encoding": self.encoding, "history": self.history, "history_length": self.history_length}
+
+    def encode(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
+        """Encode N observations; each row depends on its own observation alone.
+
+        Args:
+            observation: the environment's, batched: scalar fields (N,), others (N, ...).
+
+        Returns:
+            float32 (N, D).
+
+        Raises:
+            ConfigurationError: if the channel history has another length.
+        """
+        history = np.asarray(observation["channel_history"])
+        if history.shape[-1] != self.history_length:
+            raise ConfigurationError(
+                f"`channel_history` must have length {self.history_length} for this encoder, got "
+                f"{history.shape[-1]}. Make the encoder with the environment's `history_length`."
+            )
+        slot = np.asarray(observation["slot"])
+        server_step, device_step = np.asarray(observation["server_step"]), np.asarray(observation["device_step"])
+        device_bits = np.asarray(observation["device_bits"])
+        remaining_bits = np.asarray(observation["remaining_bits"])
+        device_error = np.asarray(observation["device_error"])
+        config = self.config
+        encoded = np.empty((len(slot), len(self.names)), dtype=np.float32)
+        count = len(self.names) - self.history
+        if self.history:
+            recent = history[:, self.history_length - self.history :]
+            np.clip(2.0 * recent / self._most_bits - 1.0, -1.0, 1.0, out=encoded[:, count:])
+        scalars = encoded if self.encoding != "one-hot" else np.empty((len(slot), len(_SCALARS)), dtype=np.float32)
+        _fill_scalars(
+            slot,
+            server_step,
+            device_step,
+            device_bits,
+            remaining_bits,
+            device_error,
+            config.deadline,
+            config.num_steps,
+            self._most_bits,
+            scalars,
+        )
+        if self.encoding == "one-hot":
+            encoded[:, :count] = 0.0
+            encoded[:, count - 2 : count] = scalars[:, 4:]
+            rows, start = np.arange(len(slot)), 0
+            sizes = (config.deadline + 2, config.num_steps + 1, config.num_steps + 1, LOSSLESS_BITS + 1)
+            for values, size in zip((slot, server_step, device_step, device_bits), sizes, strict=True):
+                encoded[rows, start + values] = 1.0
+                start += size
+        if self.encoding == "summary":
+            model = config.refinement_model
+            _fill_summary(
+                slot,
+                server_step,
+                device_step,
+                device_error,
+                history,
+                config.deadline,
+                model.innovation,
+                model.error_gain,
+                model.clean,
+                model.error_slope,
+                self._sizes,
+                self._base,
+                self._grid_means,
+                self._grid_deviations,
+                _NORMAL_QUANTILES,
+                encoded[:, len(_SCALARS) : count],
+            )
+        return encoded
+
+    def encode_one(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:
+        """:meth:`encode` of one observation, float32 (D,)."""
+        batch = {key: np.asarray(value)[None] for key, value in observation.items()}
+        encoded: NDArray[np.float32] = self.encode(batch)[0]
+        return encoded
+
+
+def _encoder_of(env: Any, encoding: str, history: int | None) -> ObservationEncoder:
+    length = env.unwrapped.settings.history_length
+    return ObservationEncoder(env.unwrapped.config, encoding, history=history, history_length=length)
+
+
+class EncodeObservation(
+    gym.ObservationWrapper[NDArray[np.float32], Any, dict[str, Any]], gym.utils.RecordConstructorArgs
+):
+    """The single environment with vectors as observations.
+
+    Args:
+        env: a :class:`refine_env.LatentRefinementEnv`, wrapped or not, whose observation is still the dictionary.
+        encoding: see :class:`ObservationEncoder`.
+        history: see :class:`ObservationEncoder`.
+
+    Attributes:
+        encoder: the encoder.
+    """
+
+    def __init__(
+        self, env: gym.Env[dict[str, Any], Any], encoding: str = "summary", history: int | None = None
+    ) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, encoding=encoding, history=history)
+        super().__init__(env)
+        self.encoder = _encoder_of(env, encoding, history)
+        self.observation_space = self.encoder.space
+
+    def observation(self, observation: dict[str, Any]) -> NDArray[np.float32]:
+        """The vector of an observation, float32 (D,)."""
+        return self.encoder.encode_one(observation)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which actions are legal now, bool (n,)."""
+        masks: NDArray[np.bool_] = self.env.get_wrapper_attr("action_masks")()
+        return masks
+
+
+class VectorEncodeObservation(VectorWrapper[NDArray[np.float32], Any, dict[str, Any], Any, NDArray[Any]]):
+    """The vector environment with vectors as observations, those in ``infos["final_obs"]`` included.
+
+    Args:
+        env: a :class:`refine_env.LatentRefinementVectorEnv`, wrapped or not, whose observation is still the
+            dictionary.
+        encoding: see :class:`ObservationEncoder`.
+        history: see :class:`ObservationEncoder`.
+
+    Attributes:
+        encoder: the encoder.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[dict[str, Any], Any, NDArray[Any]],
+        encoding: str = "summary",
+        history: int | None = None,
+    ) -> None:
+        super().__init__(env)
+        self.encoder = _encoder_of(env, encoding, history)
+        self.single_observation_space = self.encoder.space
+        self.observation_space = spaces.Box(-1.0, 1.0, (self.num_envs, *self.encoder.space.shape), np.float32)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start episodes; the observations encoded."""
+        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # a list, too
+        return self.encoder.encode(observations), infos
+
+    def step(
+        self, actions: Any
+    ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Act; the observations encoded."""
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        if "final_obs" in infos:
+            final = infos["final_obs"]
+            ended = np.flatnonzero(infos["_final_obs"])
+            last = {key: np.array([final[i][key] for i in ended]) for key in final[ended[0]]}
+            for i, row in zip(ended, self.encoder.encode(last), strict=True):
+                final[i] = row
+        return self.encoder.encode(observations), rewards, terminated, truncated, infos
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which actions are legal now, bool (N, n)."""
+        masks: NDArray[np.bool_] = self.env.unwrapped.action_masks()  # type: ignore[attr-defined]
+        return masks

@@ -1,0 +1,78 @@
+"""Roll-outs for MaskablePPO: Stable-Baselines3's DummyVecEnv beside the native environments, in one run.
+
+    python -m tests.benchmarks.rollouts
+
+The same envs and policy; the two take turns, so that whatever else runs slows both. Medians over the repetitions.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+
+def main(
+    num_envs: Annotated[int, typer.Option(help="Environments.")] = 256,
+    steps: Annotated[int, typer.Option(help="Steps of each in a roll-out.")] = 64,
+    repetitions: Annotated[int, typer.Option(help="Roll-outs of each kind.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Passes over a roll-out in an update.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Steps in a minibatch.")] = 2048,
+    threads: Annotated[str, typer.Option(help="Comma-separated numbers of torch threads; 2 can take very long.")] = "1",
+) -> None:
+    """Measure collection alone, and with the update (end to end)."""
+    import gymnasium as gym
+    import torch
+    from sb3_contrib import MaskablePPO
+    from stable_baselines3.common.logger import configure
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    import refine_env
+    from refine_env.wrappers import EncodeObservation
+    from train.sb3 import make_vec_env
+
+    kwargs = {"snr_db": [0, 24], "decision_epochs": True, "coder": "closed_loop"}
+
+    def single() -> Any:
+        return EncodeObservation(gym.make(refine_env.ENV_ID, disable_env_checker=True, **kwargs))
+
+    kinds: dict[str, Callable[[], Any]] = {
+        "DummyVecEnv": lambda: DummyVecEnv([single] * num_envs),
+        "native": lambda: make_vec_env(num_envs, kwargs),
+    }
+    models = {}
+    for kind, make in kinds.items():
+        model: Any = MaskablePPO(
+            "MlpPolicy", make(), n_steps=steps, batch_size=batch_size, n_epochs=epochs, seed=0, device="cpu"
+        )
+        _, callback = model._setup_learn(10**9)
+        model.set_logger(configure(None, []))
+        with torch.no_grad():
+            model.policy.action_net.bias[0] = 3.8  # wait, mostly: episodes as long as a trained policy's
+        models[kind] = (model, callback)
+    for count in map(int, threads.split(",")):
+        torch.set_num_threads(count)
+        times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+        for repetition in range(repetitions + 1):
+            for kind, (model, callback) in models.items():
+                start = time.perf_counter()
+                model.collect_rollouts(model.env, callback, model.rollout_buffer, steps)
+                collected = time.perf_counter()
+                model.train()
+                if repetition:  # the first one compiles
+                    times[kind].append((collected - start, time.perf_counter() - start))
+        rates = {
+            kind: [steps * num_envs / statistics.median(column) for column in zip(*values, strict=True)]
+            for kind, values in times.items()
+        }
+        for kind, (collection, whole) in rates.items():
+            print(f"{count} torch threads, {kind}: {collection:,.0f} steps/s collected, {whole:,.0f} end to end")
+        collection, whole = (rates["native"][k] / rates["DummyVecEnv"][k] for k in range(2))
+        print(f"{count} torch threads: {collection:.2f} times the collection, {whole:.2f} times end to end")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,255 @@
+"""The observation encodings: in their space, row by row, alike around both environments, blind to the SNR."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from scipy import special
+
+import refine_env
+from refine_env import ConfigurationError
+from refine_env.coding import base_distortion
+from refine_env.wrappers import ENCODINGS, EncodeObservation, ObservationEncoder, VectorEncodeObservation
+
+VARIANTS = [(encoding, history) for encoding in ENCODINGS for history in (None, 0, 5)]
+
+
+@pytest.fixture
+def kwargs(gaussian_cache: Path) -> dict[str, Any]:
+    return {"cache": str(gaussian_cache), "snr_db": [0, 24], "coder": "closed_loop", "split": "all"}
+
+
+def observations_of(kwargs: dict[str, Any], episodes: int = 8, seed: int = 0) -> list[dict[str, Any]]:
+    """Observations of random episodes, those after the last slot included."""
+    env = gym.make(refine_env.ENV_ID, **kwargs)
+    env.action_space.seed(seed)
+    found = []
+    for episode in range(episodes):
+        observation, info = env.reset(seed=seed + episode)
+        found.append(observation)
+        terminated = False
+        while not terminated:
+            waits = info["action_mask"].copy()
+            waits[1:] = 0
+            mask = info["action_mask"] if env.np_random.random() < 0.2 else waits
+            observation, _, terminated, _, info = env.step(env.action_space.sample(mask=mask))
+            found.append(observation)
+    return found
+
+
+def batched(observations: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {key: np.array([o[key] for o in observations]) for key in observations[0]}
+
+
+def config_of(kwargs: dict[str, Any]) -> refine_env.SystemConfig:
+    return gym.make(refine_env.ENV_ID, **kwargs).unwrapped.config
+
+
+# The checker would rather see the environment below the wrapper, which its own tests show it.
+check_wrapped = pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version:UserWarning")
+
+
+@check_wrapped
+@pytest.mark.parametrize(("encoding", "history"), VARIANTS)
+def test_the_single_environment_passes_gymnasium_s_checker(
+    kwargs: dict[str, Any], encoding: str, history: int | None
+) -> None:
+    env = EncodeObservation(gym.make(refine_env.ENV_ID, **kwargs), encoding, history)
+    check_env(env, skip_render_check=True)
+    assert env.observation_space.shape == (len(env.encoder.names),)
+    assert len(set(env.encoder.names)) == len(env.encoder.names)
+    assert env.action_masks().dtype == np.bool_
+
+
+@pytest.mark.parametrize(("encoding", "history"), VARIANTS)
+def test_every_observation_lies_in_the_space(kwargs: dict[str, Any], encoding: str, history: int | None) -> None:
+    encoder = ObservationEncoder(config_of(kwargs), encoding, history=history)
+    encoded = encoder.encode(batched(observations_of(kwargs)))
+    assert encoded.dtype == np.float32
+    assert np.abs(encoded).max() <= 1.0
+    assert np.isfinite(encoded).all()
+
+
+@pytest.mark.parametrize("autoreset", ["NextStep", "SameStep"])
+@pytest.mark.parametrize("num_envs", [1, 7])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_vector_environment_shows_the_same(
+    kwargs: dict[str, Any], encoding: str, num_envs: int, autoreset: str
+) -> None:
+    """Bit for bit, the last observations of episodes included."""
+    kwargs["decision_epochs"] = True
+    envs = VectorEncodeObservation(
+        gym.make_vec(refine_env.ENV_ID, num_envs=num_envs, autoreset_mode=autoreset, **kwargs), encoding
+    )
+    singles = [EncodeObservation(gym.make(refine_env.ENV_ID, **kwargs), encoding) for _ in range(num_envs)]
+    observations, _ = envs.reset(seed=5)
+    assert observations.shape == envs.observation_space.shape == (num_envs, *envs.single_observation_space.shape)
+    for i, single in enumerate(singles):
+        assert np.array_equal(observations[i], single.reset(seed=5 + i)[0])
+    rng = np.random.default_rng(1)
+    ends, fresh = 0, np.zeros(num_envs, dtype=bool)
+    for _ in range(150):
+        actions = np.where(rng.random(num_envs) < 0.8, 0, rng.integers(0, 6, num_envs))
+        observations, _, terminated, _, infos = envs.step(actions)
+        assert np.array_equal(envs.action_masks(), infos["action_mask"].astype(bool))
+        for i, single in enumerate(singles):
+            if fresh[i]:
+                own = single.reset()[0]
+            else:
+                own, _, over, _, _ = single.step(int(actions[i]))
+                assert over == terminated[i]
+                if over and autoreset == "SameStep":
+                    assert np.array_equal(infos["final_obs"][i], own)
+                    own = single.reset()[0]
+                    ends += 1
+            assert np.array_equal(observations[i], own)
+        fresh = terminated.copy() if autoreset == "NextStep" else np.zeros(num_envs, dtype=bool)
+        ends += int(fresh.sum())
+    assert ends > num_envs
+
+
+@pytest.mark.parametrize(("encoding", "history"), VARIANTS)
+def test_a_row_depends_on_its_own_observation_alone(kwargs: dict[str, Any], encoding: str, history: int | None) -> None:
+    observations = observations_of(kwargs, episodes=3)
+    encoder = ObservationEncoder(config_of(kwargs), encoding, history=history)
+    together = encoder.encode(batched(observations))
+    assert np.array_equal(together, [encoder.encode_one(observation) for observation in observations])
+
+
+def test_the_encoding_does_not_know_the_snr(kwargs: dict[str, Any]) -> None:
+    """The same observation under configurations that differ in SNR alone gives the same vector."""
+    observations = batched(observations_of(kwargs))
+    vectors = [ObservationEncoder(config_of({**kwargs, "snr_db": s})).encode(observations) for s in (0.0, 24.0, [0, 9])]
+    assert np.array_equal(vectors[0], vectors[1])
+    assert np.array_equal(vectors[0], vectors[2])
+
+
+def value(encoder: ObservationEncoder, observation: dict[str, Any], name: str) -> float:
+    return float(encoder.encode_one(observation)[encoder.names.index(name)])
+
+
+def log_scale(error: float) -> float:
+    return min(max(math.log10(max(error, 1e-8)) / 4 + 1, -1), 1)
+
+
+def test_summary_by_hand(kwargs: dict[str, Any]) -> None:
+    """Each number of one observation, from its own formula."""
+    config = config_of(kwargs)
+    encoder = ObservationEncoder(config)
+    slot, server, device, error = 30, 22, 35, 0.01
+    rates = np.zeros(config.deadline, dtype=np.float32)
+    seen = np.random.default_rng(0).normal(0.5, 0.03, slot).astype(np.float32)
+    rates[-slot:] = seen
+    observation = {
+        "slot": slot,
+        "server_step": server,
+        "device_step": device,
+        "device_bits": 4,
+        "channel_history": rates,
+        "remaining_bits": np.zeros(1, dtype=np.float32),
+        "device_error": np.array([error], dtype=np.float32),
+    }
+    mean, left = float(seen.astype(float).mean()), config.deadline - slot + 1
+    capacity = seen[-1] + (left - 1) * mean
+    statistics = [refine_env.link.rate_statistics(s, 60, config.symbols_per_slot) for s in range(-20, 45, 4)]
+    deviation = np.interp(
+        mean * config.latent_dim, [s.mean for s in statistics], [s.fixed_power_std for s in statistics]
+    )
+    deviation /= config.latent_dim
+    spread = deviation * math.sqrt((left - 1) + (left - 1) ** 2 / slot)
+    model = config.refinement_model
+    residual = model.residual_variance(server, device, error)
+    sizes = config.message_bits / config.latent_dim
+    expected = {
+        "slot": 2 * slot / 61 - 1,
+        "server_step": 2 * server / 50 - 1,
+        "device_step": 2 * device / 50 - 1,
+        "device_bits": 2 * 4 / 16 - 1,
+        "remaining_bits": -1.0,
+        "device_error": log_scale(error),
+        "slots_left": 2 * left / 60 - 1,
+        "channel_mean": mean * 60 / 16 / 4 - 1,
+        "channel_log_mean": math.log2(mean * 60 / 16) / 4,
+        "channel_std": seen.std() / mean * 5,
+        "current_rate": (seen[-1] / mean - 1) * 5,
+        "capacity_left": capacity / 16 / 4 - 1,
+        "log_capacity_left": math.log2(capacity / 16 + 1e-3) / 4,
+        "clean_latent_in": (left - server) / 60,
+        "latent_distortion_server": log_scale(model.clean[server]),
+        "distortion_device": log_scale(model.distortion(device, error)),
+        "residual_server": log_scale(residual),
+        "residual_clean": log_scale(model.residual_variance(0, device, error)),
+    }
+    for k, bits in enumerate(config.bit_depths):
+        margin = (capacity - sizes[k]) / spread
+        expected[f"slots_needed[{bits}]"] = sizes[k] / mean / 60 - 1
+        expected[f"margin[{bits}]"] = min(max(margin / 5, -1), 1)
+        expected[f"probability_in_time[{bits}]"] = 2 * special.ndtr(margin) - 1
+        after = model.distortion(server, residual * base_distortion(bits))
+        expected[f"distortion_after[{bits}]"] = log_scale(after)
+        for quantile in (0.9, 0.99):
+            latency = next(
+                n
+                for n in range(1, 62)
+                if n == 61
+                or seen[-1] + (n - 1) * mean
+                >= sizes[k] + special.ndtri(quantile) * deviation * math.sqrt(n - 1 + (n - 1) ** 2 / slot)
+            )
+            expected[f"latency@{quantile}[{bits}]"] = min(2 * latency / 60 - 1, 1)
+            expected[f"latency_left_over@{quantile}[{bits}]"] = 2 * (left % latency) / latency - 1
+            expected[f"latency_aligned@{quantile}[{bits}]"] = 1.0 if left % latency == 0 else -1.0
+    got = dict(zip(encoder.names, encoder.encode_one(observation).tolist(), strict=True))
+    assert set(got) - set(expected) == {f"margin_clean[{bits}]" for bits in config.bit_depths}
+    for name, number in expected.items():
+        assert got[name] == pytest.approx(number, abs=2e-5), name
+
+
+def test_one_hot_and_history(kwargs: dict[str, Any]) -> None:
+    observation = observations_of(kwargs, episodes=1)[40]
+    config = config_of(kwargs)
+    encoder = ObservationEncoder(config, "one-hot", history=3)
+    hot = {name for name, number in zip(encoder.names, encoder.encode_one(observation), strict=True) if number == 1.0}
+    for key in ("slot", "server_step", "device_step", "device_bits"):
+        assert f"{key}={observation[key]}" in hot
+        assert sum(name.startswith(f"{key}=") for name in hot) == 1
+    shown = [value(encoder, observation, f"rate[{k}]") for k in (-3, -2, -1)]
+    assert shown == pytest.approx(2 * observation["channel_history"][-3:] / config.max_bits_per_dimension - 1)
+
+
+@check_wrapped
+def test_a_shorter_channel_history(kwargs: dict[str, Any]) -> None:
+    env = EncodeObservation(gym.make(refine_env.ENV_ID, history_length=7, **kwargs), "normalized")
+    assert env.observation_space.shape == (6 + 7,)
+    check_env(env, skip_render_check=True)
+
+
+def test_an_encoder_is_made_again_from_its_description(kwargs: dict[str, Any]) -> None:
+    observations = batched(observations_of(kwargs, episodes=2))
+    for encoding, history in VARIANTS:
+        encoder = ObservationEncoder(config_of(kwargs), encoding, history=history)
+        again = ObservationEncoder(config_of(kwargs), **json.loads(json.dumps(encoder.to_dict())))
+        assert np.array_equal(again.encode(observations), encoder.encode(observations))
+
+
+def test_errors(kwargs: dict[str, Any]) -> None:
+    config = config_of(kwargs)
+    with pytest.raises(ConfigurationError, match=r"`encoding` must be one of 'summary', 'normalized', 'one-hot', got"):
+        ObservationEncoder(config, "x")
+    with pytest.raises(ConfigurationError, match=r"`history` must be an integer in 0 … 60, got 61"):
+        ObservationEncoder(config, history=61)
+    observation = observations_of({**kwargs, "history_length": 5}, episodes=1)[0]
+    with pytest.raises(ConfigurationError, match=r"`channel_history` must have length 60 for this encoder, got 5"):
+        ObservationEncoder(config).encode_one(observation)
+
+
+def test_the_wrapped_environment_s_spec_makes_it_again(kwargs: dict[str, Any]) -> None:
+    env = EncodeObservation(gym.make(refine_env.ENV_ID, **kwargs), "normalized", history=4)
+    again: Any = gym.make(env.spec)
+    assert np.array_equal(again.reset(seed=3)[0], env.reset(seed=3)[0])

@@ -1,0 +1,314 @@
+"""Training of policies, tiny: files, seeds, resumption, evaluation, and what the actor may know."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import agents
+import refine_env
+from agents.learned import Learned, read_policy
+from refine_env import ConfigurationError
+from refine_env.evaluation import roll_out
+
+ROOT = Path(__file__).parents[2]
+for module in ("torch", "stable_baselines3", "sb3_contrib", "tensorboard"):
+    pytest.importorskip(module, reason="the train extra is not installed")
+
+from train import ppo  # noqa: E402
+from train.relative import RelativeReward  # noqa: E402
+
+
+@pytest.fixture
+def options(gaussian_cache: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "out": tmp_path / "run",
+        "cache": str(gaussian_cache),
+        "total_steps": 512,
+        "num_envs": 8,
+        "rollout_steps": 16,
+        "batch_size": 64,
+        "epochs": 2,
+        "actor": "8,8",
+        "critic": "8",
+        "eval_every": 256,
+        "eval_episodes": 4,
+        "test_episodes": 6,
+        "eval_snr_db": "3,12",
+        "rivals": "lookahead",
+        "progress": False,
+        "tensorboard": False,
+        "checkpoint_every": 0,
+    }
+
+
+def weights(folder: Path) -> list[np.ndarray]:
+    return [array for layer in read_policy(folder).layers for array in layer]
+
+
+def equal(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("algorithm", ["maskable-ppo", "ppo", "dqn"])
+def test_what_a_run_writes(options: dict[str, Any], algorithm: str) -> None:
+    config = ppo.Config(**{**options, "algorithm": algorithm, "tensorboard": True})
+    folder = ppo.train(config)
+    assert folder == config.out
+    assert not (folder / "checkpoint").exists()
+    assert list((folder / "tensorboard").rglob("events.*"))
+    description = json.loads((folder / "policy.json").read_text())
+    assert description["system"]["snr_db"] == [0, 24]
+    assert description["algorithm"] == algorithm
+    rows = ppo.read_evaluations(folder)
+    assert {row["split"] for row in rows} == {"train", "test"}
+    assert {(row["agent"], row["snr_db"]) for row in rows} == {
+        (a, s) for a in ("learned", "lookahead") for s in (3, 12)
+    }
+    run = json.loads((folder / "run.json").read_text())
+    assert run["steps"] >= 512
+    assert run["command"].startswith("python -m train.ppo --out")
+    assert f"--cache {options['cache']}" in run["command"]
+
+    # The last rows are those of the shipped files, on the test split.
+    last = {row["snr_db"]: row["latent_mse"] for row in rows if row["split"] == "test" and row["agent"] == "learned"}
+    table = roll_out(
+        lambda system: Learned(system, path=folder),
+        env_kwargs={**config.system_kwargs(), "snr_db": 12.0},
+        episodes=6,
+    )
+    assert np.mean([row["latent_mse"] for row in table]) == last[12.0]
+
+
+@pytest.mark.parametrize("algorithm", ["maskable-ppo", "ppo", "dqn"])
+def test_the_exported_policy_is_that_of_stable_baselines(options: dict[str, Any], algorithm: str) -> None:
+    """NumPy's forward pass and torch's agree, and so do their actions, wherever there is a choice."""
+    import torch
+    from sb3_contrib import MaskablePPO
+    from stable_baselines3 import DQN, PPO
+
+    folder = ppo.train(ppo.Config(**{**options, "algorithm": algorithm, "actor": "16,16"}))
+    kind = {"maskable-ppo": MaskablePPO, "ppo": PPO, "dqn": DQN}[algorithm]
+    model = kind.load(folder / "model.zip", device="cpu")
+    system = gym.make_vec(refine_env.ENV_ID, num_envs=1, cache=options["cache"], coder="closed_loop", snr_db=6.0).config
+    learned = Learned(system, path=folder)
+    encoded = np.random.default_rng(0).uniform(-1, 1, (200, len(learned.encoder.names))).astype(np.float32)
+    width = model.observation_space.shape[0]
+    # What only the critic sees makes no difference to the actor.
+    for filling in (0.0, 1.0):
+        wide = np.full((200, width), filling, dtype=np.float32)
+        wide[:, : encoded.shape[1]] = encoded
+        with torch.no_grad():
+            tensor = torch.from_numpy(wide)
+            if algorithm == "dqn":
+                expected = model.policy.q_net(tensor)
+            else:
+                expected = model.policy.action_net(model.policy.mlp_extractor.forward_actor(tensor))
+        np.testing.assert_allclose(learned.logits(encoded), expected.numpy(), rtol=1e-4, atol=1e-5)
+        actions = model.predict(wide, deterministic=True)[0]
+        assert np.array_equal(actions, learned.logits(encoded).argmax(axis=1))
+
+
+def test_same_seed_same_weights(options: dict[str, Any]) -> None:
+    runs = [
+        ppo.train(ppo.Config(**{**options, "out": options["out"] / name, "seed": seed}))
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    first, again, other = map(weights, runs)
+    assert equal(first, again)
+    assert not equal(first, other)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("algorithm", ["maskable-ppo", "ppo"])
+def test_killed_and_resumed_it_is_the_same_policy(options: dict[str, Any], algorithm: str) -> None:
+    """Wherever the run ends, mid-episode too, the next one goes on to the same weights and the same tables."""
+    options["algorithm"] = algorithm
+    whole = ppo.train(ppo.Config(**{**options, "out": options["out"] / "whole"}))
+
+    def kill(steps: int) -> None:
+        if steps >= 256:
+            raise Killed
+
+    config = ppo.Config(**{**options, "out": options["out"] / "parts"})
+    with pytest.raises(Killed):
+        ppo.train(config, on_rollout=kill)
+    assert (config.out / "checkpoint" / "state.pkl").is_file()
+    with pytest.raises(ConfigurationError, match=r"`--learning-rate` must be 0.0007 to go on with .*, got 0.5"):
+        ppo.train(ppo.Config(**{**options, "out": config.out, "learning_rate": 0.5}))
+    resumed_from: list[int] = []
+    ppo.train(config, on_rollout=resumed_from.append)
+    assert resumed_from[0] == 256  # not from the start
+    assert equal(weights(whole), weights(config.out))
+    tables = [[{**row, "seconds": 0.0} for row in ppo.read_evaluations(folder)] for folder in (whole, config.out)]
+    assert tables[0] == tables[1]
+
+
+def test_a_checkpoint_survives_a_kill_between_its_two_renamings(options: dict[str, Any]) -> None:
+    def kill(steps: int) -> None:
+        if steps >= 256:
+            raise Killed
+
+    config = ppo.Config(**options)
+    with pytest.raises(Killed):
+        ppo.train(config, on_rollout=kill)
+    shutil.move(config.out / "checkpoint", config.out / "checkpoint.1.old")
+    resumed_from: list[int] = []
+    ppo.train(config, on_rollout=resumed_from.append)
+    assert resumed_from[0] == 256
+    assert not list(config.out.glob("checkpoint*"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reward": "log"},
+        {"reward": "terminal"},
+        {"reward": "improvement"},
+        {"encoding": "one-hot", "history": 0},
+        {"encoding": "normalized", "history": 10},
+        {"hindsight": False, "activation": "relu", "decision_epochs": False},
+        {"snr_db": "6", "eval_snr_db": ""},
+        {"coder": "forward"},
+    ],
+)
+def test_the_variants_train(options: dict[str, Any], changes: dict[str, Any]) -> None:
+    config = ppo.Config(**{**options, "total_steps": 128, "eval_every": 0, **changes})
+    folder = ppo.train(config)
+    name = f"learned:{folder}"
+    assert agents.env_kwargs(name) == {"coder": config.coder, "payload": "latent"}
+    envs = gym.make_vec(
+        refine_env.ENV_ID, num_envs=3, cache=options["cache"], snr_db=9.0, split="test", **agents.env_kwargs(name)
+    )
+    agent = agents.make(name, envs.unwrapped.config)
+    agent.reset(3)
+    observations, infos = envs.reset(seed=0)
+    for _ in range(60):
+        observations, _, _, _, infos = envs.step(agent.select_action(observations, infos))
+
+
+def test_relative_reward(gaussian_cache: Path) -> None:
+    """Relative to the running mean of the episodes played at that mean rate, its own included."""
+    envs: Any = gym.make_vec(
+        refine_env.ENV_ID, num_envs=2, cache=str(gaussian_cache), snr_db=[0, 24], autoreset_mode="SameStep"
+    )
+    envs = RelativeReward(envs, cap=3.0, power=0.5)
+    rate = np.array([2.0**-1])  # just on a bin
+    assert envs.relative(np.array([0.3]), rate) == pytest.approx(1.0)
+    assert envs.relative(np.array([0.1]), rate) == pytest.approx(0.5, rel=0.01)  # mean of 0.3 and 0.1
+    assert envs.relative(np.array([0.002]), rate * 4) == pytest.approx(1.0)  # another rate, another mean
+    assert envs.relative(np.array([50.0]), rate) == pytest.approx(3.0, rel=0.1)  # (0.3 + 0.1 + 50)/3 · 3, just below
+    assert envs.relative(np.array([1e4] * 9 + [1e9]), np.repeat(rate, 10))[-1] == 3.0  # capped
+
+    envs.reset(seed=0)
+    rewards, ends = np.zeros(2), 0
+    for _ in range(120):
+        _, rewards, terminated, _, _ = envs.step(np.zeros(2, dtype=int))
+        assert np.array_equal(rewards != 0, terminated)
+        ends += int(terminated.sum())
+        if terminated.any():
+            assert (rewards[terminated] < 0).all()
+            assert (rewards[terminated] >= -(3.0**0.5) / 0.5).all()
+    assert ends == 4
+
+
+def test_a_running_mean_forgets(gaussian_cache: Path) -> None:
+    envs: Any = gym.make_vec(refine_env.ENV_ID, num_envs=1, cache=str(gaussian_cache), autoreset_mode="SameStep")
+    envs = RelativeReward(envs, memory=10)
+    rate = np.array([1.0])
+    for mse in [1.0] * 50 + [0.01] * 200:
+        envs.relative(np.array([mse]), rate)
+    assert np.nanmax(envs.means) == pytest.approx(0.01, rel=0.01)
+
+
+def test_options_that_cannot_be(options: dict[str, Any]) -> None:
+    for changes, message in (
+        ({"snr_db": "24,0"}, r"`snr_db` must be low,high with low < high, got '24,0'"),
+        ({"snr_db": "0,3,6"}, r"`snr_db` must be one SNR or low,high, got '0,3,6'"),
+        ({"snr_db": "x"}, r"`snr_db` must be numbers with commas between, got 'x'"),
+        ({"actor": "64,0"}, r"`actor` must be positive integers with commas between, got '64,0'"),
+        ({"learning_rate": 0.0}, r"`learning_rate` must be > 0, got 0.0"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            ppo.Config(**{**options, **changes})
+    with pytest.raises(ConfigurationError, match=r"`name` must be one of .*, got 'nobody'"):
+        ppo.train(ppo.Config(**{**options, "rivals": "nobody"}))
+
+
+def test_geometric_mean_ratio() -> None:
+    rows = [
+        {"agent": agent, "snr_db": snr_db, "latent_mse": mse}
+        for agent, snr_db, mse in (
+            ("learned", 0, 0.4),
+            ("dp", 0, 0.1),
+            ("learned", 9, 0.0),
+            ("dp", 9, 3e-6),
+            ("x", 3, 1),
+        )
+    ]
+    mean, worst = ppo.geometric_mean_ratio(rows, "learned", "dp")
+    assert worst == pytest.approx(4.0, rel=1e-4)
+    assert mean == pytest.approx((4.0 * 0.25) ** 0.5, rel=1e-4)
+    assert np.isnan(ppo.geometric_mean_ratio(rows, "learned", "clairvoyant")).all()
+
+
+def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_help_says_every_option() -> None:
+    import dataclasses
+
+    result = command(
+        "-c",
+        "import os; os.environ['COLUMNS'] = '200'; import runpy, sys; sys.argv = ['ppo', '--help']; "
+        "runpy.run_module('train.ppo', run_name='__main__', alter_sys=True)",
+    )
+    assert result.returncode == 0
+    for field in dataclasses.fields(ppo.Config):
+        assert "--" + field.name.replace("_", "-") in result.stdout
+
+
+@pytest.mark.parametrize("missing", ["torch", "stable_baselines3", "sb3_contrib", "tensorboard"])
+def test_without_the_extra_one_sentence_says_what_to_install(missing: str, tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] == {missing!r}:\n"
+        f"            raise ModuleNotFoundError(name, name={missing!r})\n"
+        f"sys.meta_path.insert(0, Refuse()); del sys.modules[{missing!r}]\n"
+        f"import runpy; sys.argv = ['ppo', '--out', {str(tmp_path / 'run')!r}]\n"
+        "runpy.run_module('train.ppo', run_name='__main__', alter_sys=True)"
+    )
+    result = command("-c", code)
+    assert result.returncode == 4
+    assert result.stderr.strip() == (
+        f"error: `{missing}` must be installed for this, and it is not. Install the extra: "
+        "pip install 'refine-env[train]' (from a clone: pip install -e '.[train]')."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_option_is_exit_code_2(tmp_path: Path) -> None:
+    result = command("-m", "train.ppo", "--out", str(tmp_path), "--snr-db", "24,0")
+    assert result.returncode == 2
+    assert "`snr_db` must be low,high with low < high" in result.stderr
+
+
+def test_the_table_of_evaluations_is_csv(options: dict[str, Any]) -> None:
+    folder = ppo.train(ppo.Config(**{**options, "total_steps": 128, "eval_every": 0}))
+    with (folder / "evaluations.csv").open() as file:
+        assert list(next(csv.reader(file))) == list(ppo.EVALUATION_COLUMNS)

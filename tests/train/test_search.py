@@ -1,0 +1,51 @@
+"""The search of options: a tiny study, gone on with."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+for module in ("torch", "stable_baselines3", "sb3_contrib", "tensorboard", "optuna"):
+    pytest.importorskip(module, reason="the train extra is not installed")
+
+from train import ppo, search  # noqa: E402
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_small_search(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(search.SPACE, "actor", ("8,8", "8"))
+    monkeypatch.setitem(search.SPACE, "rollout_steps", ("16", "32"))
+    monkeypatch.setitem(search.SPACE, "batch_size", ("64", "128"))
+    base = {
+        "cache": str(gaussian_cache),
+        "total_steps": 256,
+        "num_envs": 8,
+        "eval_every": 128,
+        "eval_episodes": 2,
+        "test_episodes": 1,
+        "eval_snr_db": "6,12",
+        "checkpoint_every": 3600,
+    }
+    study = search.search(tmp_path, trials=2, base=base, rival="lookahead", start_with_defaults=False)
+    assert len(study.trials) == 2
+    study = search.search(tmp_path, trials=3, base=base, rival="lookahead", start_with_defaults=False)
+    assert len(study.trials) == 3  # gone on with, not begun anew
+    with (tmp_path / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    scores = [float(row["ratio"]) for row in rows if row["ratio"]]
+    assert scores == sorted(scores)
+    assert study.best_trial.user_attrs["ratio"] == scores[0]
+
+
+def test_the_space_is_of_options() -> None:
+    """Every name is an option of the training, and the defaults lie within it."""
+    defaults = ppo.Config()
+    for name, values in search.SPACE.items():
+        value = getattr(defaults, name)
+        if isinstance(values[0], str):
+            assert str(value) in values
+        else:
+            assert values[0] <= value <= values[1]

@@ -1,0 +1,729 @@
+"""Learn to send: ``python -m train.ppo``.
+
+Trains PPO, MaskablePPO or DQN on the native vector environment, on the cache's train split, and writes into ``--out``:
+
+- ``policy.json``, ``policy.safetensors``: the policy, as ``agents.make("learned:DIR", config)`` wants it;
+- ``model.zip``: the same as Stable-Baselines3 has it, with the critic and the optimizer;
+- ``evaluations.csv``: what it scored during the training (train split) and at the end (test split), beside the
+  policies that it is compared with, on common draws;
+- ``run.json``: options, command, versions, wall time and steps;
+- ``checkpoint/``: from which the same command goes on after an interruption, as if there had been none;
+- ``tensorboard/``: curves.
+
+What it is compared with enters the evaluations alone: no action, value or label of another policy is learned from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import logging
+import math
+import os
+import pickle
+import random
+import shlex
+import shutil
+import time
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import typer
+
+import agents
+from agents.commands import exit_codes
+from agents.learned import FORMAT, Learned, PolicyFiles
+from refine_env import ConfigurationError, __version__
+from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE
+from refine_env.errors import import_extra
+from refine_env.evaluation import Table, read_table, roll_out, write_atomically, write_table
+from refine_env.settings import REWARDS
+from refine_env.wrappers import ENCODINGS, VectorEncodeObservation
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+    from train.sb3 import RefinementVecEnv
+
+__all__ = ["EVALUATION_COLUMNS", "Config", "export_policy", "geometric_mean_ratio", "main", "parse_numbers", "train"]
+
+log = logging.getLogger("train.ppo")
+
+EXTRA = ("torch", "stable_baselines3", "sb3_contrib", "tensorboard")
+MSE_FLOOR = 1e-6
+"""Added to both means where two policies are compared: differences below it do not count."""
+
+# Options that do not change what is trained: an interrupted run may go on with others.
+FREE_OPTIONS = frozenset(
+    {
+        "out",
+        "threads",
+        "progress",
+        "tensorboard",
+        "checkpoint_every",
+        "eval_every",
+        "eval_episodes",
+        "eval_seed",
+        "test_episodes",
+        "rivals",
+        "eval_snr_db",
+    }
+)
+
+EVALUATION_COLUMNS: dict[str, type] = {
+    "steps": int,
+    "seconds": float,
+    "split": str,
+    "agent": str,
+    "snr_db": float,
+    "episodes": int,
+    "latent_mse": float,
+}
+"""Columns of ``evaluations.csv``: mean latent MSE at the deadline, after so many steps of the environment."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every option of the command."""
+
+    out: Annotated[Path, typer.Option(help="Folder for policy, checkpoint and tables.")] = Path("runs/ppo")
+    algorithm: Annotated[
+        Literal["maskable-ppo", "ppo", "dqn"], typer.Option(help="Learning algorithm; dqn is the off-policy check.")
+    ] = "maskable-ppo"
+    seed: Annotated[int, typer.Option(help="Seed of weights, actions, minibatches and episodes.", min=0)] = 0
+    total_steps: Annotated[int, typer.Option(help="Steps of the environment, over all copies.", min=1)] = 8_000_000
+    num_envs: Annotated[int, typer.Option(help="Copies of the environment.", min=1)] = 256
+    threads: Annotated[int, typer.Option(help="Torch threads; one is fastest for networks of this size.", min=1)] = 1
+
+    snr_db: Annotated[str, typer.Option(help="SNR [dB], or low,high to draw it for every episode; never shown.")] = (
+        "0,24"
+    )
+    coder: Annotated[str, typer.Option(help="Refinement coder of the environment.")] = "closed_loop"
+    payload: Annotated[str, typer.Option(help="Payload of the environment.")] = "latent"
+    cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default"
+    bit_depths: Annotated[str, typer.Option(help="Comma-separated bit depths.")] = ",".join(map(str, PAPER_BIT_DEPTHS))
+    deadline: Annotated[int, typer.Option(help="Deadline in slots.", min=1)] = PAPER_DEADLINE
+    decision_epochs: Annotated[bool, typer.Option(help="Run through the slots in which only WAIT is legal.")] = True
+
+    reward: Annotated[
+        Literal["relative", "terminal", "improvement", "log"],
+        typer.Option(help="Reward: the environment's own three, or the MSE relative to its running mean at that rate."),
+    ] = "relative"
+    relative_cap: Annotated[float, typer.Option(help="Largest relative MSE that is paid for.", min=1.0)] = 50.0
+    relative_power: Annotated[
+        float, typer.Option(help="Power of the relative MSE at the start; 1 at the end.", min=0.01, max=1.0)
+    ] = 0.3
+    relative_until: Annotated[
+        float, typer.Option(help="Part of the training after which that power is 1.", min=0.01, max=1.0)
+    ] = 0.7
+    reward_scale: Annotated[float, typer.Option(help="Factor on every reward.")] = 1.0
+    encoding: Annotated[
+        Literal["summary", "normalized", "one-hot"], typer.Option(help="Encoding of the observation.")
+    ] = "summary"
+    history: Annotated[
+        int, typer.Option(help="Entries of the channel history shown; -1: the encoding's default.", min=-1)
+    ] = -1
+    hindsight: Annotated[
+        bool, typer.Option(help="The critic, in training alone, knows the channel to come (not for dqn).")
+    ] = True
+
+    actor: Annotated[str, typer.Option(help="Widths of the actor's (or Q-network's) hidden layers.")] = "64,64"
+    critic: Annotated[str, typer.Option(help="Widths of the critic's hidden layers.")] = "64,64"
+    activation: Annotated[Literal["tanh", "relu"], typer.Option(help="Activation of both.")] = "tanh"
+    learning_rate: Annotated[float, typer.Option(help="Learning rate at the start.")] = 7e-4
+    final_learning_rate: Annotated[float, typer.Option(help="Learning rate at the end; linear in between.")] = 1e-5
+    rollout_steps: Annotated[int, typer.Option(help="Steps of every copy in a roll-out.", min=2)] = 128
+    batch_size: Annotated[int, typer.Option(help="Steps in a minibatch.", min=2)] = 2048
+    epochs: Annotated[int, typer.Option(help="Passes over a roll-out.", min=1)] = 8
+    gamma: Annotated[float, typer.Option(help="Discount; 1 in an episode of fixed length.")] = 1.0
+    gae_lambda: Annotated[float, typer.Option(help="λ of the generalized advantage estimate.")] = 0.95
+    clip_range: Annotated[float, typer.Option(help="PPO's clipping of the probability ratio.")] = 0.2
+    first_wait: Annotated[
+        float, typer.Option(help="Probability of WAIT before anything is learned (not for dqn).", min=0.0, max=0.999)
+    ] = 0.9
+    entropy: Annotated[float, typer.Option(help="Weight of the entropy at the start.")] = 0.05
+    final_entropy: Annotated[float, typer.Option(help="Weight of the entropy at the end; geometric in between.")] = 1e-3
+    value_weight: Annotated[float, typer.Option(help="Weight of the critic's loss.")] = 0.5
+    max_grad_norm: Annotated[float, typer.Option(help="Largest norm of a gradient.")] = 0.5
+
+    checkpoint_every: Annotated[int, typer.Option(help="Seconds between checkpoints.", min=0)] = 60
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: at the end alone.", min=0)] = 1_000_000
+    eval_episodes: Annotated[int, typer.Option(help="Episodes of an evaluation, per SNR.", min=1)] = 256
+    test_episodes: Annotated[int, typer.Option(help="Episodes of the last one, on the test split.", min=1)] = 1000
+    eval_seed: Annotated[int, typer.Option(help="Seed of the evaluations.", min=0)] = 0
+    eval_snr_db: Annotated[
+        str, typer.Option(help="SNRs [dB] of the evaluations; empty: the one SNR, or every 3 dB of the range.")
+    ] = ""
+    rivals: Annotated[str, typer.Option(help="Policies to compare with, on the same draws.")] = "dp,lookahead"
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard curves.")] = True
+    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True
+
+    def __post_init__(self) -> None:
+        low, high = self.snr_range
+        if self.relative_cap < 1.0 or self.learning_rate <= 0.0 or self.final_learning_rate < 0.0:
+            raise ConfigurationError(
+                f"`learning_rate` must be > 0, got {self.learning_rate!r} … {self.final_learning_rate!r}. "
+                "Give for example 1e-3."
+            )
+        if low > high:
+            raise ConfigurationError(f"`snr_db` must be low,high with low < high, got {self.snr_db!r}. Swap them.")
+        parse_numbers("actor", self.actor, int)
+        parse_numbers("critic", self.critic, int)
+
+    @property
+    def snr_range(self) -> tuple[float, float]:
+        """Lowest and highest SNR [dB]; equal where there is one."""
+        numbers = parse_numbers("snr_db", self.snr_db, float)
+        if len(numbers) > 2:
+            raise ConfigurationError(f"`snr_db` must be one SNR or low,high, got {self.snr_db!r}. Give e.g. 0,24.")
+        return numbers[0], numbers[-1]
+
+    @property
+    def eval_snrs_db(self) -> tuple[float, ...]:
+        """SNRs [dB] of the evaluations."""
+        if self.eval_snr_db:
+            return parse_numbers("eval_snr_db", self.eval_snr_db, float)
+        low, high = self.snr_range
+        return tuple(float(snr_db) for snr_db in np.arange(low, high + 1e-9, 3.0))
+
+    def system_kwargs(self) -> dict[str, Any]:
+        """Environment arguments that make the system, but for the SNR."""
+        return {
+            "cache": self.cache,
+            "bit_depths": list(parse_numbers("bit_depths", self.bit_depths, int)),
+            "deadline": self.deadline,
+            "coder": self.coder,
+            "payload": self.payload,
+        }
+
+    def env_kwargs(self) -> dict[str, Any]:
+        """Environment arguments of the training."""
+        low, high = self.snr_range
+        return {
+            **self.system_kwargs(),
+            "snr_db": low if low == high else [low, high],
+            "split": "train",
+            "decision_epochs": self.decision_epochs,
+            "reward": self.reward if self.reward in REWARDS else "terminal",
+        }
+
+    def trained_with(self) -> dict[str, Any]:
+        """The options that the weights depend on."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE_OPTIONS}
+
+    def command(self) -> str:
+        """The command line of this run."""
+        words = ["python", "-m", "train.ppo"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value == field.default or field.name in ("threads", "progress", "tensorboard", "checkpoint_every"):
+                continue
+            option = "--" + field.name.replace("_", "-")
+            words += [option if value else "--no-" + option[2:]] if isinstance(value, bool) else [option, str(value)]
+        return shlex.join(words)
+
+
+def parse_numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
+    """Numbers with commas between; integers have to be positive.
+
+    Raises:
+        ConfigurationError: if the text is no such list.
+    """
+    try:
+        values = tuple(kind(word) for word in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(math.isfinite(value) for value in values) or (kind is int and min(values) < 1):
+        what = "positive integers" if kind is int else "numbers"
+        raise ConfigurationError(f"`{name}` must be {what} with commas between, got {text!r}. Give e.g. 64,64 or 0,24.")
+    return values
+
+
+def require_extra() -> None:
+    """Raise MissingExtraError unless every package of the ``train`` extra can be imported."""
+    for module in EXTRA:
+        import_extra(module, "train")
+
+
+# --- Environments, model ---------------------------------------------------------------------------
+
+
+def make_envs(config: Config) -> RefinementVecEnv:
+    """The training's environments, wrapped as the options say."""
+    import gymnasium as gym
+
+    import refine_env
+    from train.hindsight import HindsightObservation
+    from train.relative import RelativeReward
+    from train.sb3 import RefinementVecEnv
+
+    assert config.encoding in ENCODINGS
+    envs: Any = gym.make_vec(
+        refine_env.ENV_ID, num_envs=config.num_envs, autoreset_mode="SameStep", **config.env_kwargs()
+    )
+    if config.reward == "relative":
+        envs = RelativeReward(envs, cap=config.relative_cap, power=config.relative_power)
+    envs = VectorEncodeObservation(envs, config.encoding, None if config.history < 0 else config.history)
+    if config.hindsight and config.algorithm != "dqn":
+        envs = HindsightObservation(envs)
+    return RefinementVecEnv(envs, reward_scale=config.reward_scale)
+
+
+def make_model(config: Config, envs: RefinementVecEnv) -> BaseAlgorithm:
+    """A fresh model of Stable-Baselines3 or sb3-contrib."""
+    import torch
+    from sb3_contrib import MaskablePPO
+    from stable_baselines3 import DQN, PPO
+    from stable_baselines3.common.utils import LinearSchedule
+
+    from train.hindsight import AsymmetricPolicy, HindsightObservation, MaskableAsymmetricPolicy
+
+    activation = torch.nn.Tanh if config.activation == "tanh" else torch.nn.ReLU
+    schedule = LinearSchedule(config.learning_rate, config.final_learning_rate, 1.0)
+    actor, critic = list(parse_numbers("actor", config.actor, int)), list(parse_numbers("critic", config.critic, int))
+    common: dict[str, Any] = {
+        "env": envs,
+        "learning_rate": schedule,
+        "gamma": config.gamma,
+        "batch_size": config.batch_size,
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        "device": "cpu",
+        "tensorboard_log": str(config.out / "tensorboard") if config.tensorboard else None,
+    }
+    if config.algorithm == "dqn":
+        return DQN(
+            "MlpPolicy",
+            policy_kwargs={"net_arch": actor, "activation_fn": activation},
+            buffer_size=1_000_000,
+            learning_starts=min(50_000, config.total_steps // 20),
+            train_freq=config.rollout_steps,
+            gradient_steps=config.epochs * max(1, config.rollout_steps * config.num_envs // config.batch_size),
+            target_update_interval=50_000,
+            exploration_fraction=0.3,
+            exploration_final_eps=0.02,
+            **common,
+        )
+    masked = config.algorithm == "maskable-ppo"
+    policy: Any = "MlpPolicy"
+    policy_kwargs: dict[str, Any] = {"net_arch": {"pi": actor, "vf": critic}, "activation_fn": activation}
+    if isinstance(envs.envs, HindsightObservation):
+        policy = MaskableAsymmetricPolicy if masked else AsymmetricPolicy
+        policy_kwargs["actor_features"] = envs.envs.actor_features
+    kind: Any = MaskablePPO if masked else PPO
+    model: BaseAlgorithm = kind(
+        policy,
+        policy_kwargs=policy_kwargs,
+        n_steps=config.rollout_steps,
+        n_epochs=config.epochs,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_range,
+        ent_coef=config.entropy,
+        vf_coef=config.value_weight,
+        **common,
+    )
+    if config.first_wait > 0.0:
+        # At random, every slot would be a transmission sooner or later, and the channel never idle when it matters.
+        others = model.action_space.n - 1  # type: ignore[attr-defined]
+        with torch.no_grad():
+            model.policy.action_net.bias[0] = math.log(config.first_wait / (1.0 - config.first_wait) * others)  # type: ignore[union-attr,operator]
+    return model
+
+
+# --- The policy, as agents.learned wants it --------------------------------------------------------
+
+
+def _layers(model: Any) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Weights and biases from the encoded observation to logits (PPO) or Q-values (DQN)."""
+    from torch import nn
+
+    policy = model.policy
+    if hasattr(policy, "q_net"):
+        modules = list(policy.q_net.q_net)
+    else:
+        modules = [*policy.mlp_extractor.policy_net, policy.action_net]
+    return [
+        (layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy())
+        for layer in modules
+        if isinstance(layer, nn.Linear)
+    ]
+
+
+def _find_wrapper(model: Any, kind: type) -> Any:
+    """The wrapper of that kind among those of the model's environments; None if there is none."""
+    inner = model.get_env().unwrapped.envs
+    while not isinstance(inner, kind):
+        if not hasattr(inner, "env"):
+            return None
+        inner = inner.env
+    return inner
+
+
+def policy_files(config: Config, model: BaseAlgorithm) -> PolicyFiles:
+    """The policy of a model, as it is now."""
+    encoder = _find_wrapper(model, VectorEncodeObservation).encoder
+    description = {
+        "format": FORMAT,
+        "algorithm": config.algorithm,
+        "activation": config.activation,
+        "encoder": encoder.to_dict(),
+        "env_kwargs": {"coder": config.coder, "payload": config.payload},
+        "system": encoder.config.to_dict(),
+        "steps": int(model.num_timesteps),
+        "command": config.command(),
+    }
+    return PolicyFiles(description, _layers(model))
+
+
+def export_policy(folder: Path, files: PolicyFiles) -> None:
+    """Write ``policy.json`` and ``policy.safetensors``, each atomically."""
+    from safetensors.numpy import save
+
+    arrays: dict[str, Any] = {}
+    for k, (weight, bias) in enumerate(files.layers):
+        arrays[f"{k}.weight"], arrays[f"{k}.bias"] = np.ascontiguousarray(weight), np.ascontiguousarray(bias)
+    write_atomically(folder / "policy.safetensors", save(arrays))
+    write_atomically(folder / "policy.json", json.dumps(files.description, indent=1) + "\n")
+
+
+# --- Evaluation ------------------------------------------------------------------------------------
+
+
+def geometric_mean_ratio(rows: Table, agent: str, rival: str) -> tuple[float, float]:
+    """How much worse one policy is than another over the SNRs that both were evaluated at.
+
+    Returns:
+        Geometric mean and largest of (MSE + 1e-6)/(the rival's MSE + 1e-6); NaN where there is nothing to compare.
+    """
+    means = {(row["agent"], row["snr_db"]): row["latent_mse"] for row in rows}
+    snrs_db = [snr_db for name, snr_db in means if name == agent and (rival, snr_db) in means]
+    if not snrs_db:
+        return math.nan, math.nan
+    ratios = [(means[agent, s] + MSE_FLOOR) / (means[rival, s] + MSE_FLOOR) for s in snrs_db]
+    return float(np.exp(np.mean(np.log(ratios)))), max(ratios)
+
+
+class Evaluation:
+    """Evaluate a policy beside others on common draws; what the others score is computed once."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.rivals = [name for name in config.rivals.split(",") if name]
+        for name in self.rivals:
+            agents.env_kwargs(name)  # an unknown name is known before the training
+        self._known: dict[tuple[str, str, float, int], float] = {}
+
+    def rows(self, files: PolicyFiles, split: str, episodes: int, steps: int, seconds: float) -> Table:
+        """A row for the policy and for each rival at every SNR."""
+        rows = []
+        for snr_db in self.config.eval_snrs_db:
+            kwargs = {**self.config.system_kwargs(), "snr_db": snr_db, "split": split}
+            learner = partial(Learned, policy=files)
+            scores = {"learned": self._score(learner, kwargs, episodes)}
+            for name in self.rivals:
+                key = (name, split, snr_db, episodes)
+                if key not in self._known:
+                    rival = partial(agents.make, name)
+                    self._known[key] = self._score(rival, {**kwargs, **agents.env_kwargs(name)}, episodes)
+                scores[name] = self._known[key]
+            rows += [
+                {
+                    "steps": steps,
+                    "seconds": round(seconds, 1),
+                    "split": split,
+                    "agent": name,
+                    "snr_db": snr_db,
+                    "episodes": episodes,
+                    "latent_mse": mse,
+                }
+                for name, mse in scores.items()
+            ]
+        return rows
+
+    def _score(self, make_policy: Callable[..., Any], kwargs: dict[str, Any], episodes: int) -> float:
+        table = roll_out(make_policy, env_kwargs=kwargs, episodes=episodes, seed=self.config.eval_seed)
+        return float(np.mean([row["latent_mse"] for row in table]))
+
+
+def _describe(rows: Table, rivals: Sequence[str]) -> str:
+    parts = []
+    for rival in rivals:
+        mean, worst = geometric_mean_ratio(rows, "learned", rival)
+        parts.append(f"{mean:.3f} × {rival} (worst {worst:.3f})")
+    return ", ".join(parts)
+
+
+# --- Training --------------------------------------------------------------------------------------
+
+
+class _Checkpoint:
+    """Everything that the rest of the training depends on, in ``checkpoint/``."""
+
+    def __init__(self, config: Config) -> None:
+        self.folder = config.out / "checkpoint"
+        self._options = {key: str(value) for key, value in config.trained_with().items()}
+
+    def save(self, model: Any, seconds: float, rows: Table) -> None:
+        """Write it beside the old one, then put it in its place."""
+        import torch
+
+        fresh = self.folder.with_name(f"checkpoint.{os.getpid()}.tmp")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        model.save(fresh / "model.zip")
+        if hasattr(model, "replay_buffer"):
+            model.save_replay_buffer(fresh / "replay.pkl")
+        state = {
+            "options": self._options,
+            "seconds": seconds,
+            "rows": rows,
+            "envs": model.get_env().unwrapped,
+            "last_obs": model._last_obs,
+            "last_starts": model._last_episode_starts,
+            "torch": torch.get_rng_state(),
+            "numpy": np.random.get_state(),  # noqa: NPY002 - what Stable-Baselines3 draws from
+            "python": random.getstate(),
+        }
+        (fresh / "state.pkl").write_bytes(pickle.dumps(state))
+        old = self.folder.with_name(f"checkpoint.{os.getpid()}.old")
+        if self.folder.exists():
+            self.folder.rename(old)
+        fresh.rename(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def load(self) -> tuple[Path, dict[str, Any]] | None:
+        """Folder and state of the last checkpoint; None if there is none.
+
+        Raises:
+            ConfigurationError: if it is of a run with other options.
+        """
+        folder = self.folder
+        if not folder.exists():  # killed between the two renamings
+            left = sorted(folder.parent.glob("checkpoint.*.old"))
+            if not left:
+                return None
+            folder = left[-1]
+        state = pickle.loads((folder / "state.pkl").read_bytes())
+        for name, value in self._options.items():
+            if state["options"].get(name) != value:
+                option = "--" + name.replace("_", "-")
+                raise ConfigurationError(
+                    f"`{option}` must be {state['options'].get(name)} to go on with {folder}, got {value}. "
+                    "Give the same options, or another --out."
+                )
+        return folder, state
+
+    def remove(self) -> None:
+        """The training is done."""
+        for folder in (self.folder, *self.folder.parent.glob("checkpoint.*")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _resume(config: Config, found: tuple[Path, dict[str, Any]]) -> BaseAlgorithm:
+    import torch
+    from sb3_contrib import MaskablePPO
+    from stable_baselines3 import DQN, PPO
+
+    folder, state = found
+    kinds: dict[str, Any] = {"dqn": DQN, "ppo": PPO, "maskable-ppo": MaskablePPO}
+    model = kinds[config.algorithm].load(folder / "model.zip", env=state["envs"], device="cpu", force_reset=False)
+    if (folder / "replay.pkl").exists():
+        model.load_replay_buffer(folder / "replay.pkl")
+    model._last_obs, model._last_episode_starts = state["last_obs"], state["last_starts"]
+    model.tensorboard_log = str(config.out / "tensorboard") if config.tensorboard else None
+    torch.set_rng_state(state["torch"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    random.setstate(state["python"])
+    resumed: BaseAlgorithm = model
+    return resumed
+
+
+def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Path:
+    """Train, or go on training, and write policy and tables.
+
+    Args:
+        config: the options.
+        on_rollout: called with the number of steps done before every roll-out, after its checkpoint.
+
+    Returns:
+        The folder, ``config.out``.
+
+    Raises:
+        MissingExtraError: if a package of the ``train`` extra is not installed.
+        ConfigurationError: if an option cannot be used, or differs from the checkpoint's.
+        CacheError: if the cache is missing or damaged.
+    """
+    require_extra()
+    import torch
+    from stable_baselines3.common.callbacks import BaseCallback
+    from tqdm import tqdm
+
+    from train.relative import RelativeReward
+
+    torch.set_num_threads(config.threads)
+    config.out.mkdir(parents=True, exist_ok=True)
+    evaluation = Evaluation(config)
+    checkpoint = _Checkpoint(config)
+    found = checkpoint.load()
+    if found is None:
+        model, seconds_before, rows = make_model(config, make_envs(config)), 0.0, []
+    else:
+        model, seconds_before, rows = _resume(config, found), found[1]["seconds"], found[1]["rows"]
+        log.info("going on after %d steps", model.num_timesteps)
+    bar = tqdm(total=config.total_steps, initial=model.num_timesteps, unit="step", disable=not config.progress)
+    clock = _Clock(seconds_before)
+    relative = _find_wrapper(model, RelativeReward)
+
+    def evaluate(split: str, episodes: int) -> None:
+        with clock.stopped():
+            fresh = evaluation.rows(policy_files(config, model), split, episodes, model.num_timesteps, clock.seconds)
+            rows.extend(fresh)
+            write_table(config.out / "evaluations.csv", rows, EVALUATION_COLUMNS)
+        described = _describe(fresh, evaluation.rivals)
+        log.info("%d steps, %.0f s, %s: %s", model.num_timesteps, clock.seconds, split, described)
+        bar.set_postfix_str(described)
+        for rival in evaluation.rivals:
+            mean, worst = geometric_mean_ratio(fresh, "learned", rival)
+            model.logger.record(f"eval/ratio_{rival}", mean)
+            model.logger.record(f"eval/worst_{rival}", worst)
+
+    class Keeper(BaseCallback):
+        """Before every roll-out, when all is settled: schedules, evaluation, checkpoint."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.saved = time.monotonic()
+            self.evaluated = model.num_timesteps // max(config.eval_every, 1)
+
+        def _on_rollout_start(self) -> None:
+            done = model.num_timesteps
+            bar.update(done - bar.n)
+            if hasattr(model, "ent_coef"):
+                share = min(done / config.total_steps, 1.0)
+                floor = 1e-12
+                model.ent_coef = (config.entropy + floor) ** (1.0 - share) * (config.final_entropy + floor) ** share
+                if relative is not None:
+                    part = min(share / config.relative_until, 1.0)
+                    relative.power = config.relative_power + (1.0 - config.relative_power) * part
+            if config.eval_every and done // config.eval_every > self.evaluated:
+                self.evaluated = done // config.eval_every
+                evaluate("train", config.eval_episodes)
+            if time.monotonic() - self.saved >= config.checkpoint_every:
+                with clock.stopped():
+                    checkpoint.save(model, clock.seconds, rows)
+                self.saved = time.monotonic()
+            if on_rollout is not None:
+                on_rollout(done)
+
+        def _on_step(self) -> bool:
+            return True
+
+    model.learn(
+        config.total_steps - model.num_timesteps,
+        callback=Keeper(),
+        reset_num_timesteps=found is None,
+        tb_log_name=config.algorithm,
+        log_interval=1,
+    )
+    training_seconds = clock.seconds
+    bar.update(model.num_timesteps - bar.n)
+    files = policy_files(config, model)
+    export_policy(config.out, files)
+    model.save(config.out / "model.zip")
+    evaluate("train", config.eval_episodes)
+    evaluate("test", config.test_episodes)
+    bar.close()
+    model.logger.dump(model.num_timesteps)
+    versions = ("numpy", "gymnasium", "torch", "stable_baselines3", "sb3_contrib")
+    run = {
+        "command": config.command(),
+        "options": {key: str(value) for key, value in dataclasses.asdict(config).items()},
+        "steps": int(model.num_timesteps),
+        "seconds": round(training_seconds, 1),
+        "ratios": {rival: geometric_mean_ratio(_last(rows), "learned", rival) for rival in evaluation.rivals},
+        "versions": {"refine-env": __version__, **{name: metadata.version(name) for name in versions}},
+    }
+    write_atomically(config.out / "run.json", json.dumps(run, indent=1) + "\n")
+    checkpoint.remove()
+    return config.out
+
+
+def _last(rows: Table) -> Table:
+    return [row for row in rows if row["split"] == "test"]
+
+
+def read_evaluations(folder: Path) -> Table:
+    """The table ``evaluations.csv`` of a run.
+
+    Raises:
+        ConfigurationError: if it is missing or damaged.
+    """
+    return read_table(folder / "evaluations.csv", EVALUATION_COLUMNS, command="python -m train.ppo")
+
+
+class _Clock:
+    """Wall time of the training, evaluations and checkpoints left out."""
+
+    def __init__(self, before: float) -> None:
+        self._before = before
+        self._start = time.monotonic()
+        self._frozen: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        if self._frozen is not None:
+            return self._frozen
+        return self._before + time.monotonic() - self._start
+
+    def stopped(self) -> _Stopped:
+        return _Stopped(self)
+
+
+class _Stopped:
+    def __init__(self, clock: _Clock) -> None:
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        self._clock._frozen = self._clock.seconds
+
+    def __exit__(self, *error: object) -> None:
+        assert self._clock._frozen is not None
+        self._clock._before, self._clock._start = self._clock._frozen, time.monotonic()
+        self._clock._frozen = None
+
+
+def main(**options: Any) -> None:
+    """Train a policy, or go on where an interrupted run with the same options stopped.
+
+    Exit codes: 0 done, 2 an argument is wrong, 3 a cache is missing or damaged, or the output cannot be written, 4 the
+    train extra is not installed.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    with exit_codes():
+        train(Config(**options))
+
+
+# Typer reads the options off the signature: here they are the fields of Config, so that each is written once.
+_hints = typing.get_type_hints(Config, include_extras=True)
+main.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=_hints[field.name]
+        )
+        for field in dataclasses.fields(Config)
+    ]
+)
+main.__annotations__ = {field.name: _hints[field.name] for field in dataclasses.fields(Config)}
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,300 @@
+"""What was learned, as tables and figures: ``python -m train.study``.
+
+Trains every variant with every seed (a run that is there is not repeated, an interrupted one goes on) and writes into
+``--out``:
+
+- ``runs.csv``: a row per run and SNR, on the test split: the mean latent MSE and the normalized score;
+- ``variants.csv``: a row per variant: interquartile mean of the normalized score with its stratified bootstrap
+  interval, geometric mean of the MSE relative to the optimal schedule, environment steps and wall time;
+- ``learning-curves.png``, ``learning-scores.png``: the curves over environment steps, and the scores.
+
+The normalized score of an SNR is (log m_q − log m)/(log m_q − log m_dp): 0 is the best Persistent-Q, 1 the optimal
+schedule; m is the mean latent MSE + 1e-6. An aggregate over SNRs and seeds is the mean of the middle half of the scores
+(Agarwal et al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice*, 2021), its interval the
+bootstrap that resamples the seeds within every SNR.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from agents.commands import exit_codes
+from agents.figures import save_figure
+from refine_env import ConfigurationError
+from refine_env.config import PAPER_BIT_DEPTHS
+from refine_env.errors import import_extra
+from refine_env.evaluation import Table, write_table
+from train import ppo
+
+__all__ = ["VARIANTS", "bootstrap_iqm", "iqm", "main", "normalized_scores", "run_variants", "summarize_runs"]
+
+log = logging.getLogger("train.study")
+
+OPTIMUM = "dp"
+PERSISTENT = tuple(f"persistent-q{bits}" for bits in PAPER_BIT_DEPTHS)
+RIVALS = (OPTIMUM, "dp-inferred", "lookahead", *PERSISTENT)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "maskable-ppo": {},
+    "ppo": {"algorithm": "ppo"},
+    "log-reward": {"reward": "log", "reward_scale": 0.1},
+    "terminal-reward": {"reward": "terminal"},
+    "improvement-reward": {"reward": "improvement"},
+    "normalized": {"encoding": "normalized"},
+    "normalized-last-10": {"encoding": "normalized", "history": 10},
+    "one-hot": {"encoding": "one-hot"},
+    "no-hindsight": {"hindsight": False},
+    "dqn": {"algorithm": "dqn", "rollout_steps": 4, "batch_size": 512, "epochs": 2, "learning_rate": 3e-4},
+}
+"""Options in which each variant differs from the first."""
+
+RUN_COLUMNS: dict[str, type] = {
+    "variant": str,
+    "seed": int,
+    "snr_db": float,
+    "latent_mse": float,
+    "score": float,
+    "ratio": float,
+}
+VARIANT_COLUMNS: dict[str, type] = {
+    "variant": str,
+    "seeds": int,
+    "iqm": float,
+    "ci_low": float,
+    "ci_high": float,
+    "ratio": float,
+    "worst_ratio": float,
+    "steps": int,
+    "seconds": float,
+    "steps_per_second": float,
+}
+
+
+# --- Statistics ------------------------------------------------------------------------------------
+
+
+def iqm(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Interquartile mean over the last axis: the mean of what is left when a quarter at each end is cut off."""
+    from scipy.stats import trim_mean
+
+    mean: NDArray[np.float64] = trim_mean(scores, 0.25, axis=-1)
+    return mean
+
+
+def bootstrap_iqm(
+    scores: NDArray[np.float64], *, level: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> tuple[float, float]:
+    """Stratified percentile bootstrap interval of the IQM.
+
+    Args:
+        scores: (seeds, SNRs); seeds are drawn with replacement, at every SNR on their own.
+        level: coverage.
+        resamples: bootstrap replicates.
+        seed: of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    seeds, strata = scores.shape
+    drawn = rng.integers(seeds, size=(resamples, seeds, strata))
+    means = iqm(scores[drawn, np.arange(strata)].reshape(resamples, -1))
+    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)
+
+
+def normalized_scores(rows: Table) -> dict[float, dict[str, float]]:
+    """Score and ratio to the optimum of the learned policy at every SNR.
+
+    Args:
+        rows: of one evaluation, with the learned policy, the optimum and Persistent-Q.
+    """
+    means: dict[float, dict[str, float]] = {}
+    for row in rows:
+        means.setdefault(row["snr_db"], {})[row["agent"]] = row["latent_mse"] + ppo.MSE_FLOOR
+    scores = {}
+    for snr_db, mean in means.items():
+        worst = math.log(min(mean[name] for name in PERSISTENT if name in mean))
+        best, own = math.log(mean[OPTIMUM]), math.log(mean["learned"])
+        # Where Persistent-Q is as good as the optimum there is nothing to tell.
+        scores[snr_db] = {
+            "score": (worst - own) / (worst - best) if worst - best > 1e-3 else math.nan,
+            "ratio": math.exp(own - best),
+            "latent_mse": mean["learned"] - ppo.MSE_FLOOR,
+        }
+    return scores
+
+
+# --- Runs ------------------------------------------------------------------------------------------
+
+
+def run_variants(folder: Path, names: Sequence[str], seeds: int, base: ppo.Config) -> None:
+    """Train what is not there yet, into ``folder/VARIANT/SEED``."""
+    for name in names:
+        if name not in VARIANTS:
+            raise ConfigurationError(
+                f"`--variants` must be among {', '.join(VARIANTS)}, got {name!r}. Choose among them."
+            )
+    for seed in range(seeds):
+        for name in names:
+            out = folder / name / str(seed)
+            if (out / "run.json").is_file():
+                continue
+            log.info("%s, seed %d", name, seed)
+            ppo.train(replace(base, out=out, seed=seed, **VARIANTS[name]))
+
+
+def summarize_runs(folder: Path, names: Sequence[str]) -> tuple[Table, Table, dict[str, Table]]:
+    """The runs that are there.
+
+    Returns:
+        Rows with :data:`RUN_COLUMNS`, rows with :data:`VARIANT_COLUMNS`, and of each variant the learning curves:
+        rows of ``steps``, ``seed`` and ``score`` (the IQM over the SNRs, on the train split).
+
+    Raises:
+        ConfigurationError: if there are none.
+    """
+    runs: Table = []
+    variants: Table = []
+    curves: dict[str, Table] = {}
+    for name in names:
+        paths = sorted((folder / name).glob("*/run.json"))
+        scores, ratios, records = [], [], []
+        for path in paths:
+            seed = int(path.parent.name)
+            rows = ppo.read_evaluations(path.parent)
+            own = normalized_scores([row for row in rows if row["split"] == "test"])
+            records.append(json.loads(path.read_text(encoding="utf-8")))
+            runs += [{"variant": name, "seed": seed, "snr_db": snr_db, **values} for snr_db, values in own.items()]
+            scores.append([values["score"] for values in own.values()])
+            ratios.append([values["ratio"] for values in own.values()])
+            trained = [row for row in rows if row["split"] == "train"]
+            for steps in sorted({row["steps"] for row in trained}):
+                at = normalized_scores([row for row in trained if row["steps"] == steps])
+                told = np.array([values["score"] for values in at.values()])
+                curves.setdefault(name, []).append(
+                    {"steps": steps, "seed": seed, "score": float(iqm(told[np.isfinite(told)]))}
+                )
+        if not paths:
+            continue
+        table = np.array(scores)
+        table = table[:, np.isfinite(table).all(axis=0)]
+        low, high = bootstrap_iqm(table)
+        seconds = float(np.mean([record["seconds"] for record in records]))
+        steps = int(np.mean([record["steps"] for record in records]))
+        variants.append(
+            {
+                "variant": name,
+                "seeds": len(paths),
+                "iqm": float(iqm(table.ravel())),
+                "ci_low": low,
+                "ci_high": high,
+                "ratio": float(np.exp(np.mean(np.log(ratios)))),
+                "worst_ratio": float(np.max(np.exp(np.mean(np.log(ratios), axis=0)))),
+                "steps": steps,
+                "seconds": round(seconds, 1),
+                "steps_per_second": round(steps / max(seconds, 1e-9)),
+            }
+        )
+    if not variants:
+        raise ConfigurationError(f"`--runs` must hold finished runs, got none in {str(folder)!r}. Train some first.")
+    return runs, variants, curves
+
+
+# --- Figures ---------------------------------------------------------------------------------------
+
+
+def _new_figure(width: float, height: float) -> Any:
+    return import_extra("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_curves(curves: dict[str, Table], out: Path) -> list[Path]:
+    """Learning curves: mean over the seeds, and the range of all seeds, of the normalized score on the train split."""
+    figure = _new_figure(8.0, 4.2)
+    axes = figure.add_subplot()
+    for k, (name, rows) in enumerate(curves.items()):
+        steps = sorted({row["steps"] for row in rows})
+        by_step = [[row["score"] for row in rows if row["steps"] == step] for step in steps]
+        x = np.array(steps) / 1e6
+        color = f"C{k % 10}"
+        axes.plot(x, [float(np.mean(values)) for values in by_step], color=color, label=name, marker=".", markersize=4)
+        axes.fill_between(x, [min(v) for v in by_step], [max(v) for v in by_step], color=color, alpha=0.15, lw=0)
+    axes.axhline(1.0, color="black", lw=0.8, ls="--")
+    axes.axhline(0.0, color="black", lw=0.8, ls=":")
+    for height, text, side in ((1.0, "optimal schedule", 4), (0.0, "best Persistent-Q", -10)):
+        axes.annotate(
+            text, (1.0, height), (-4, side), axes.get_yaxis_transform(), "offset points", fontsize=8, ha="right"
+        )
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], -1.0), top=1.15)
+    axes.set_xlim(left=0.0)
+    axes.set_xlabel("environment steps [10⁶]")
+    axes.set_ylabel("normalized score, IQM over the SNRs")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return save_figure(figure, out, "learning-curves")
+
+
+def draw_scores(variants: Table, out: Path) -> list[Path]:
+    """Interquartile mean of each variant with its interval."""
+    figure = _new_figure(7.0, 0.6 + 0.4 * len(variants))
+    axes = figure.add_subplot()
+    for k, row in enumerate(variants):
+        axes.plot([row["ci_low"], row["ci_high"]], [k, k], color=f"C{k % 10}", lw=6, alpha=0.35, solid_capstyle="butt")
+        axes.plot(row["iqm"], k, color=f"C{k % 10}", marker="|", markersize=14, markeredgewidth=2)
+    axes.set_yticks(range(len(variants)), [f"{row['variant']} ({row['seeds']} seeds)" for row in variants])
+    axes.invert_yaxis()
+    axes.axvline(1.0, color="black", lw=0.8, ls="--")
+    axes.set_xlabel("normalized score on the test split\n0: best Persistent-Q, 1: optimal schedule")
+    axes.grid(alpha=0.3, axis="x")
+    return save_figure(figure, out, "learning-scores")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("results/learning"),
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/study"),
+    variants: Annotated[str, typer.Option(help="Comma-separated variants; 'all' for all of them.")] = "maskable-ppo",
+    seeds: Annotated[int, typer.Option(help="Seeds of every variant; 0: train nothing.", min=0)] = 5,
+    total_steps: Annotated[int, typer.Option(help="Steps of every run; 0: the default of train.ppo.", min=0)] = 0,
+    cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
+) -> None:
+    """Train the variants that are not trained yet, and write tables and figures.
+
+    Exit codes: 0 done, 2 an argument is wrong, 3 a cache is missing or damaged, or the output cannot be written, 4 an
+    extra is not installed.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    with exit_codes():
+        names = list(VARIANTS) if variants == "all" else [name.strip() for name in variants.split(",")]
+        defaults = {field.name: field.default for field in fields(ppo.Config)}
+        base = ppo.Config(
+            cache=cache,
+            total_steps=total_steps or defaults["total_steps"],
+            eval_every=max(1, (total_steps or defaults["total_steps"]) // 12),
+            rivals=",".join(RIVALS),
+            progress=False,
+            tensorboard=False,
+        )
+        run_variants(runs, names, seeds, base)
+        rows, summary, curves = summarize_runs(runs, names)
+        write_table(out / "runs.csv", rows, RUN_COLUMNS)
+        write_table(out / "variants.csv", summary, VARIANT_COLUMNS)
+        draw_curves(curves, out)
+        draw_scores(summary, out)
+        for row in summary:
+            typer.echo(
+                f"{row['variant']}: IQM {row['iqm']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}], "
+                f"{row['ratio']:.3f} × {OPTIMUM}, {row['steps']} steps, {row['seconds']:.0f} s"
+            )
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()
