@@ -303,11 +303,12 @@ class DecisionProcess:
 
     def start(self, selected: Sequence[int], draws: Draws, options: Mapping[str, Any]) -> None:
         """Start episodes whose draws are known, see :meth:`begin`."""
-        for k, i in enumerate(selected):
-            trajectory = options["trajectory"][i] if "trajectory" in options else draws.trajectories[k]
-            self.episodes.begin(i, int(trajectory), options["rates"][i] if "rates" in options else draws.rates[k])
-            if self.settings.decision_epochs:
-                self.episodes.skip_forced_slots(i)
+        chosen = list(selected)
+        trajectories = np.array(options["trajectory"][chosen]) if "trajectory" in options else draws.trajectories
+        rates = options["rates"][chosen] if "rates" in options else draws.rates
+        self.episodes.begin_many(
+            chosen, trajectories.astype(np.int64), rates, skip_forced_slots=self.settings.decision_epochs
+        )
 
     def step(self, actions: NDArray[np.int64]) -> None:
         """Act in every episode whose action is not ``simulator.NO_ACTION``.

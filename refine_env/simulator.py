@@ -53,6 +53,8 @@ STATE_DTYPE = np.dtype(
 )
 """What one episode is made of, apart from its channel and its latents."""
 
+_MOST_RECENT = 256  # trajectories whose views are kept, so that few files of a large cache stay mapped
+
 NO_ACTION = -1
 """Marks an episode that a call of :meth:`EpisodeBatch.advance` leaves as it is."""
 
@@ -117,28 +119,36 @@ def _pass_slot(s: Any, rate: float, num_steps: int) -> bool:
 
 
 @kernel
-def _begin(state: NDArray[Any], i: int, trajectory: int, latent_mse: float, num_steps: int, uplink_bits: float) -> None:
-    s = state[i]
-    s.slot = 1
-    s.uplink_slots = 0
-    s.server_step = num_steps
-    s.device_step = num_steps
-    s.device_bits = 0
-    s.device_error = 0.0
-    s.message_step = num_steps
-    s.message_bits = 0
-    s.message_size = uplink_bits
-    s.message_sent = 0.0
-    s.num_deliveries = 0
-    s.bits_sent = 0.0
-    s.trajectory = trajectory
-    s.latent_mse = latent_mse
-    s.previous_mse = latent_mse
-    s.predecessor = num_steps
-    s.legal = False  # nothing is generated in the first slot
-    s.acted = False
-    s.illegal = False
-    s.delivered = False
+def _begin(
+    state: NDArray[Any],
+    selected: NDArray[np.int64],
+    trajectories: NDArray[np.int64],
+    latent_mse: NDArray[np.float64],
+    num_steps: int,
+    uplink_bits: float,
+) -> None:
+    for k in range(selected.size):
+        s = state[selected[k]]
+        s.slot = 1
+        s.uplink_slots = 0
+        s.server_step = num_steps
+        s.device_step = num_steps
+        s.device_bits = 0
+        s.device_error = 0.0
+        s.message_step = num_steps
+        s.message_bits = 0
+        s.message_size = uplink_bits
+        s.message_sent = 0.0
+        s.num_deliveries = 0
+        s.bits_sent = 0.0
+        s.trajectory = trajectories[k]
+        s.latent_mse = latent_mse[k]
+        s.previous_mse = latent_mse[k]
+        s.predecessor = num_steps
+        s.legal = False  # nothing is generated in the first slot
+        s.acted = False
+        s.illegal = False
+        s.delivered = False
 
 
 @kernel
@@ -187,12 +197,19 @@ def _advance(
 
 @kernel
 def _skip_forced_slots(
-    state: NDArray[Any], i: int, rates: NDArray[np.float64], num_steps: int, deadline: int, refreshes: bool
+    state: NDArray[Any],
+    selected: NDArray[np.int64],
+    rates: NDArray[np.float64],
+    num_steps: int,
+    deadline: int,
+    refreshes: bool,
 ) -> None:
-    s = state[i]
-    while s.slot < deadline and not s.legal:
-        _pass_slot(s, rates[i, s.slot - 1], num_steps)
-        s.legal = _may_transmit(s, num_steps, deadline, refreshes)
+    for k in range(selected.size):
+        i = selected[k]
+        s = state[i]
+        while s.slot < deadline and not s.legal:
+            _pass_slot(s, rates[i, s.slot - 1], num_steps)
+            s.legal = _may_transmit(s, num_steps, deadline, refreshes)
 
 
 class EpisodeBatch:
@@ -220,6 +237,8 @@ class EpisodeBatch:
         self._uplink_bits = config.uplink_bits
         self._patterns: list[NDArray[np.uint16] | None] = [None] * num_episodes
         self._addresses = np.zeros(num_episodes, dtype=np.uint64)
+        self._num_rows = np.zeros(num_episodes, dtype=np.int64)
+        self._recent: dict[int, tuple[NDArray[np.uint16], int]] = {}  # patterns by trajectory, with their address
         self.state = np.zeros(num_episodes, dtype=STATE_DTYPE)
         self.rates = np.zeros((num_episodes, config.deadline))
         self.device = np.zeros((num_episodes, 0 if source is None else config.latent_dim), dtype=np.float32)
@@ -229,7 +248,7 @@ class EpisodeBatch:
 
     def __getstate__(self) -> dict[str, Any]:
         # Views of mapped files do not travel; they are looked up again from the source.
-        return {**self.__dict__, "_patterns": None, "_addresses": None}
+        return {**self.__dict__, "_patterns": None, "_addresses": None, "_recent": {}}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)
@@ -263,14 +282,18 @@ class EpisodeBatch:
         field: NDArray[Any] = self.state[name]
         return field
 
-    def _hold(self, i: int, trajectory: int) -> NDArray[np.uint16]:
+    def _hold(self, i: int, trajectory: int) -> None:
         """Keep the float16 patterns of what episode ``i`` sends at hand, (T+1, M) or (T, M)."""
-        assert self._source is not None
-        payload = self._source.payload(trajectory, self.config.payload)
-        patterns = np.ascontiguousarray(payload.reshape(len(payload), -1)).view(np.uint16)
-        self._patterns[i] = patterns
-        self._addresses[i] = patterns.ctypes.data
-        return patterns
+        found = self._recent.get(trajectory)
+        if found is None:
+            assert self._source is not None
+            payload = self._source.payload(trajectory, self.config.payload)
+            patterns = np.ascontiguousarray(payload.reshape(len(payload), -1)).view(np.uint16)
+            if len(self._recent) >= _MOST_RECENT:
+                self._recent.clear()
+            found = self._recent[trajectory] = (patterns, patterns.ctypes.data)
+        self._patterns[i], self._addresses[i] = found
+        self._num_rows[i] = len(found[0])
 
     def begin(self, i: int, trajectory: int, rates: NDArray[np.float64] | Sequence[float]) -> None:
         """Start episode ``i`` anew.
@@ -280,17 +303,35 @@ class EpisodeBatch:
             trajectory: index in the source.
             rates: bits per slot (T_d,).
         """
-        self.rates[i] = rates
-        latent_mse = np.nan
-        if self._source is not None:
-            patterns = self._hold(i, trajectory)
-            latent_mse = kernels.begin(patterns, self.config.num_steps, self.device[i])
-        _begin(self.state, i, trajectory, latent_mse, self.config.num_steps, self._uplink_bits)
+        self.begin_many([i], np.array([trajectory]), np.array(rates, dtype=np.float64)[None])
 
-    def skip_forced_slots(self, i: int) -> None:
-        """Run a fresh episode to its first slot in which TRANSMIT is legal, or else to its last slot."""
+    def begin_many(
+        self,
+        selected: Sequence[int],
+        trajectories: NDArray[np.int64],
+        rates: NDArray[np.float64],
+        *,
+        skip_forced_slots: bool = False,
+    ) -> None:
+        """Start episodes anew.
+
+        Args:
+            selected: which of the N (n,).
+            trajectories: indices in the source (n,).
+            rates: bits per slot (n, T_d).
+            skip_forced_slots: run to the first slot in which TRANSMIT is legal, or else to the last slot.
+        """
+        chosen = np.array(selected, dtype=np.int64)
+        self.rates[chosen] = rates
+        latent_mse = np.full(chosen.size, np.nan)
         num_steps, deadline, refreshes = self._system
-        _skip_forced_slots(self.state, i, self.rates, num_steps, deadline, refreshes)
+        if self._source is not None:
+            for i, trajectory in zip(chosen.tolist(), trajectories.tolist(), strict=True):
+                self._hold(i, trajectory)
+            kernels.begin_batch(chosen, self._addresses, self._num_rows, num_steps, self.device, latent_mse)
+        _begin(self.state, chosen, trajectories, latent_mse, num_steps, self._uplink_bits)
+        if skip_forced_slots:
+            _skip_forced_slots(self.state, chosen, self.rates, num_steps, deadline, refreshes)
 
     def advance(self, actions: NDArray[np.int64], *, until_decision: bool = False) -> int:
         """Act, let the slot's bits flow, end the slot; then carry out the deliveries that completed.

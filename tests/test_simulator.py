@@ -111,8 +111,8 @@ def test_what_is_held_already_is_not_sent_again(batch: EpisodeBatch) -> None:
 
 
 def test_until_decision_stops_where_transmit_is_legal(batch: EpisodeBatch) -> None:
-    batch.begin(0, 1, [4.0, 2.0, 3.0, 5.0, 5.0, 4.0, 30.0, 60.0])
-    batch.skip_forced_slots(0)
+    rates = np.array([[4.0, 2.0, 3.0, 5.0, 5.0, 4.0, 30.0, 60.0]])
+    batch.begin_many([0], np.array([1]), rates, skip_forced_slots=True)
     assert batch.state["slot"][0] == 4
     state = act(batch, 2, until_decision=True)
     assert (state["slot"], state["device_step"]) == (6, 3)
@@ -125,8 +125,7 @@ def test_until_decision_stops_where_transmit_is_legal(batch: EpisodeBatch) -> No
 
 
 def test_forced_slots_leave_one_step_to_an_episode_without_decisions(batch: EpisodeBatch) -> None:
-    batch.begin(0, 0, [0.1] * 8)
-    batch.skip_forced_slots(0)
+    batch.begin_many([0], np.array([0]), np.full((1, 8), 0.1), skip_forced_slots=True)
     assert batch.state["slot"][0] == 8
     assert not batch.finished()[0]
 

@@ -153,7 +153,7 @@ def export(
 def main(
     dataset_id: Annotated[str, typer.Argument(help="Name, e.g. refine_env/latent-refinement/dp-6dB-v0.")],
     agent: Annotated[str, typer.Option(help="The policy.")] = "dp",
-    snr_db: Annotated[str, typer.Option(help="SNR [dB], or low,high to draw it for every episode.")] = "6",
+    snr_db: Annotated[str, typer.Option(help="SNR in dB, or low,high to draw it for every episode.")] = "6",
     episodes: Annotated[int, typer.Option(help="Number of episodes.", min=1)] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the roll-out.", min=0)] = 0,
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",

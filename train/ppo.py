@@ -103,7 +103,7 @@ class Config:
     num_envs: Annotated[int, typer.Option(help="Copies of the environment.", min=1)] = 256
     threads: Annotated[int, typer.Option(help="Torch threads; one is fastest for networks of this size.", min=1)] = 1
 
-    snr_db: Annotated[str, typer.Option(help="SNR [dB], or low,high to draw it for every episode; never shown.")] = (
+    snr_db: Annotated[str, typer.Option(help="SNR in dB, or low,high to draw it for every episode; never shown.")] = (
         "0,24"
     )
     coder: Annotated[str, typer.Option(help="Refinement coder of the environment.")] = "closed_loop"
@@ -160,7 +160,7 @@ class Config:
     test_episodes: Annotated[int, typer.Option(help="Episodes of the last one, on the test split.", min=1)] = 1000
     eval_seed: Annotated[int, typer.Option(help="Seed of the evaluations.", min=0)] = 0
     eval_snr_db: Annotated[
-        str, typer.Option(help="SNRs [dB] of the evaluations; empty: the one SNR, or every 3 dB of the range.")
+        str, typer.Option(help="SNRs in dB of the evaluations; empty: the one SNR, or every 3 dB of the range.")
     ] = ""
     rivals: Annotated[str, typer.Option(help="Policies to compare with, on the same draws.")] = "dp,lookahead"
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard curves.")] = True
@@ -180,7 +180,7 @@ class Config:
 
     @property
     def snr_range(self) -> tuple[float, float]:
-        """Lowest and highest SNR [dB]; equal where there is one."""
+        """Lowest and highest SNR in dB; equal where there is one."""
         numbers = parse_numbers("snr_db", self.snr_db, float)
         if len(numbers) > 2:
             raise ConfigurationError(f"`snr_db` must be one SNR or low,high, got {self.snr_db!r}. Give e.g. 0,24.")
@@ -188,7 +188,7 @@ class Config:
 
     @property
     def eval_snrs_db(self) -> tuple[float, ...]:
-        """SNRs [dB] of the evaluations."""
+        """SNRs in dB of the evaluations."""
         if self.eval_snr_db:
             return parse_numbers("eval_snr_db", self.eval_snr_db, float)
         low, high = self.snr_range

@@ -16,6 +16,7 @@ from refine_env.coding.lloyd_max import LOSSLESS_BITS, QuantizerTable
 __all__ = [
     "CoderTables",
     "begin",
+    "begin_batch",
     "decode_float16",
     "decode_residual",
     "deliver",
@@ -737,6 +738,31 @@ def deliver(
         _quantize_in_place(values, scale, cells, origin, bins_per_unit)
     _add_residual(held, gain, values, device)
     return variance * tables.base_distortion[bits]
+
+
+@kernel
+def begin_batch(
+    selected: NDArray[np.int64],
+    addresses: NDArray[np.uint64],
+    num_rows: NDArray[np.int64],
+    num_steps: int,
+    device: NDArray[np.float32],
+    mse: NDArray[np.float64],
+) -> None:
+    """:func:`begin` of many episodes.
+
+    Args:
+        selected: which of the N (n,).
+        addresses: of every episode's float16 patterns (N,).
+        num_rows: how many steps these have, T + 1 or T (N,).
+        num_steps: T.
+        device: (N, M); the rows of the selected are overwritten.
+        mse: overwritten (n,).
+    """
+    for k in range(selected.size):
+        i = selected[k]
+        patterns = _array_at(_pointer(addresses[i]), (num_rows[i], device.shape[1]))
+        mse[k] = begin(patterns, num_steps, device[i])
 
 
 @kernel
