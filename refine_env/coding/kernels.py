@@ -27,9 +27,7 @@ __all__ = [
     "hadamard",
     "mean_square_error",
     "pack_bits",
-    "quantize_indices",
     "quantize_value",
-    "reconstruct",
     "refine",
     "residual",
     "rotate",
@@ -99,18 +97,6 @@ def mean_square_error(device: NDArray[np.float32], clean: NDArray[np.uint16]) ->
 
 
 @kernel
-def _standardize(pattern: Any, prediction: Any, reciprocal: Any) -> Any:
-    """(x − g x̂)·(1/s) of one value."""
-    return (_half(pattern) - prediction) * reciprocal
-
-
-@kernel
-def _add_level(prediction: Any, scale: Any, level: Any) -> Any:
-    """g x̂ + s Q_b(z) of one value."""
-    return prediction + scale * level
-
-
-@kernel
 def _refine(
     latent: NDArray[np.uint16],
     held: NDArray[np.float32],
@@ -124,8 +110,8 @@ def _refine(
     reciprocal = np.float32(1.0) / scale
     for m in range(device.size):
         prediction = gain * held[m]
-        z = _standardize(latent[m], prediction, reciprocal)
-        device[m] = _add_level(prediction, scale, quantize_value(z, cells, origin, bins_per_unit))
+        z = (_half(latent[m]) - prediction) * reciprocal
+        device[m] = prediction + scale * quantize_value(z, cells, origin, bins_per_unit)
 
 
 def refine(
@@ -143,84 +129,6 @@ def refine(
         table: the b-bit quantizer's tables.
     """
     _refine(latent, device, device, np.float32(gain), np.float32(scale), table.cells, table.origin, table.bins_per_unit)
-
-
-@kernel
-def _quantize_indices(
-    latent: NDArray[np.uint16],
-    device: NDArray[np.float32],
-    gain: Any,
-    scale: Any,
-    cells: NDArray[np.float32],
-    lower: NDArray[np.uint16],
-    origin: Any,
-    bins_per_unit: Any,
-    indices: NDArray[np.uint16],
-) -> None:
-    reciprocal = np.float32(1.0) / scale
-    for m in range(device.size):
-        z = _standardize(latent[m], gain * device[m], reciprocal)
-        row = _row(z, cells, origin, bins_per_unit)
-        indices[m] = lower[row] + 1 if z > cells[row, 0] else lower[row]
-
-
-def quantize_indices(
-    latent: NDArray[np.uint16],
-    device: NDArray[np.float32],
-    gain: float,
-    scale: float,
-    table: QuantizerTable,
-    lower: NDArray[np.uint16],
-) -> NDArray[np.uint16]:
-    """What a delivery sends ([K] Eqs. 5–7): the indices of the levels that :func:`refine` takes.
-
-    Args:
-        latent: x_t as float16 patterns (M,).
-        device: x̂_{t_p} as float32 (M,), left as it is.
-        gain: prediction gain g.
-        scale: residual scale s > 0.
-        table: the b-bit quantizer's tables.
-        lower: index of the lower level of every row of the table's cells (bins,).
-
-    Returns:
-        Indices into the levels, uint16 (M,).
-    """
-    indices = np.empty(device.size, dtype=np.uint16)
-    _quantize_indices(
-        latent,
-        device,
-        np.float32(gain),
-        np.float32(scale),
-        table.cells,
-        lower,
-        table.origin,
-        table.bins_per_unit,
-        indices,
-    )
-    return indices
-
-
-@kernel
-def _reconstruct(
-    indices: NDArray[np.uint16], device: NDArray[np.float32], gain: Any, scale: Any, levels: NDArray[np.float32]
-) -> None:
-    for m in range(device.size):
-        device[m] = _add_level(gain * device[m], scale, levels[indices[m]])
-
-
-def reconstruct(
-    indices: NDArray[np.uint16], device: NDArray[np.float32], gain: float, scale: float, table: QuantizerTable
-) -> None:
-    """The device's part of a delivery, in place: x̂ ← g x̂ + s levels[index], as :func:`refine` has it.
-
-    Args:
-        indices: of :func:`quantize_indices`, each below 2^b, uint16 (M,).
-        device: x̂_{t_p} as float32 (M,), overwritten with x̂_t.
-        gain: prediction gain g.
-        scale: residual scale s > 0.
-        table: the b-bit quantizer's tables.
-    """
-    _reconstruct(indices, device, np.float32(gain), np.float32(scale), table.levels)
 
 
 @kernel
