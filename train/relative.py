@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 __all__ = ["FLOOR", "RelativeReward"]
 
-FLOOR = 1e-6
+FLOOR = 2e-7
 """Added to both MSEs, so that differences below it do not count."""
 
 _OCTAVES = (-8.0, 8.0)  # of the mean rate, bits per dimension and slot
