@@ -53,6 +53,12 @@ _STYLES: dict[str, dict[str, Any]] = {
     "persistent-q10": {"label": "Persistent-Q (10 bit)", "color": "#0072B2", "marker": "D"},
     "persistent-q16": {"label": "Persistent-Q (16 bit)", "color": "#CC79A7", "marker": "<"},
     "final-only": {"label": "Final-Only", "color": "#D55E00", "marker": "*", "linestyle": "--"},
+    "dp": {"label": "Optimum (DP)", "color": "#B22222", "marker": "d"},
+    "dp-current-rate": {"label": "Optimum, rate known", "color": "#B22222", "marker": "p", "linestyle": "--"},
+    "dp-inferred": {"label": "Optimum, SNR inferred", "color": "#B22222", "marker": "P", "linestyle": ":"},
+    "learned": {"label": "Learned", "color": "#2E8B57", "marker": "H"},
+    "lookahead-closed-loop": {"label": "Look-ahead, closed loop", "color": "#000000", "marker": "o", "linestyle": "--"},
+    "clairvoyant": {"label": "Clairvoyant bound", "color": "#8B4513", "marker": "2", "linestyle": "-."},
     "random": {"label": "Random", "color": "#999999", "marker": "x", "linestyle": ":"},
 }
 _SPARE_COLORS = ("#8B4513", "#7B68EE", "#2E8B57", "#B22222")
