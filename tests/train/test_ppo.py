@@ -140,10 +140,10 @@ def test_killed_and_resumed_it_is_the_same_policy(options: dict[str, Any], algor
 
     def kill(steps: int) -> None:
         if steps >= 256:
-            raise Killed
+            raise Killed(steps)
 
     config = ppo.Config(**{**options, "out": options["out"] / "parts"})
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match=r"^\d+$"):
         ppo.train(config, on_rollout=kill)
     assert (config.out / "checkpoint" / "state.pkl").is_file()
     with pytest.raises(ConfigurationError, match=r"`--learning-rate` must be 0.0007 to go on with .*, got 0.5"):
@@ -159,10 +159,10 @@ def test_killed_and_resumed_it_is_the_same_policy(options: dict[str, Any], algor
 def test_a_checkpoint_survives_a_kill_between_its_two_renamings(options: dict[str, Any]) -> None:
     def kill(steps: int) -> None:
         if steps >= 256:
-            raise Killed
+            raise Killed(steps)
 
     config = ppo.Config(**options)
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match=r"^\d+$"):
         ppo.train(config, on_rollout=kill)
     shutil.move(config.out / "checkpoint", config.out / "checkpoint.1.old")
     resumed_from: list[int] = []
