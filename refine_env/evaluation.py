@@ -354,7 +354,7 @@ class _Player:
         self._policy = entry.make_policy(config)
         self._policy.check_config(config)
         self._snr_db = config.single_snr_db("an evaluation")
-        self._needs_latents = bool(getattr(self.process.episodes.coder, "error_needs_latents", False))
+        self._needs_latents = self.process.episodes.coder.error_needs_latents
         system = {key: value for key, value in config.to_dict().items() if key != "snr_db"}
         self.draws_key = json.dumps([name, self._settings.split, config.deadline, system["link"]])
         self.delivery_key = json.dumps([name, system])
@@ -446,7 +446,7 @@ class _Player:
 
         All of them where a delivery depends on how many there were, as rotations do.
         """
-        if getattr(self.process.episodes.coder, "rotation", False):
+        if self.process.episodes.coder.rotation:
             return deliveries
         lossless = (k for k in range(len(deliveries) - 1, 0, -1) if deliveries[k][1] == LOSSLESS_BITS)
         return deliveries[next(lossless, 0) :]

@@ -587,6 +587,12 @@ _array_at: Any = numba.carray  # type: ignore[attr-defined]
 
 
 @kernel
+def _residual_variance(tables: CoderTables, step: int, device_step: int, device_error: float) -> Any:
+    """s² by the model."""
+    return tables.variance[step, device_step] + tables.error_gain[step, device_step] * device_error
+
+
+@kernel
 def deliver(
     latent: NDArray[np.uint16],
     held: NDArray[np.float32],
@@ -622,7 +628,7 @@ def deliver(
     cells = tables.cells[first : first + tables.num_rows[bits]]
     origin, bins_per_unit = tables.origin[bits], tables.bins_per_unit[bits]
     gain = tables.gain[step, device_step]
-    variance = tables.variance[step, device_step] + tables.error_gain[step, device_step] * device_error
+    variance = _residual_variance(tables, step, device_step, device_error)
     if not tables.rotation and not tables.sent_scale:
         if variance > 0.0:
             _refine(latent, held, device, gain, np.float32(np.sqrt(variance)), cells, origin, bins_per_unit)
@@ -700,7 +706,7 @@ def deliver_batch(
             continue
         step, held_step, bits = s.device_step, s.predecessor, s.device_bits
         if latent_dim == 0:
-            variance = tables.variance[step, held_step] + tables.error_gain[step, held_step] * s.device_error
+            variance = _residual_variance(tables, step, held_step, s.device_error)
             s.device_error = variance * tables.base_distortion[bits]
             continue
         latent = _array_at(_pointer(np.uint64(addresses[i] + 2 * latent_dim * step)), (latent_dim,))

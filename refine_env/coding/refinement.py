@@ -73,6 +73,8 @@ class Coder(Protocol):
     bit_depths: tuple[int, ...]
     refreshes_held_step: bool
     """Whether sending the step that the device holds once more, after a lossy delivery, is a refinement."""
+    rotation: bool
+    """Whether a delivery also depends on how many there were before: which rotation it takes."""
 
     @property
     def error_needs_latents(self) -> bool:
