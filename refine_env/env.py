@@ -193,6 +193,17 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
         rates: NDArray[np.float64] = self._process.episodes.rates[0].copy()
         return rates
 
+    @property
+    def episode_snr_db(self) -> float:
+        """SNR in dB that the episode's gains were drawn with: for bounds and pictures, not for policies.
+
+        Raises:
+            ResetNeeded: if no episode has begun.
+        """
+        if not self._process.episodes.begun():
+            raise ResetNeeded("An episode must have begun to have a channel, got none. Call reset().")
+        return float(self._process.snrs_db[0])
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -103,10 +103,12 @@ class Draws(NamedTuple):
     Attributes:
         trajectories: int64 (N,).
         rates: bits per slot (N, T_d).
+        snrs_db: SNR of the gains (N,).
     """
 
     trajectories: NDArray[np.int64]
     rates: NDArray[np.float64]
+    snrs_db: NDArray[np.float64]
 
 
 @kernel
@@ -189,6 +191,7 @@ class DecisionProcess:
     Attributes:
         settings, cache, config: what the arguments describe.
         episodes: the dynamics.
+        snrs_db: SNR of each episode's gains, which no observation and no info tells (N,).
         observation_space, action_space: of one episode.
     """
 
@@ -209,6 +212,7 @@ class DecisionProcess:
         self._raises = settings.illegal_action == "raise"
         self._until_decision = settings.decision_epochs
         self._power = 0.0 if isinstance(self.config.snr_db, tuple) else self.config.total_power(self.config.snr_db)
+        self.snrs_db = np.full(num_envs, np.nan)
         self.episodes = EpisodeBatch(self.config, self.cache if latents else None, num_envs)
         self._indices = self.cache.indices(settings.split)
         if self._indices.size == 0:
@@ -285,12 +289,15 @@ class DecisionProcess:
         """Draw all that is random in episodes, each from its own generator."""
         config = self.config
         count = self._indices.size
-        trajectories, powers = [], []
+        trajectories, snrs_db, powers = [], [], []
         for rng in rngs:
             trajectories.append(self._indices[rng.integers(count)])
-            powers.append(
-                config.total_power(rng.uniform(*config.snr_db)) if isinstance(config.snr_db, tuple) else self._power
-            )
+            if isinstance(config.snr_db, tuple):
+                snrs_db.append(rng.uniform(*config.snr_db))
+                powers.append(config.total_power(snrs_db[-1]))
+            else:
+                snrs_db.append(config.snr_db)
+                powers.append(self._power)
         rates = draw_rates_of_many(
             rngs,
             config.deadline,
@@ -299,13 +306,14 @@ class DecisionProcess:
             config.symbols_per_slot,
             config.link.channel,
         )
-        return Draws(np.array(trajectories, dtype=np.int64), rates)
+        return Draws(np.array(trajectories, dtype=np.int64), rates, np.array(snrs_db))
 
     def start(self, selected: Sequence[int], draws: Draws, options: Mapping[str, Any]) -> None:
         """Start episodes whose draws are known, see :meth:`begin`."""
         chosen = list(selected)
         trajectories = np.array(options["trajectory"][chosen]) if "trajectory" in options else draws.trajectories
         rates = options["rates"][chosen] if "rates" in options else draws.rates
+        self.snrs_db[chosen] = draws.snrs_db
         self.episodes.begin_many(
             chosen, trajectories.astype(np.int64), rates, skip_forced_slots=self.settings.decision_epochs
         )
@@ -422,7 +430,7 @@ def draw_for_all(processes: Sequence[DecisionProcess], rngs: Sequence[np.random.
         for power, table in rates.items():
             own = table[first : first + len(part)]
             channel.fill_rates(gains[: len(part)], np.full(len(part), power), config.symbols_per_slot, own)
-    return [Draws(trajectories, rates[other._power]) for other in processes]
+    return [Draws(trajectories, rates[other._power], np.full(len(rngs), other.config.snr_db)) for other in processes]
 
 
 def split_look(look: Look) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:

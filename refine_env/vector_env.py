@@ -96,6 +96,29 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         """The environments' arguments."""
         return self._process.settings
 
+    @property
+    def episode_rates(self) -> NDArray[np.float64]:
+        """Bits that every slot of each episode carries, to its end, (N, T_d): for bounds and critics, not for policies.
+
+        Raises:
+            ResetNeeded: if some have not begun.
+        """
+        return self._of_episodes(self._process.episodes.rates)
+
+    @property
+    def episode_snrs_db(self) -> NDArray[np.float64]:
+        """SNR in dB that each episode's gains were drawn with, (N,): for rewards and critics, not for policies.
+
+        Raises:
+            ResetNeeded: if some have not begun.
+        """
+        return self._of_episodes(self._process.snrs_db)
+
+    def _of_episodes(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        if not self._process.episodes.begun():
+            raise ResetNeeded("All episodes must have begun to have a channel, got some that have not. Call reset().")
+        return values.copy()
+
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The generator of every episode."""

@@ -399,6 +399,7 @@ class VectorEncodeObservation(VectorWrapper[NDArray[np.float32], Any, dict[str, 
 
     Attributes:
         encoder: the encoder.
+        observations: the last observations as they were before, the dictionary.
     """
 
     def __init__(
@@ -411,26 +412,27 @@ class VectorEncodeObservation(VectorWrapper[NDArray[np.float32], Any, dict[str, 
         self.encoder = _encoder_of(env, encoding, history)
         self.single_observation_space = self.encoder.space
         self.observation_space = spaces.Box(-1.0, 1.0, (self.num_envs, *self.encoder.space.shape), np.float32)
+        self.observations: dict[str, Any] = {}
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Start episodes; the observations encoded."""
-        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # a list, too
-        return self.encoder.encode(observations), infos
+        self.observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # a list, too
+        return self.encoder.encode(self.observations), infos
 
     def step(
         self, actions: Any
     ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Act; the observations encoded."""
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        self.observations, rewards, terminated, truncated, infos = self.env.step(actions)
         if "final_obs" in infos:
             final = infos["final_obs"]
             ended = np.flatnonzero(infos["_final_obs"])
             last = {key: np.array([final[i][key] for i in ended]) for key in final[ended[0]]}
             for i, row in zip(ended, self.encoder.encode(last), strict=True):
                 final[i] = row
-        return self.encoder.encode(observations), rewards, terminated, truncated, infos
+        return self.encoder.encode(self.observations), rewards, terminated, truncated, infos
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions are legal now, bool (N, n)."""

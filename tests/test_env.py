@@ -7,6 +7,7 @@ import itertools
 import pickle
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import refine_env
-from refine_env import ActionError, CacheError, ConfigurationError
+from refine_env import ActionError, CacheError, ConfigurationError, LatentRefinementEnv
 from refine_env.coding import base_distortion
 from refine_env.process import INFO_KEYS
 
@@ -328,6 +329,25 @@ def test_snr_range_is_drawn_per_episode(make_env: MakeEnv) -> None:
     fixed = make_env(snr_db=6.0)
     means = [play(fixed, lambda o, i: 0, seed=seed)[-1][0]["channel_history"].mean() for seed in range(12)]
     assert max(means) / min(means) < 1.1
+
+
+def test_who_plays_the_environment_may_know_the_snr(make_env: MakeEnv) -> None:
+    """Its channel's mean rate is that of the SNR that it names."""
+    env = make_env(snr_db=[0, 24])
+    inner = env.unwrapped
+    assert isinstance(inner, LatentRefinementEnv)
+    with pytest.raises(ResetNeeded, match="An episode must have begun to have a channel"):
+        _ = inner.episode_snr_db
+    told = []
+    for seed in range(12):
+        env.reset(seed=seed)
+        told.append(inner.episode_snr_db)
+        law = replace(inner.config, snr_db=told[-1]).rate_law
+        assert inner.episode_rates.mean() == pytest.approx(law.mean, abs=5.0 * law.std / np.sqrt(60))
+    assert max(told) - min(told) > 8.0
+    fixed = make_env(snr_db=6.0)
+    fixed.reset(seed=0)
+    assert fixed.unwrapped.episode_snr_db == 6.0  # type: ignore[attr-defined]
 
 
 BAD_KWARGS: list[tuple[dict[str, Any], str]] = [

@@ -82,6 +82,16 @@ def test_equals_sync_vector_env(gaussian_cache: Path, num_envs: int, mode: str, 
     assert_equal(ours.reset(), theirs.reset())  # the generators have run alike
     seeds = list(range(50, 50 + num_envs))
     assert_equal(ours.reset(seed=seeds), theirs.reset(seed=seeds))
+    single = [env.unwrapped for env in theirs.envs]
+    assert ours.episode_snrs_db.tolist() == [env.episode_snr_db for env in single]
+    assert np.array_equal(ours.episode_rates, [env.episode_rates for env in single])
+
+
+def test_a_channel_is_known_once_all_episodes_have_begun(gaussian_cache: Path) -> None:
+    env = LatentRefinementVectorEnv(2, cache=str(gaussian_cache))
+    for name in ("episode_rates", "episode_snrs_db"):
+        with pytest.raises(ResetNeeded, match="All episodes must have begun to have a channel"):
+            getattr(env, name)
 
 
 def test_terminal_transition_in_same_step_mode(gaussian_cache: Path) -> None:

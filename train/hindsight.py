@@ -70,6 +70,7 @@ class HindsightObservation(VectorWrapper[NDArray[np.float32], Any, NDArray[np.fl
 
     def __init__(self, env: VectorEncodeObservation) -> None:
         super().__init__(env)
+        self._encoded = env
         self.actor_features = env.encoder.space.shape[0]
         config = env.encoder.config
         self._depths = config.message_bits / config.latent_dim
@@ -96,14 +97,13 @@ class HindsightObservation(VectorWrapper[NDArray[np.float32], Any, NDArray[np.fl
         return self._widen(observations), rewards, terminated, truncated, infos
 
     def _widen(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        # The environment's own state: nothing else tells the future, and no policy gets at it.
-        episodes = self.env.unwrapped._process.episodes  # type: ignore[attr-defined]
+        seen = self._encoded.observations
         wide = np.empty((len(observations), self.actor_features + self.num_columns), dtype=np.float32)
         wide[:, : self.actor_features] = observations
         _fill(
-            np.ascontiguousarray(episodes.state["slot"]),
-            np.ascontiguousarray(episodes.state["server_step"]),
-            episodes.rates,
+            np.asarray(seen["slot"]),
+            np.asarray(seen["server_step"]),
+            self.env.unwrapped.episode_rates,  # type: ignore[attr-defined]
             self._latent_dim,
             self._depths,
             wide[:, self.actor_features :],
@@ -152,7 +152,7 @@ class _Asymmetric:
     def _build_mlp_extractor(self) -> None:
         arch: Any = self.net_arch  # type: ignore[attr-defined]
         actor, critic = (arch["pi"], arch["vf"]) if isinstance(arch, dict) else (arch, arch)
-        self.mlp_extractor = _Extractor(
+        self.mlp_extractor: Any = _Extractor(
             self.features_dim,  # type: ignore[attr-defined]
             self.actor_features,
             actor,

@@ -115,7 +115,7 @@ class Config:
 
     reward: Annotated[
         Literal["relative", "terminal", "improvement", "log"],
-        typer.Option(help="Reward: the environment's own three, or the MSE relative to its running mean at that rate."),
+        typer.Option(help="Reward: the environment's own three, or the MSE relative to its running mean at that SNR."),
     ] = "relative"
     relative_cap: Annotated[float, typer.Option(help="Largest relative MSE that is paid for.", min=1.0)] = 50.0
     relative_power: Annotated[
@@ -124,6 +124,9 @@ class Config:
     relative_until: Annotated[
         float, typer.Option(help="Part of the training after which that power is 1.", min=0.01, max=1.0)
     ] = 0.7
+    expected_misses: Annotated[
+        bool, typer.Option(help="Pay for a miss what it costs on average, by the law of the link, when it is risked.")
+    ] = True
     reward_scale: Annotated[float, typer.Option(help="Factor on every reward.")] = 1.0
     encoding: Annotated[
         Literal["summary", "normalized", "one-hot"], typer.Option(help="Encoding of the observation.")
@@ -149,10 +152,19 @@ class Config:
     first_wait: Annotated[
         float, typer.Option(help="Probability of WAIT before anything is learned (not for dqn).", min=0.0, max=0.999)
     ] = 0.9
+    clone: Annotated[
+        str, typer.Option(help="Agent that the actor imitates before the training; empty: from scratch (not for dqn).")
+    ] = ""
+    clone_decisions: Annotated[int, typer.Option(help="Decisions of that agent to imitate.", min=1)] = 100_000
     entropy: Annotated[float, typer.Option(help="Weight of the entropy at the start.")] = 0.05
     final_entropy: Annotated[float, typer.Option(help="Weight of the entropy at the end; geometric in between.")] = 1e-3
     value_weight: Annotated[float, typer.Option(help="Weight of the critic's loss.")] = 0.5
     max_grad_norm: Annotated[float, typer.Option(help="Largest norm of a gradient.")] = 0.5
+
+    average_from: Annotated[
+        float,
+        typer.Option(help="Part of the training from which weights are averaged for the result; 1: the last ones."),
+    ] = 0.7
 
     checkpoint_every: Annotated[int, typer.Option(help="Seconds between checkpoints.", min=0)] = 60
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: at the end alone.", min=0)] = 1_000_000
@@ -175,6 +187,10 @@ class Config:
             )
         if low > high:
             raise ConfigurationError(f"`snr_db` must be low,high with low < high, got {self.snr_db!r}. Swap them.")
+        if self.clone and self.algorithm == "dqn":
+            raise ConfigurationError(
+                f"`clone` must be empty for dqn, which has no actor, got {self.clone!r}. Use maskable-ppo or ppo."
+            )
         parse_numbers("actor", self.actor, int)
         parse_numbers("critic", self.critic, int)
 
@@ -270,7 +286,9 @@ def make_envs(config: Config) -> RefinementVecEnv:
         refine_env.ENV_ID, num_envs=config.num_envs, autoreset_mode="SameStep", **config.env_kwargs()
     )
     if config.reward == "relative":
-        envs = RelativeReward(envs, cap=config.relative_cap, power=config.relative_power)
+        envs = RelativeReward(
+            envs, cap=config.relative_cap, power=config.relative_power, expected_misses=config.expected_misses
+        )
     envs = VectorEncodeObservation(envs, config.encoding, None if config.history < 0 else config.history)
     if config.hindsight and config.algorithm != "dqn":
         envs = HindsightObservation(envs)
@@ -357,19 +375,11 @@ def _layers(model: Any) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]
     ]
 
 
-def _find_wrapper(model: Any, kind: type) -> Any:
-    """The wrapper of that kind among those of the model's environments; None if there is none."""
-    inner = model.get_env().unwrapped.envs
-    while not isinstance(inner, kind):
-        if not hasattr(inner, "env"):
-            return None
-        inner = inner.env
-    return inner
-
-
 def policy_files(config: Config, model: BaseAlgorithm) -> PolicyFiles:
     """The policy of a model, as it is now."""
-    encoder = _find_wrapper(model, VectorEncodeObservation).encoder
+    from train.sb3 import find_wrapper
+
+    encoder = find_wrapper(model.get_env(), VectorEncodeObservation).encoder
     description = {
         "format": FORMAT,
         "algorithm": config.algorithm,
@@ -464,6 +474,32 @@ def _describe(rows: Table, rivals: Sequence[str]) -> str:
 # --- Training --------------------------------------------------------------------------------------
 
 
+class _Average:
+    """The mean of a network's weights over the last part of a training.
+
+    What a minibatch does to the weights at the end is noise, which costs most where a rare miss does; the mean of many
+    has less of it (Izmailov et al., *Averaging Weights Leads to Wider Optima and Better Generalization*, 2018).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.weights: Any = 0.0
+
+    def add(self, policy: Any) -> None:
+        """Take the weights of now into the mean."""
+        import torch
+
+        self.count += 1
+        now = torch.nn.utils.parameters_to_vector(policy.parameters()).detach().double()
+        self.weights = self.weights + (now - self.weights) / self.count
+
+    def put_into(self, policy: Any) -> None:
+        """Set a policy's weights to the mean."""
+        import torch
+
+        torch.nn.utils.vector_to_parameters(self.weights.float(), policy.parameters())
+
+
 class _Checkpoint:
     """Everything that the rest of the training depends on, in ``checkpoint/``."""
 
@@ -471,7 +507,7 @@ class _Checkpoint:
         self.folder = config.out / "checkpoint"
         self._options = {key: str(value) for key, value in config.trained_with().items()}
 
-    def save(self, model: Any, seconds: float, rows: Table) -> None:
+    def save(self, model: Any, seconds: float, rows: Table, average: _Average) -> None:
         """Write it beside the old one, then put it in its place."""
         import torch
 
@@ -485,6 +521,7 @@ class _Checkpoint:
             "options": self._options,
             "seconds": seconds,
             "rows": rows,
+            "average": average,
             "envs": model.get_env().unwrapped,
             "last_obs": model._last_obs,
             "last_starts": model._last_episode_starts,
@@ -546,6 +583,21 @@ def _resume(config: Config, found: tuple[Path, dict[str, Any]]) -> BaseAlgorithm
     return resumed
 
 
+def _begin_with_a_clone(config: Config, model: BaseAlgorithm) -> None:
+    from train.cloning import clone, demonstrate
+
+    low, high = config.snr_range
+    demonstration = demonstrate(
+        lambda snr_db: make_envs(dataclasses.replace(config, snr_db=str(snr_db))),
+        np.linspace(low, high, math.ceil(high - low) + 1).tolist(),
+        config.clone,
+        config.clone_decisions,
+        config.seed,
+    )
+    share = clone(model, *demonstration, seed=config.seed)
+    log.info("repeats %.1f %% of the decisions of %s", 100.0 * share, config.clone)
+
+
 def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Path:
     """Train, or go on training, and write policy and tables.
 
@@ -567,6 +619,7 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
     from tqdm import tqdm
 
     from train.relative import RelativeReward
+    from train.sb3 import find_wrapper
 
     torch.set_num_threads(config.threads)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -574,13 +627,16 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
     checkpoint = _Checkpoint(config)
     found = checkpoint.load()
     if found is None:
-        model, seconds_before, rows = make_model(config, make_envs(config)), 0.0, []
+        model, seconds_before, rows, average = make_model(config, make_envs(config)), 0.0, [], _Average()
+        if config.clone:
+            _begin_with_a_clone(config, model)
     else:
-        model, seconds_before, rows = _resume(config, found), found[1]["seconds"], found[1]["rows"]
+        model = _resume(config, found)
+        seconds_before, rows, average = (found[1][key] for key in ("seconds", "rows", "average"))
         log.info("going on after %d steps", model.num_timesteps)
     bar = tqdm(total=config.total_steps, initial=model.num_timesteps, unit="step", disable=not config.progress)
     clock = _Clock(seconds_before)
-    relative = _find_wrapper(model, RelativeReward)
+    relative = find_wrapper(model.get_env(), RelativeReward)
 
     def evaluate(split: str, episodes: int) -> None:
         with clock.stopped():
@@ -618,8 +674,10 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
                 evaluate("train", config.eval_episodes)
             if time.monotonic() - self.saved >= config.checkpoint_every:
                 with clock.stopped():
-                    checkpoint.save(model, clock.seconds, rows)
+                    checkpoint.save(model, clock.seconds, rows, average)
                 self.saved = time.monotonic()
+            if done >= config.average_from * config.total_steps:  # after the checkpoint: gone on with, it is done anew
+                average.add(model.policy)
             if on_rollout is not None:
                 on_rollout(done)
 
@@ -633,6 +691,8 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
         tb_log_name=config.algorithm,
         log_interval=1,
     )
+    average.add(model.policy)
+    average.put_into(model.policy)
     training_seconds = clock.seconds
     bar.update(model.num_timesteps - bar.n)
     files = policy_files(config, model)

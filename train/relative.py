@@ -1,11 +1,15 @@
-"""A reward on one scale for all SNRs: the latent MSE relative to what the policy scores now on channels as good.
+"""A reward on one scale for all SNRs: the latent MSE relative to what the policy scores now at that SNR.
 
 The latent MSE at the deadline spans five orders of magnitude between 0 and 24 dB, so a learner that is paid in MSE
 looks at the lowest SNRs alone. The logarithm (``reward="log"``) weighs all SNRs alike, but it is another objective:
 an average of logarithms forgives a rare miss that an average of errors does not. Divided by its own mean at the
 episode's SNR, the MSE keeps its meaning, and all SNRs weigh alike: the gradient of E[MSE | SNR] / c at
 c = E[MSE | SNR] is that of log E[MSE | SNR], so what is minimized over a range of SNRs is the geometric mean of the
-mean squared errors. The SNR is not known; the mean of the episode's rates, which no action changes, stands for it.
+mean squared errors. The reward knows the SNR; the policy, which sees no reward where it acts, does not.
+
+What a miss costs is averaged out (:class:`train.risk.MissProbability`). A message that is sent at a device whose error
+is m is late with a known probability p; the episode then ends with m. Its sender is paid −p·m at once, and nothing when
+it comes to a miss: for every policy the same in expectation, with rare large losses replaced by frequent small ones.
 """
 
 from __future__ import annotations
@@ -16,41 +20,59 @@ import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
+from train.risk import MissProbability
+
 __all__ = ["FLOOR", "RelativeReward"]
 
 FLOOR = 2e-7
 """Added to both MSEs, so that differences below it do not count."""
 
-_OCTAVES = (-8.0, 8.0)  # of the mean rate, bits per dimension and slot
-_BINS_PER_OCTAVE = 20
+_BINS_PER_DB = 2
 
 
 class RelativeReward(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
-    """Pay −min((MSE + floor)/(mean + floor), cap)^p/p after the last slot, and 0 before.
+    """Pay −min((MSE + floor)/(mean + floor), cap)^p/p after the last slot.
 
-    The mean is a running one over the episodes played so far, by their mean rate, interpolated between bins of 1/20
-    octave.
+    The mean is a running one over the episodes played so far, by their SNR, interpolated between bins of 0.5 dB.
 
     Args:
         env: the native vector environment with ``autoreset_mode="SameStep"``, its observation still the dictionary.
-        cap: largest ratio; a miss that costs thousands of means would drown all else in a batch.
+        cap: largest ratio.
         power: p; below 1 it is a step towards the logarithm: typical episodes weigh more, misses less.
         memory: episodes of one bin over which the mean is taken.
+        expected_misses: pay for a miss what it costs on average, when the message is sent.
 
     Attributes:
         means: running mean of the MSE in every bin, NaN where no episode was.
+
+    Raises:
+        ConfigurationError: if misses are to be averaged out on a link whose slots are not independent.
     """
 
     def __init__(
-        self, env: VectorEnv[Any, Any, NDArray[Any]], *, cap: float = 50.0, power: float = 1.0, memory: int = 300
+        self,
+        env: VectorEnv[Any, Any, NDArray[Any]],
+        *,
+        cap: float = 50.0,
+        power: float = 1.0,
+        memory: int = 300,
+        expected_misses: bool = True,
     ) -> None:
         super().__init__(env)
         self.cap = cap
         self.power = power
         self.memory = memory
-        size = int((_OCTAVES[1] - _OCTAVES[0]) * _BINS_PER_OCTAVE) + 1
+        config = env.unwrapped.config  # type: ignore[attr-defined]
+        self._deadline = config.deadline
+        self._sizes = np.append(0.0, config.message_bits)
+        self._low, high = config.snr_db if isinstance(config.snr_db, tuple) else (config.snr_db, config.snr_db)
+        size = int(np.ceil((high - self._low) * _BINS_PER_DB)) + 2
         self._sums = np.zeros(size)
         self._weights = np.zeros(size)
+        self._miss = MissProbability(config) if expected_misses else None
+        self._expected = np.zeros(env.num_envs)  # MSE times probability of the misses that an episode risked so far
+        self._observations: dict[str, NDArray[Any]] = {}
+        self._infos: dict[str, Any] = {}
 
     @property
     def means(self) -> NDArray[np.float64]:
@@ -59,36 +81,64 @@ class RelativeReward(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
             means: NDArray[np.float64] = self._sums / self._weights
         return means
 
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Start episodes."""
+        self._observations, self._infos = self.env.reset(seed=seed, options=options)
+        started = (options or {}).get("reset_mask", slice(None))
+        self._expected[started] = 0.0
+        return self._observations, self._infos
+
     def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Act; rewards relative."""
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        rewards = np.zeros_like(rewards)
+        snrs_db = self.env.unwrapped.episode_snrs_db  # type: ignore[attr-defined]
+        paid = np.zeros(self.num_envs)
+        if self._miss is not None:
+            self._pay_for_misses(np.asarray(actions), snrs_db, paid)
+        self._observations, _, terminated, truncated, infos = self.env.step(actions)
+        self._infos = infos
         if terminated.any():
             ended = np.flatnonzero(terminated)
             mse = infos["final_info"]["latent_mse"][ended]
-            rates = np.array([infos["final_obs"][i]["channel_history"].mean() for i in ended])
-            rewards[ended] = -(self.relative(mse, rates) ** self.power) / self.power
-        return observations, rewards, terminated, truncated, infos
+            if self._miss is not None:  # paid for when it was sent
+                mse = mse * [infos["final_obs"][i]["remaining_bits"][0] == 0.0 for i in ended]
+            self._remember(mse + self._expected[ended], snrs_db[ended])
+            paid[ended] += np.where(mse > 0.0, self._paid(mse, snrs_db[ended]), 0.0)
+            self._expected[ended] = 0.0
+        return self._observations, -paid, terminated, truncated, infos
 
-    def relative(self, mse: NDArray[np.float64], rates: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Relative MSE of finished episodes; they enter the running means.
+    def _pay_for_misses(self, actions: NDArray[Any], snrs_db: NDArray[np.float64], paid: NDArray[np.float64]) -> None:
+        legal = self._infos["action_mask"][np.arange(self.num_envs), actions] != 0
+        senders = np.flatnonzero(legal & (actions > 0))
+        if senders.size == 0:
+            return
+        slots = self._observations["slot"][senders]
+        rates = self.env.unwrapped.episode_rates  # type: ignore[attr-defined]
+        later = self._sizes[actions[senders]] - rates[senders, slots - 1]
+        risks = self._miss(snrs_db[senders], self._deadline - slots, later)  # type: ignore[misc]
+        mse = self._infos["latent_mse"][senders]
+        self._expected[senders] += risks * mse
+        paid[senders] = risks * self._paid(mse, snrs_db[senders])
 
-        Args:
-            mse: at the deadline (E,).
-            rates: mean bits per dimension and slot (E,).
-        """
-        place = (np.log2(np.maximum(rates, 1e-9)) - _OCTAVES[0]) * _BINS_PER_OCTAVE
-        place = np.clip(place, 0.0, self._sums.size - 1.001)
-        low = place.astype(np.int64)
-        share = place - low
+    def _place(self, snrs_db: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        place = (snrs_db - self._low) * _BINS_PER_DB
+        low = np.clip(place.astype(np.int64), 0, self._sums.size - 2)
+        return low, place - low
+
+    def _remember(self, mse: NDArray[np.float64], snrs_db: NDArray[np.float64]) -> None:
+        low, share = self._place(snrs_db)
         for bins, weights in ((low, 1.0 - share), (low + 1, share)):
             count = np.bincount(bins, weights, self._sums.size)
             keep = np.maximum(1.0 - count / self.memory, 0.0)
             self._sums = self._sums * keep + np.bincount(bins, weights * mse, self._sums.size)
             self._weights = self._weights * keep + count
-        # Neighboring bins joined in the logarithm: the MSE falls by decades within an octave.
+
+    def _paid(self, mse: NDArray[np.float64], snrs_db: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What an MSE costs at an SNR."""
+        low, share = self._place(snrs_db)
+        # Neighboring bins joined in the logarithm: the MSE falls by decades within a few dB.
         below, above = self.means[low], self.means[low + 1]
         below, above = np.where(np.isnan(below), above, below), np.where(np.isnan(above), below, above)
         mean = np.exp((1.0 - share) * np.log(below + FLOOR) + share * np.log(above + FLOOR))
-        ratio: NDArray[np.float64] = np.minimum((mse + FLOOR) / mean, self.cap)
-        return ratio
+        ratio = np.minimum((mse + FLOOR) / np.where(np.isnan(mean), 1.0, mean), self.cap)
+        cost: NDArray[np.float64] = ratio**self.power / self.power
+        return cost

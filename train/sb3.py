@@ -21,7 +21,7 @@ import refine_env
 from refine_env.errors import ConfigurationError
 from refine_env.wrappers import VectorEncodeObservation
 
-__all__ = ["INFOS", "RefinementVecEnv", "make_vec_env"]
+__all__ = ["INFOS", "RefinementVecEnv", "find_wrapper", "make_vec_env"]
 
 INFOS = ("episode", "all")
 _SPECIAL_INFOS = ("final_obs", "final_info")
@@ -62,7 +62,7 @@ class RefinementVecEnv(VecEnv):
 
     def reset(self) -> Any:
         """Start an episode everywhere, with the seeds and options set before."""
-        seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
+        seeds: Any = None if all(seed is None for seed in self._seeds) else list(self._seeds)
         observations, infos = self.envs.reset(seed=seeds, options=self._merged_options())
         self._returns[:] = 0.0
         self._lengths[:] = 0
@@ -186,3 +186,13 @@ def make_vec_env(
     if encoding is not None:
         envs = VectorEncodeObservation(envs, encoding, history)
     return RefinementVecEnv(envs, infos=infos)
+
+
+def find_wrapper(adapter: Any, kind: type) -> Any:
+    """The wrapper of that kind among those behind a :class:`RefinementVecEnv`; None if there is none."""
+    inner = adapter.envs
+    while not isinstance(inner, kind):
+        if not hasattr(inner, "env"):
+            return None
+        inner = inner.env
+    return inner

@@ -3,7 +3,7 @@
 A study of Optuna over short trainings: every trial trains with options that the sampler draws, and is scored, on the
 train split, with the geometric mean of (MSE + 1e-6)/(the rival's + 1e-6) over the SNRs; trials that are behind the
 others are ended early. The study is kept in ``--out``: ``study.db``, from which the same command goes on, and
-``trials.csv``, every trial with its options and score.
+``trials.csv``, every trial with its options and score. Several processes may work on one study (``--workers``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import io
 import json
 import logging
 import math
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,16 +37,18 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "final_entropy": (1e-5, 3e-3),
     "clip_range": (0.1, 0.4),
     "relative_power": (0.1, 1.0),
+    "relative_until": (0.1, 0.8),
+    "relative_cap": (30.0, 1000.0),
     "first_wait": (0.5, 0.97),
     "epochs": ("4", "8", "12"),
     "batch_size": ("1024", "2048", "4096"),
     "rollout_steps": ("64", "128", "256"),
-    "actor": ("64,64", "128,128", "64,64,64"),
+    "actor": ("64,64", "96,96", "64,64,64"),
     "activation": ("tanh", "relu"),
 }
 """Option: lowest and highest value of a number, or the choices (texts)."""
 
-_LOGARITHMIC = ("learning_rate", "entropy", "final_entropy", "relative_power")
+_LOGARITHMIC = ("learning_rate", "entropy", "final_entropy", "relative_power", "relative_cap")
 _INTEGERS = ("epochs", "batch_size", "rollout_steps")
 
 
@@ -62,16 +66,24 @@ def suggest(trial: Any) -> dict[str, Any]:
 
 
 def search(
-    out: Path, *, trials: int, base: dict[str, Any], rival: str = "dp", seed: int = 0, start_with_defaults: bool = True
+    out: Path,
+    *,
+    trials: int,
+    base: dict[str, Any],
+    rival: str = "dp",
+    seed: int = 0,
+    workers: int = 1,
+    start_with_defaults: bool = True,
 ) -> Any:
     """Run trials of a study, or go on with it until it has so many.
 
     Args:
         out: folder of the study.
-        trials: how many it is to have.
+        trials: how many finished ones it is to have.
         base: options of every trial, of :class:`train.ppo.Config`.
         rival: the policy that the score is relative to.
-        seed: of the sampler and of the trainings.
+        seed: of the sampler (one higher in every further process) and of the trainings.
+        workers: processes, each with trials of its own.
         start_with_defaults: the first trial is that of the defaults, so that the search cannot end below them.
 
     Returns:
@@ -81,21 +93,44 @@ def search(
         MissingExtraError: if a package of the ``train`` extra is not installed.
     """
     ppo.require_extra()
-    optuna = import_extra("optuna", "train")
+    import_extra("optuna", "train")
     out.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name="train.ppo",
-        storage=f"sqlite:///{(out / 'study.db').resolve()}",
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=8),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
-        direction="minimize",
-        load_if_exists=True,
-    )
+    study = _open(out, seed)
     if start_with_defaults and not study.trials:
         defaults = ppo.Config()
         study.enqueue_trial(
             {name: str(value) if isinstance(SPACE[name][0], str) else value for name, value in _fields(defaults)}
         )
+    if workers == 1:
+        _work(out, trials, base, rival, seed, seed)
+    else:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            running = [pool.submit(_work, out, trials, base, rival, seed, seed + k) for k in range(workers)]
+            for process in running:
+                process.result()
+    write_trials(out, study)
+    return study
+
+
+def _open(out: Path, sampler_seed: int) -> Any:
+    """The study in a folder, begun if there is none."""
+    import optuna
+
+    return optuna.create_study(
+        study_name="train.ppo",
+        storage=f"sqlite:///{(out / 'study.db').resolve()}",
+        sampler=optuna.samplers.TPESampler(seed=sampler_seed, n_startup_trials=8, constant_liar=True),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+        direction="minimize",
+        load_if_exists=True,
+    )
+
+
+def _work(out: Path, trials: int, base: dict[str, Any], rival: str, seed: int, sampler_seed: int) -> None:
+    """Run trials, one after the other, until the study has so many finished ones."""
+    import optuna
+
+    study = _open(out, sampler_seed)
 
     def objective(trial: Any) -> float:
         folder = out / "trials" / f"{trial.number:03d}"
@@ -136,10 +171,10 @@ def search(
         trial.set_user_attr("seconds", json.loads((folder / "run.json").read_text())["seconds"])
         return math.log(score)
 
-    finished = sum(trial.state.is_finished() for trial in study.trials)
-    study.optimize(objective, n_trials=max(0, trials - finished), callbacks=[lambda study, _: write_trials(out, study)])
-    write_trials(out, study)
-    return study
+    over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    if len(study.get_trials(deepcopy=False, states=over)) < trials:
+        enough = optuna.study.MaxTrialsCallback(trials, states=over)
+        study.optimize(objective, callbacks=[lambda study, _: write_trials(out, study), enough])
 
 
 def _fields(config: ppo.Config) -> list[tuple[str, Any]]:
@@ -164,13 +199,14 @@ def write_trials(out: Path, study: Any) -> None:
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/search"),
     trials: Annotated[int, typer.Option(help="Trials that the study is to have.", min=1)] = 40,
-    total_steps: Annotated[int, typer.Option(help="Steps of every trial.", min=1)] = 3_000_000,
+    total_steps: Annotated[int, typer.Option(help="Steps of every trial.", min=1)] = 2_000_000,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations.", min=1)] = 500_000,
-    eval_episodes: Annotated[int, typer.Option(help="Episodes of an evaluation, per SNR.", min=1)] = 256,
+    eval_episodes: Annotated[int, typer.Option(help="Episodes of an evaluation, per SNR.", min=1)] = 1000,
     rival: Annotated[str, typer.Option(help="Policy that the score is relative to.")] = "dp",
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
     coder: Annotated[str, typer.Option(help="Refinement coder of the environment.")] = "closed_loop",
     seed: Annotated[int, typer.Option(help="Seed of the sampler and of the trainings.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Processes, each with trials of its own.", min=1)] = 1,
 ) -> None:
     """Search options of the training, or go on with a study.
 
@@ -191,7 +227,7 @@ def main(
             "cache": cache,
             "coder": coder,
         }
-        study = search(out, trials=trials, base=base, rival=rival, seed=seed)
+        study = search(out, trials=trials, base=base, rival=rival, seed=seed, workers=workers)
         best = study.best_trial
         typer.echo(f"best of {len(study.trials)} trials: {best.number}, {best.user_attrs}, {best.params}")
 

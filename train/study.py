@@ -20,7 +20,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -272,11 +272,11 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     with exit_codes():
         names = list(VARIANTS) if variants == "all" else [name.strip() for name in variants.split(",")]
-        defaults = {field.name: field.default for field in fields(ppo.Config)}
+        steps = total_steps or ppo.Config().total_steps
         base = ppo.Config(
             cache=cache,
-            total_steps=total_steps or defaults["total_steps"],
-            eval_every=max(1, (total_steps or defaults["total_steps"]) // 12),
+            total_steps=steps,
+            eval_every=max(1, steps // 12),
             rivals=",".join(RIVALS),
             progress=False,
             tensorboard=False,

@@ -25,7 +25,6 @@ for module in ("torch", "stable_baselines3", "sb3_contrib", "tensorboard"):
     pytest.importorskip(module, reason="the train extra is not installed")
 
 from train import ppo  # noqa: E402
-from train.relative import RelativeReward  # noqa: E402
 
 
 @pytest.fixture
@@ -199,40 +198,6 @@ def test_the_variants_train(options: dict[str, Any], changes: dict[str, Any]) ->
         observations, _, _, _, infos = envs.step(agent.select_action(observations, infos))
 
 
-def test_relative_reward(gaussian_cache: Path) -> None:
-    """Relative to the running mean of the episodes played at that mean rate, its own included."""
-    envs: Any = gym.make_vec(
-        refine_env.ENV_ID, num_envs=2, cache=str(gaussian_cache), snr_db=[0, 24], autoreset_mode="SameStep"
-    )
-    envs = RelativeReward(envs, cap=3.0, power=0.5)
-    rate = np.array([2.0**-1])  # just on a bin
-    assert envs.relative(np.array([0.3]), rate) == pytest.approx(1.0)
-    assert envs.relative(np.array([0.1]), rate) == pytest.approx(0.5, rel=0.01)  # mean of 0.3 and 0.1
-    assert envs.relative(np.array([0.002]), rate * 4) == pytest.approx(1.0)  # another rate, another mean
-    assert envs.relative(np.array([50.0]), rate) == pytest.approx(3.0, rel=0.1)  # (0.3 + 0.1 + 50)/3 · 3, just below
-    assert envs.relative(np.array([1e4] * 9 + [1e9]), np.repeat(rate, 10))[-1] == 3.0  # capped
-
-    envs.reset(seed=0)
-    rewards, ends = np.zeros(2), 0
-    for _ in range(120):
-        _, rewards, terminated, _, _ = envs.step(np.zeros(2, dtype=int))
-        assert np.array_equal(rewards != 0, terminated)
-        ends += int(terminated.sum())
-        if terminated.any():
-            assert (rewards[terminated] < 0).all()
-            assert (rewards[terminated] >= -(3.0**0.5) / 0.5).all()
-    assert ends == 4
-
-
-def test_a_running_mean_forgets(gaussian_cache: Path) -> None:
-    envs: Any = gym.make_vec(refine_env.ENV_ID, num_envs=1, cache=str(gaussian_cache), autoreset_mode="SameStep")
-    envs = RelativeReward(envs, memory=10)
-    rate = np.array([1.0])
-    for mse in [1.0] * 50 + [0.01] * 200:
-        envs.relative(np.array([mse]), rate)
-    assert np.nanmax(envs.means) == pytest.approx(0.01, rel=0.01)
-
-
 def test_options_that_cannot_be(options: dict[str, Any]) -> None:
     for changes, message in (
         ({"snr_db": "24,0"}, r"`snr_db` must be low,high with low < high, got '24,0'"),
@@ -312,3 +277,62 @@ def test_the_table_of_evaluations_is_csv(options: dict[str, Any]) -> None:
     folder = ppo.train(ppo.Config(**{**options, "total_steps": 128, "eval_every": 0}))
     with (folder / "evaluations.csv").open() as file:
         assert list(next(csv.reader(file))) == list(ppo.EVALUATION_COLUMNS)
+
+
+def test_weights_are_averaged() -> None:
+    import torch
+
+    average = ppo._Average()
+    net = torch.nn.Linear(2, 1)
+    for value in (1.0, 2.0, 6.0):
+        with torch.no_grad():
+            net.weight.fill_(value)
+            net.bias.fill_(-value)
+        average.add(net)
+    average.put_into(net)
+    assert net.weight.tolist() == [[3.0, 3.0]]
+    assert net.bias.tolist() == [-3.0]
+
+
+def test_the_average_is_of_the_last_part(options: dict[str, Any]) -> None:
+    """From 1 on it is the last weights alone, which the optimizer left; from 0 on another policy."""
+    last, all_of_them, again = (
+        weights(ppo.train(ppo.Config(**{**options, "out": options["out"] / str(k), "average_from": start})))
+        for k, start in enumerate((1.0, 0.0, 1.0))
+    )
+    assert equal(last, again)
+    assert not equal(last, all_of_them)
+
+
+@pytest.mark.parametrize("algorithm", ["maskable-ppo", "ppo"])
+def test_a_warm_start_imitates(options: dict[str, Any], algorithm: str, caplog: pytest.LogCaptureFixture) -> None:
+    """With nothing learned after it, the policy does what the agent does."""
+    changes = {"algorithm": algorithm, "clone": "lookahead-closed-loop", "clone_decisions": 4000, "actor": "32,32"}
+    still = {"learning_rate": 1e-12, "final_learning_rate": 0.0, "total_steps": 128}
+    with caplog.at_level("INFO"):
+        folder = ppo.train(ppo.Config(**{**options, **changes, **still}))
+    share = float(next(line for line in caplog.messages if line.startswith("repeats")).split()[1])
+    assert share > 80.0
+    same = seen = 0
+    for snr_db in (2.0, 8.0, 14.0):
+        kwargs = {"cache": options["cache"], "coder": "closed_loop", "snr_db": snr_db, "split": "test"}
+        envs: Any = gym.make_vec(refine_env.ENV_ID, num_envs=32, **kwargs)
+        teacher, pupil = (
+            agents.make(changes["clone"], envs.unwrapped.config),
+            Learned(envs.unwrapped.config, path=folder),
+        )
+        observations, infos = envs.reset(seed=8)
+        for _ in range(60):
+            legal = infos["action_mask"][:, 1:].any(axis=1)
+            wanted = teacher.decide(observations, legal)
+            same += int((pupil.decide(observations, legal) == wanted)[legal].sum())
+            seen += int(legal.sum())
+            observations, _, _, _, infos = envs.step(wanted)
+    assert same > 0.7 * seen
+
+
+def test_a_warm_start_wants_an_agent_of_the_system(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"`clone` must be empty for dqn, .* got 'lookahead'"):
+        ppo.Config(**{**options, "algorithm": "dqn", "clone": "lookahead"})
+    with pytest.raises(ConfigurationError, match=r"`clone` must name an agent of this system, got 'lookahead', which"):
+        ppo.train(ppo.Config(**{**options, "clone": "lookahead"}))

@@ -38,6 +38,26 @@ def test_a_small_search(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytes
     scores = [float(row["ratio"]) for row in rows if row["ratio"]]
     assert scores == sorted(scores)
     assert study.best_trial.user_attrs["ratio"] == scores[0]
+    study = search.search(tmp_path, trials=3, base=base, rival="lookahead")
+    assert len(study.trials) == 3  # there are enough
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_two_processes_share_a_study(gaussian_cache: Path, tmp_path: Path) -> None:
+    base = {
+        "cache": str(gaussian_cache),
+        "total_steps": 64,
+        "num_envs": 2,
+        "eval_every": 32,
+        "eval_episodes": 1,
+        "test_episodes": 1,
+        "eval_snr_db": "6",
+    }
+    study = search.search(tmp_path, trials=3, base=base, rival="lookahead", workers=2)
+    finished = [trial for trial in study.trials if trial.state.is_finished()]
+    assert 3 <= len(finished) <= 4  # both may be at their last one
+    assert finished[0].params["learning_rate"] == ppo.Config().learning_rate
+    assert len({trial.params["learning_rate"] for trial in study.trials}) == len(study.trials)
 
 
 def test_the_space_is_of_options() -> None:
