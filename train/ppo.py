@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import typer
@@ -117,13 +117,13 @@ class Config:
         Literal["relative", "terminal", "improvement", "log"],
         typer.Option(help="Reward: the environment's own three, or the MSE relative to its running mean at that SNR."),
     ] = "relative"
-    relative_cap: Annotated[float, typer.Option(help="Largest relative MSE that is paid for.", min=1.0)] = 50.0
+    relative_cap: Annotated[float, typer.Option(help="Largest relative MSE that is paid for.", min=1.0)] = 100.0
     relative_power: Annotated[
         float, typer.Option(help="Power of the relative MSE at the start; 1 at the end.", min=0.01, max=1.0)
-    ] = 0.3
+    ] = 0.5
     relative_until: Annotated[
         float, typer.Option(help="Part of the training after which that power is 1.", min=0.01, max=1.0)
-    ] = 0.7
+    ] = 0.3
     expected_misses: Annotated[
         bool, typer.Option(help="Pay for a miss what it costs on average, by the law of the link, when it is risked.")
     ] = True
@@ -138,26 +138,26 @@ class Config:
         bool, typer.Option(help="The critic, in training alone, knows the channel to come (not for dqn).")
     ] = True
 
-    actor: Annotated[str, typer.Option(help="Widths of the actor's (or Q-network's) hidden layers.")] = "64,64"
-    critic: Annotated[str, typer.Option(help="Widths of the critic's hidden layers.")] = "64,64"
-    activation: Annotated[Literal["tanh", "relu"], typer.Option(help="Activation of both.")] = "tanh"
-    learning_rate: Annotated[float, typer.Option(help="Learning rate at the start.")] = 7e-4
+    actor: Annotated[str, typer.Option(help="Widths of the actor's (or Q-network's) hidden layers.")] = "96,96"
+    critic: Annotated[str, typer.Option(help="Widths of the critic's hidden layers.")] = "96,96"
+    activation: Annotated[Literal["tanh", "relu"], typer.Option(help="Activation of both.")] = "relu"
+    learning_rate: Annotated[float, typer.Option(help="Learning rate at the start.")] = 1.3e-3
     final_learning_rate: Annotated[float, typer.Option(help="Learning rate at the end; linear in between.")] = 1e-5
-    rollout_steps: Annotated[int, typer.Option(help="Steps of every copy in a roll-out.", min=2)] = 128
-    batch_size: Annotated[int, typer.Option(help="Steps in a minibatch.", min=2)] = 2048
+    rollout_steps: Annotated[int, typer.Option(help="Steps of every copy in a roll-out.", min=2)] = 64
+    batch_size: Annotated[int, typer.Option(help="Steps in a minibatch.", min=2)] = 1024
     epochs: Annotated[int, typer.Option(help="Passes over a roll-out.", min=1)] = 8
     gamma: Annotated[float, typer.Option(help="Discount; 1 in an episode of fixed length.")] = 1.0
     gae_lambda: Annotated[float, typer.Option(help="λ of the generalized advantage estimate.")] = 0.95
     clip_range: Annotated[float, typer.Option(help="PPO's clipping of the probability ratio.")] = 0.2
     first_wait: Annotated[
         float, typer.Option(help="Probability of WAIT before anything is learned (not for dqn).", min=0.0, max=0.999)
-    ] = 0.9
+    ] = 0.75
     clone: Annotated[
         str, typer.Option(help="Agent that the actor imitates before the training; empty: from scratch (not for dqn).")
     ] = ""
     clone_decisions: Annotated[int, typer.Option(help="Decisions of that agent to imitate.", min=1)] = 100_000
-    entropy: Annotated[float, typer.Option(help="Weight of the entropy at the start.")] = 0.05
-    final_entropy: Annotated[float, typer.Option(help="Weight of the entropy at the end; geometric in between.")] = 1e-3
+    entropy: Annotated[float, typer.Option(help="Weight of the entropy at the start.")] = 0.04
+    final_entropy: Annotated[float, typer.Option(help="Weight of the entropy at the end; geometric in between.")] = 2e-5
     value_weight: Annotated[float, typer.Option(help="Weight of the critic's loss.")] = 0.5
     max_grad_norm: Annotated[float, typer.Option(help="Largest norm of a gradient.")] = 0.5
 
@@ -422,14 +422,15 @@ def geometric_mean_ratio(rows: Table, agent: str, rival: str) -> tuple[float, fl
 
 
 class Evaluation:
-    """Evaluate a policy beside others on common draws; what the others score is computed once."""
+    """Evaluate a policy beside others on common draws; what the others score is computed once in a process."""
+
+    _known: ClassVar[dict[tuple[str, str, int, int], float]] = {}
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.rivals = [name for name in config.rivals.split(",") if name]
         for name in self.rivals:
             agents.env_kwargs(name)  # an unknown name is known before the training
-        self._known: dict[tuple[str, str, float, int], float] = {}
 
     def rows(self, files: PolicyFiles, split: str, episodes: int, steps: int, seconds: float) -> Table:
         """A row for the policy and for each rival at every SNR."""
@@ -439,7 +440,7 @@ class Evaluation:
             learner = partial(Learned, policy=files)
             scores = {"learned": self._score(learner, kwargs, episodes)}
             for name in self.rivals:
-                key = (name, split, snr_db, episodes)
+                key = (name, repr(kwargs), episodes, self.config.eval_seed)
                 if key not in self._known:
                     rival = partial(agents.make, name)
                     self._known[key] = self._score(rival, {**kwargs, **agents.env_kwargs(name)}, episodes)

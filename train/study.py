@@ -1,12 +1,13 @@
 """What was learned, as tables and figures: ``python -m train.study``.
 
-Trains every variant with every seed (a run that is there is not repeated, an interrupted one goes on) and writes into
-``--out``:
+Trains every variant with every seed (a run that is there is not repeated, an interrupted one goes on), several at a
+time with ``--workers``, and writes into ``--out``:
 
 - ``runs.csv``: a row per run and SNR, on the test split: the mean latent MSE and the normalized score;
 - ``variants.csv``: a row per variant: interquartile mean of the normalized score with its stratified bootstrap
   interval, geometric mean of the MSE relative to the optimal schedule, environment steps and wall time;
-- ``learning-curves.png``, ``learning-scores.png``: the curves over environment steps, and the scores.
+- ``learning-curves.png``, ``learning-scores.png``: the curves over environment steps, and the scores;
+- ``learning-ratios.png``: the first variant's mean latent MSE relative to the optimal schedule, by SNR.
 
 The normalized score of an SNR is (log m_q − log m)/(log m_q − log m_dp): 0 is the best Persistent-Q, 1 the optimal
 schedule; m is the mean latent MSE + 1e-6. An aggregate over SNRs and seeds is the mean of the middle half of the scores
@@ -19,7 +20,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,6 +57,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "normalized-last-10": {"encoding": "normalized", "history": 10},
     "one-hot": {"encoding": "one-hot"},
     "no-hindsight": {"hindsight": False},
+    "sampled-misses": {"expected_misses": False},
+    "cloned-lookahead": {"clone": "lookahead-closed-loop"},
     "dqn": {"algorithm": "dqn", "rollout_steps": 4, "batch_size": 512, "epochs": 2, "learning_rate": 3e-4},
 }
 """Options in which each variant differs from the first."""
@@ -135,28 +140,46 @@ def normalized_scores(rows: Table) -> dict[float, dict[str, float]]:
 # --- Runs ------------------------------------------------------------------------------------------
 
 
-def run_variants(folder: Path, names: Sequence[str], seeds: int, base: ppo.Config) -> None:
-    """Train what is not there yet, into ``folder/VARIANT/SEED``."""
+def run_variants(folder: Path, names: Sequence[str], seeds: int, base: ppo.Config, *, workers: int = 1) -> None:
+    """Train what is not there yet, into ``folder/VARIANT/SEED``.
+
+    Args:
+        folder: of the runs.
+        names: of the variants.
+        seeds: every variant is trained with the seeds 0 … seeds − 1.
+        base: the options that the variants change.
+        workers: processes, each with a training of its own.
+
+    Raises:
+        ConfigurationError: if a variant is unknown.
+    """
     for name in names:
         if name not in VARIANTS:
             raise ConfigurationError(
                 f"`--variants` must be among {', '.join(VARIANTS)}, got {name!r}. Choose among them."
             )
-    for seed in range(seeds):
-        for name in names:
-            out = folder / name / str(seed)
-            if (out / "run.json").is_file():
-                continue
-            log.info("%s, seed %d", name, seed)
-            ppo.train(replace(base, out=out, seed=seed, **VARIANTS[name]))
+    missing = [
+        replace(base, out=folder / name / str(seed), seed=seed, **VARIANTS[name])
+        for seed in range(seeds)
+        for name in names
+        if not (folder / name / str(seed) / "run.json").is_file()
+    ]
+    if workers == 1:
+        for config in missing:
+            log.info("%s", config.out)
+            ppo.train(config)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for out in pool.map(ppo.train, missing):
+            log.info("%s done", out)
 
 
 def summarize_runs(folder: Path, names: Sequence[str]) -> tuple[Table, Table, dict[str, Table]]:
     """The runs that are there.
 
     Returns:
-        Rows with :data:`RUN_COLUMNS`, rows with :data:`VARIANT_COLUMNS`, and of each variant the learning curves:
-        rows of ``steps``, ``seed`` and ``score`` (the IQM over the SNRs, on the train split).
+        Rows with :data:`RUN_COLUMNS`, rows with :data:`VARIANT_COLUMNS`, and of each variant the learning curve on the
+        train split: rows of ``steps``, ``seeds``, ``iqm``, ``ci_low`` and ``ci_high``.
 
     Raises:
         ConfigurationError: if there are none.
@@ -167,6 +190,7 @@ def summarize_runs(folder: Path, names: Sequence[str]) -> tuple[Table, Table, di
     for name in names:
         paths = sorted((folder / name).glob("*/run.json"))
         scores, ratios, records = [], [], []
+        points: dict[int, list[list[float]]] = {}  # scores on the train split: steps, seeds, SNRs
         for path in paths:
             seed = int(path.parent.name)
             rows = ppo.read_evaluations(path.parent)
@@ -178,24 +202,16 @@ def summarize_runs(folder: Path, names: Sequence[str]) -> tuple[Table, Table, di
             trained = [row for row in rows if row["split"] == "train"]
             for steps in sorted({row["steps"] for row in trained}):
                 at = normalized_scores([row for row in trained if row["steps"] == steps])
-                told = np.array([values["score"] for values in at.values()])
-                curves.setdefault(name, []).append(
-                    {"steps": steps, "seed": seed, "score": float(iqm(told[np.isfinite(told)]))}
-                )
+                points.setdefault(steps, []).append([values["score"] for values in at.values()])
         if not paths:
             continue
-        table = np.array(scores)
-        table = table[:, np.isfinite(table).all(axis=0)]
-        low, high = bootstrap_iqm(table)
+        curves[name] = [{"steps": steps, **_aggregate(points[steps])} for steps in sorted(points)]
         seconds = float(np.mean([record["seconds"] for record in records]))
         steps = int(np.mean([record["steps"] for record in records]))
         variants.append(
             {
                 "variant": name,
-                "seeds": len(paths),
-                "iqm": float(iqm(table.ravel())),
-                "ci_low": low,
-                "ci_high": high,
+                **_aggregate(scores),
                 "ratio": float(np.exp(np.mean(np.log(ratios)))),
                 "worst_ratio": float(np.max(np.exp(np.mean(np.log(ratios), axis=0)))),
                 "steps": steps,
@@ -208,6 +224,14 @@ def summarize_runs(folder: Path, names: Sequence[str]) -> tuple[Table, Table, di
     return runs, variants, curves
 
 
+def _aggregate(scores: list[list[float]]) -> dict[str, Any]:
+    """Interquartile mean of scores (seeds, SNRs) and its interval, SNRs without a score left out."""
+    table = np.array(scores)
+    table = table[:, np.isfinite(table).all(axis=0)]
+    low, high = bootstrap_iqm(table)
+    return {"seeds": len(table), "iqm": float(iqm(table.ravel())), "ci_low": low, "ci_high": high}
+
+
 # --- Figures ---------------------------------------------------------------------------------------
 
 
@@ -216,16 +240,15 @@ def _new_figure(width: float, height: float) -> Any:
 
 
 def draw_curves(curves: dict[str, Table], out: Path) -> list[Path]:
-    """Learning curves: mean over the seeds, and the range of all seeds, of the normalized score on the train split."""
+    """Learning curves: interquartile mean of the normalized score on the train split, with its interval."""
     figure = _new_figure(8.0, 4.2)
     axes = figure.add_subplot()
     for k, (name, rows) in enumerate(curves.items()):
-        steps = sorted({row["steps"] for row in rows})
-        by_step = [[row["score"] for row in rows if row["steps"] == step] for step in steps]
-        x = np.array(steps) / 1e6
-        color = f"C{k % 10}"
-        axes.plot(x, [float(np.mean(values)) for values in by_step], color=color, label=name, marker=".", markersize=4)
-        axes.fill_between(x, [min(v) for v in by_step], [max(v) for v in by_step], color=color, alpha=0.15, lw=0)
+        x = np.array([row["steps"] for row in rows]) / 1e6
+        color, style = f"C{k % 10}", "-" if k < 10 else "--"
+        axes.plot(x, [row["iqm"] for row in rows], color=color, ls=style, label=name, marker=".", markersize=4)
+        band = [[row[key] for row in rows] for key in ("ci_low", "ci_high")]
+        axes.fill_between(x, *band, color=color, alpha=0.15, lw=0)
     axes.axhline(1.0, color="black", lw=0.8, ls="--")
     axes.axhline(0.0, color="black", lw=0.8, ls=":")
     for height, text, side in ((1.0, "optimal schedule", 4), (0.0, "best Persistent-Q", -10)):
@@ -256,12 +279,50 @@ def draw_scores(variants: Table, out: Path) -> list[Path]:
     return save_figure(figure, out, "learning-scores")
 
 
+def draw_ratios(name: str, folder: Path, out: Path) -> list[Path]:
+    """Mean latent MSE of a variant's runs relative to the optimal schedule, by SNR, beside the other policies'."""
+    figure = _new_figure(6.4, 3.8)
+    axes = figure.add_subplot()
+    paths = sorted((folder / name).glob("*/run.json"))
+    others: dict[str, dict[float, float]] = {}
+    for k, path in enumerate(paths):
+        means: dict[float, dict[str, float]] = {}
+        for row in ppo.read_evaluations(path.parent):
+            if row["split"] == "test":
+                means.setdefault(row["snr_db"], {})[row["agent"]] = row["latent_mse"] + ppo.MSE_FLOOR
+        snrs_db = sorted(means)
+        ratios = [means[snr_db]["learned"] / means[snr_db][OPTIMUM] for snr_db in snrs_db]
+        label = f"{name}, each of {len(paths)} seeds" if k == 0 else None
+        axes.plot(snrs_db, ratios, color="C0", lw=0.8, marker=".", alpha=0.7, label=label)
+        others = {
+            rival: {snr_db: means[snr_db][rival] / means[snr_db][OPTIMUM] for snr_db in snrs_db}
+            for rival in RIVALS[1:3]
+            if rival in means[snrs_db[0]]
+        }
+    for k, (rival, by_snr) in enumerate(others.items(), start=1):
+        axes.plot(list(by_snr), list(by_snr.values()), color=f"C{k}", marker="x", ls="--", label=rival)
+    axes.axhline(1.0, color="black", lw=0.8)
+    axes.set_yscale("log")
+    ticks = [0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xticks(np.arange(0.0, 25.0, 3.0) if not paths else snrs_db)
+    axes.set_xlabel("SNR [dB]")
+    axes.set_ylabel("mean latent MSE, relative to dp")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, frameon=False)
+    return save_figure(figure, out, "learning-ratios")
+
+
 def main(
     out: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("results/learning"),
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/study"),
     variants: Annotated[str, typer.Option(help="Comma-separated variants; 'all' for all of them.")] = "maskable-ppo",
     seeds: Annotated[int, typer.Option(help="Seeds of every variant; 0: train nothing.", min=0)] = 5,
     total_steps: Annotated[int, typer.Option(help="Steps of every run; 0: the default of train.ppo.", min=0)] = 0,
+    test_episodes: Annotated[int, typer.Option(help="Episodes of the evaluation on the test split.", min=1)] = 4000,
+    eval_seed: Annotated[int, typer.Option(help="Seed of the evaluations.", min=0)] = 1,
+    workers: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
 ) -> None:
     """Train the variants that are not trained yet, and write tables and figures.
@@ -277,16 +338,19 @@ def main(
             cache=cache,
             total_steps=steps,
             eval_every=max(1, steps // 12),
+            test_episodes=test_episodes,
+            eval_seed=eval_seed,
             rivals=",".join(RIVALS),
             progress=False,
             tensorboard=False,
         )
-        run_variants(runs, names, seeds, base)
+        run_variants(runs, names, seeds, base, workers=workers)
         rows, summary, curves = summarize_runs(runs, names)
         write_table(out / "runs.csv", rows, RUN_COLUMNS)
         write_table(out / "variants.csv", summary, VARIANT_COLUMNS)
         draw_curves(curves, out)
         draw_scores(summary, out)
+        draw_ratios(summary[0]["variant"], runs, out)
         for row in summary:
             typer.echo(
                 f"{row['variant']}: IQM {row['iqm']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}], "

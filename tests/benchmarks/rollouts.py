@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.rollouts
 
-The same envs and policy; the two take turns, so that whatever else runs slows both. Medians over the repetitions.
+The same envs and policy, with the options of ``python -m train.ppo``; the two take turns, so that whatever else runs
+slows both. Medians over the repetitions.
 """
 
 from __future__ import annotations
@@ -16,12 +17,8 @@ import typer
 
 
 def main(
-    num_envs: Annotated[int, typer.Option(help="Environments.")] = 256,
-    steps: Annotated[int, typer.Option(help="Steps of each in a roll-out.")] = 64,
     repetitions: Annotated[int, typer.Option(help="Roll-outs of each kind.")] = 5,
-    epochs: Annotated[int, typer.Option(help="Passes over a roll-out in an update.")] = 8,
-    batch_size: Annotated[int, typer.Option(help="Steps in a minibatch.")] = 2048,
-    threads: Annotated[str, typer.Option(help="Comma-separated numbers of torch threads; 2 can take very long.")] = "1",
+    threads: Annotated[str, typer.Option(help="Comma-separated numbers of torch threads.")] = "1,2",
 ) -> None:
     """Measure collection alone, and with the update (end to end)."""
     import gymnasium as gym
@@ -29,11 +26,17 @@ def main(
     from sb3_contrib import MaskablePPO
     from stable_baselines3.common.logger import configure
     from stable_baselines3.common.vec_env import DummyVecEnv
+    from torch import nn
 
     import refine_env
     from refine_env.wrappers import EncodeObservation
+    from train.ppo import Config, parse_numbers
     from train.sb3 import make_vec_env
 
+    config = Config()
+    num_envs, steps = config.num_envs, config.rollout_steps
+    net_arch = {"pi": parse_numbers("actor", config.actor, int), "vf": parse_numbers("critic", config.critic, int)}
+    policy_kwargs = {"net_arch": net_arch, "activation_fn": {"tanh": nn.Tanh, "relu": nn.ReLU}[config.activation]}
     kwargs = {"snr_db": [0, 24], "decision_epochs": True, "coder": "closed_loop"}
 
     def single() -> Any:
@@ -46,7 +49,14 @@ def main(
     models = {}
     for kind, make in kinds.items():
         model: Any = MaskablePPO(
-            "MlpPolicy", make(), n_steps=steps, batch_size=batch_size, n_epochs=epochs, seed=0, device="cpu"
+            "MlpPolicy",
+            make(),
+            n_steps=steps,
+            batch_size=config.batch_size,
+            n_epochs=config.epochs,
+            policy_kwargs=policy_kwargs,
+            seed=0,
+            device="cpu",
         )
         _, callback = model._setup_learn(10**9)
         model.set_logger(configure(None, []))

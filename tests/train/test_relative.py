@@ -110,6 +110,12 @@ def test_the_reward_is_capped_and_forgets(gaussian_cache: Path) -> None:
     assert envs.means[0] == pytest.approx(np.mean(errors), rel=0.5)
 
 
+def test_the_floor_forgives_what_is_too_small_to_count(gaussian_cache: Path) -> None:
+    envs = RelativeReward(make(gaussian_cache, 1, snr_db=[0, 24]), expected_misses=False)
+    envs._sums[:], envs._weights[:] = 0.0, 1.0
+    assert envs._paid(np.array([0.0, FLOOR]), np.array([6.2, 6.2])) == pytest.approx([1.0, 2.0])
+
+
 def test_other_snrs_have_other_means(gaussian_cache: Path) -> None:
     envs = RelativeReward(make(gaussian_cache, 16, snr_db=[0, 12]), expected_misses=False)
     returns, _, _, snrs_db = play(envs, greedy, 600)
@@ -136,3 +142,12 @@ def test_expected_misses_change_no_expectation(gaussian_cache: Path, decision_ep
     assert abs(difference.mean()) < 4.0 * difference.std() / np.sqrt(len(difference))
     assert np.abs(difference).max() > 0.0
     assert np.std(expected_returns) < np.std(plain)
+
+
+def test_the_mean_holds_what_misses_cost(gaussian_cache: Path) -> None:
+    """Averaged out or as they come: the running mean is the mean latent MSE."""
+    envs = RelativeReward(make(gaussian_cache, 64, snr_db=6.0, split="all", decision_epochs=True), memory=10**9)
+    _, errors, missed, _ = play(envs, greedy, 200)
+    assert 0.05 < np.mean(missed) < 0.95
+    assert np.mean(np.where(missed, 0.0, errors)) < 0.5 * np.mean(errors)
+    assert envs.means[0] == pytest.approx(np.mean(errors), abs=4.0 * np.std(errors) / np.sqrt(len(errors)))

@@ -71,7 +71,7 @@ def test_a_small_study(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest
         tensorboard=False,
     )
     names = ["maskable-ppo", "one-hot"]
-    study.run_variants(tmp_path / "runs", names, 2, base)
+    study.run_variants(tmp_path / "runs", names, 2, base, workers=2)
     trained: list[Any] = []
     monkeypatch.setattr(ppo, "train", trained.append)
     study.run_variants(tmp_path / "runs", names, 2, base)
@@ -82,9 +82,12 @@ def test_a_small_study(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest
     for row in variants:
         assert row["ci_low"] <= row["iqm"] <= row["ci_high"]
         assert row["worst_ratio"] >= row["ratio"] > 0.0
-    assert {row["seed"] for row in curves["one-hot"]} == {0, 1}
-    assert max(row["steps"] for row in curves["one-hot"]) == 256
+    assert [row["steps"] for row in curves["one-hot"]] == [128, 256]
+    for row in curves["one-hot"]:
+        assert row["seeds"] == 2
+        assert row["ci_low"] <= row["iqm"] <= row["ci_high"]
     written = study.draw_curves(curves, tmp_path) + study.draw_scores(variants, tmp_path)
+    written += study.draw_ratios("maskable-ppo", tmp_path / "runs", tmp_path)
     assert all(path.stat().st_size > 1000 for path in written)
     study.write_table(tmp_path / "runs.csv", runs, study.RUN_COLUMNS)
     assert read_table(tmp_path / "runs.csv", study.RUN_COLUMNS) == runs
