@@ -21,7 +21,7 @@ import json
 import logging
 import math
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,16 @@ from refine_env.errors import import_extra
 from refine_env.evaluation import Table, write_table
 from train import ppo
 
-__all__ = ["VARIANTS", "bootstrap_iqm", "iqm", "main", "normalized_scores", "run_variants", "summarize_runs"]
+__all__ = [
+    "VARIANTS",
+    "bootstrap_interval",
+    "geometric_mean",
+    "iqm",
+    "main",
+    "normalized_scores",
+    "run_variants",
+    "summarize_runs",
+]
 
 log = logging.getLogger("train.study")
 
@@ -78,6 +87,8 @@ VARIANT_COLUMNS: dict[str, type] = {
     "ci_low": float,
     "ci_high": float,
     "ratio": float,
+    "ratio_low": float,
+    "ratio_high": float,
     "worst_ratio": float,
     "steps": int,
     "seconds": float,
@@ -96,23 +107,35 @@ def iqm(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
-def bootstrap_iqm(
-    scores: NDArray[np.float64], *, level: float = 0.95, resamples: int = 2_000, seed: int = 0
+def bootstrap_interval(
+    values: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]] = iqm,
+    *,
+    level: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """Stratified percentile bootstrap interval of the IQM.
+    """Stratified percentile bootstrap interval of a statistic of all values.
 
     Args:
-        scores: (seeds, SNRs); seeds are drawn with replacement, at every SNR on their own.
+        values: (seeds, SNRs); seeds are drawn with replacement, at every SNR on their own.
+        statistic: of the last axis.
         level: coverage.
         resamples: bootstrap replicates.
         seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
-    seeds, strata = scores.shape
+    seeds, strata = values.shape
     drawn = rng.integers(seeds, size=(resamples, seeds, strata))
-    means = iqm(scores[drawn, np.arange(strata)].reshape(resamples, -1))
-    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    told = statistic(values[drawn, np.arange(strata)].reshape(resamples, -1))
+    low, high = np.quantile(told, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
+
+
+def geometric_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Geometric mean over the last axis."""
+    mean: NDArray[np.float64] = np.exp(np.log(values).mean(axis=-1))
+    return mean
 
 
 def normalized_scores(rows: Table) -> dict[float, dict[str, float]]:
@@ -179,7 +202,8 @@ def summarize_runs(folder: Path, names: Sequence[str]) -> tuple[Table, Table, di
 
     Returns:
         Rows with :data:`RUN_COLUMNS`, rows with :data:`VARIANT_COLUMNS`, and of each variant the learning curve on the
-        train split: rows of ``steps``, ``seeds``, ``iqm``, ``ci_low`` and ``ci_high``.
+        train split: rows of ``steps``, ``seeds``, ``iqm``, ``ci_low`` and ``ci_high`` of the score, and ``ratio``,
+        ``ratio_low`` and ``ratio_high``, the geometric mean of the MSE relative to the optimal schedule.
 
     Raises:
         ConfigurationError: if there are none.
@@ -190,7 +214,7 @@ def summarize_runs(folder: Path, names: Sequence[str]) -> tuple[Table, Table, di
     for name in names:
         paths = sorted((folder / name).glob("*/run.json"))
         scores, ratios, records = [], [], []
-        points: dict[int, list[list[float]]] = {}  # scores on the train split: steps, seeds, SNRs
+        points: dict[int, tuple[list[list[float]], list[list[float]]]] = {}  # on the train split, after so many steps
         for path in paths:
             seed = int(path.parent.name)
             rows = ppo.read_evaluations(path.parent)
@@ -202,18 +226,18 @@ def summarize_runs(folder: Path, names: Sequence[str]) -> tuple[Table, Table, di
             trained = [row for row in rows if row["split"] == "train"]
             for steps in sorted({row["steps"] for row in trained}):
                 at = normalized_scores([row for row in trained if row["steps"] == steps])
-                points.setdefault(steps, []).append([values["score"] for values in at.values()])
+                for k, key in enumerate(("score", "ratio")):
+                    points.setdefault(steps, ([], []))[k].append([values[key] for values in at.values()])
         if not paths:
             continue
-        curves[name] = [{"steps": steps, **_aggregate(points[steps])} for steps in sorted(points)]
+        curves[name] = [{"steps": steps, **_aggregate(*points[steps])} for steps in sorted(points)]
         seconds = float(np.mean([record["seconds"] for record in records]))
         steps = int(np.mean([record["steps"] for record in records]))
         variants.append(
             {
                 "variant": name,
-                **_aggregate(scores),
-                "ratio": float(np.exp(np.mean(np.log(ratios)))),
-                "worst_ratio": float(np.max(np.exp(np.mean(np.log(ratios), axis=0)))),
+                **_aggregate(scores, ratios),
+                "worst_ratio": float(geometric_mean(np.array(ratios).T).max()),
                 "steps": steps,
                 "seconds": round(seconds, 1),
                 "steps_per_second": round(steps / max(seconds, 1e-9)),
@@ -224,12 +248,21 @@ def summarize_runs(folder: Path, names: Sequence[str]) -> tuple[Table, Table, di
     return runs, variants, curves
 
 
-def _aggregate(scores: list[list[float]]) -> dict[str, Any]:
-    """Interquartile mean of scores (seeds, SNRs) and its interval, SNRs without a score left out."""
-    table = np.array(scores)
+def _aggregate(scores: list[list[float]], ratios: list[list[float]]) -> dict[str, Any]:
+    """Of scores and ratios (seeds, SNRs), over both, with intervals; SNRs without a score are left out of the first."""
+    table, told = np.array(scores), np.array(ratios)
     table = table[:, np.isfinite(table).all(axis=0)]
-    low, high = bootstrap_iqm(table)
-    return {"seeds": len(table), "iqm": float(iqm(table.ravel())), "ci_low": low, "ci_high": high}
+    low, high = bootstrap_interval(table)
+    ratio_low, ratio_high = bootstrap_interval(told, geometric_mean)
+    return {
+        "seeds": len(table),
+        "iqm": float(iqm(table.ravel())),
+        "ci_low": low,
+        "ci_high": high,
+        "ratio": float(geometric_mean(told.ravel())),
+        "ratio_low": ratio_low,
+        "ratio_high": ratio_high,
+    }
 
 
 # --- Figures ---------------------------------------------------------------------------------------
@@ -239,28 +272,37 @@ def _new_figure(width: float, height: float) -> Any:
     return import_extra("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
 
 
+_LARGEST_RATIO = 10.0  # that the curves show
+
+
 def draw_curves(curves: dict[str, Table], out: Path) -> list[Path]:
-    """Learning curves: interquartile mean of the normalized score on the train split, with its interval."""
-    figure = _new_figure(8.0, 4.2)
-    axes = figure.add_subplot()
+    """Learning curves on the train split, with intervals: the MSE relative to the optimum, and the normalized score."""
+    figure = _new_figure(9.0, 4.4)
+    ratios, scores = figure.subplots(1, 2)
     for k, (name, rows) in enumerate(curves.items()):
         x = np.array([row["steps"] for row in rows]) / 1e6
-        color, style = f"C{k % 10}", "-" if k < 10 else "--"
-        axes.plot(x, [row["iqm"] for row in rows], color=color, ls=style, label=name, marker=".", markersize=4)
-        band = [[row[key] for row in rows] for key in ("ci_low", "ci_high")]
-        axes.fill_between(x, *band, color=color, alpha=0.15, lw=0)
-    axes.axhline(1.0, color="black", lw=0.8, ls="--")
-    axes.axhline(0.0, color="black", lw=0.8, ls=":")
-    for height, text, side in ((1.0, "optimal schedule", 4), (0.0, "best Persistent-Q", -10)):
-        axes.annotate(
-            text, (1.0, height), (-4, side), axes.get_yaxis_transform(), "offset points", fontsize=8, ha="right"
-        )
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], -1.0), top=1.15)
-    axes.set_xlim(left=0.0)
-    axes.set_xlabel("environment steps [10⁶]")
-    axes.set_ylabel("normalized score, IQM over the SNRs")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        line = {"color": f"C{k % 10}", "ls": "-" if k < 10 else "--", "marker": ".", "markersize": 4}
+        for axes, key, low, high in (
+            (ratios, "ratio", "ratio_low", "ratio_high"),
+            (scores, "iqm", "ci_low", "ci_high"),
+        ):
+            axes.plot(x, [row[key] for row in rows], label=name if axes is ratios else None, **line)
+            band = [[row[bound] for row in rows] for bound in (low, high)]
+            axes.fill_between(x, *band, color=line["color"], alpha=0.15, lw=0)
+    for axes, label in ((ratios, "MSE relative to dp, geometric mean"), (scores, "normalized score, IQM")):
+        axes.axhline(1.0, color="black", lw=0.8, ls="--")
+        axes.set_xlim(left=0.0)
+        axes.set_xlabel("environment steps [10⁶]")
+        axes.set_ylabel(f"{label} over the SNRs")
+        axes.grid(alpha=0.3)
+    ratios.set_yscale("log")
+    ratios.set_ylim(0.9, min(ratios.get_ylim()[1], _LARGEST_RATIO))
+    ticks = [tick for tick in (1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0) if tick <= ratios.get_ylim()[1]]
+    ratios.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ratios.minorticks_off()
+    scores.set_ylim(bottom=max(scores.get_ylim()[0], -0.2))
+    if len(curves) > 1:
+        figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return save_figure(figure, out, "learning-curves")
 
 

@@ -30,12 +30,12 @@ def test_the_interval_covers_and_is_stratified() -> None:
     hits = 0
     for trial in range(200):
         scores = strata + rng.normal(0.0, 0.1, (10, 9))
-        low, high = study.bootstrap_iqm(scores, resamples=400, seed=trial)
+        low, high = study.bootstrap_interval(scores, resamples=400, seed=trial)
         assert high - low < 0.2
         hits += low <= 0.0 <= high
     assert hits >= 160  # 95 % nominal; the percentile bootstrap of ten seeds covers a little less
-    assert study.bootstrap_iqm(scores, seed=1) == study.bootstrap_iqm(scores, seed=1)
-    assert study.bootstrap_iqm(scores, seed=1) != study.bootstrap_iqm(scores, seed=2)
+    assert study.bootstrap_interval(scores, seed=1) == study.bootstrap_interval(scores, seed=1)
+    assert study.bootstrap_interval(scores, seed=1) != study.bootstrap_interval(scores, seed=2)
 
 
 def rows(**means: float) -> list[dict[str, Any]]:
@@ -81,6 +81,9 @@ def test_a_small_study(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest
     assert len(runs) == 2 * 2 * 2
     for row in variants:
         assert row["ci_low"] <= row["iqm"] <= row["ci_high"]
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        own = [run["ratio"] for run in runs if run["variant"] == row["variant"]]
+        assert row["ratio"] == pytest.approx(math.exp(np.mean(np.log(own))))
         assert row["worst_ratio"] >= row["ratio"] > 0.0
     assert [row["steps"] for row in curves["one-hot"]] == [128, 256]
     for row in curves["one-hot"]:
