@@ -294,6 +294,11 @@ class SystemConfig:
         """B_s for this latent [bit]."""
         return self.link.uplink_bits * self.link.scale(self.latent_dim)
 
+    @property
+    def snr_range_db(self) -> tuple[float, float]:
+        """Lowest and highest SNR [dB]; equal where there is just one."""
+        return self.snr_db if isinstance(self.snr_db, tuple) else (self.snr_db, self.snr_db)
+
     def single_snr_db(self, purpose: str) -> float:
         """The SNR [dB] of a configuration that has just one.
 

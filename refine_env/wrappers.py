@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from scipy import special
 
@@ -29,7 +29,7 @@ from refine_env.config import SystemConfig
 from refine_env.errors import ConfigurationError
 from refine_env.link import rate_statistics
 
-__all__ = ["ENCODINGS", "EncodeObservation", "ObservationEncoder", "VectorEncodeObservation"]
+__all__ = ["ENCODINGS", "EncodeObservation", "ObservationEncoder", "VectorEncodeObservation", "check_same_step"]
 
 ENCODINGS = ("summary", "normalized", "one-hot")
 _SMALLEST_ERROR = 1e-8  # where the logarithms of errors end; that of the "log" reward
@@ -164,7 +164,8 @@ def _fill_summary(
         column = 12
         wait = min(t, later)  # slots until the clean latent is there
         capacity_clean = max(left - t, 0) * mean if t > 0 else capacity
-        spread_clean = deviation * math.sqrt(left - wait + (left - wait) ** 2 / max(seen, 1)) + 1e-9
+        unknown = left - wait if t > 0 else later  # slots that carry it whose rates are not known
+        spread_clean = deviation * math.sqrt(unknown + unknown * unknown / max(seen, 1)) + 1e-9
         for b in range(depths):
             margin = (capacity - sizes[b]) / spread
             out[i, column] = _clip(sizes[b] / mean / deadline - 1.0)
@@ -349,6 +350,15 @@ class ObservationEncoder:
         batch = {key: np.asarray(value)[None] for key, value in observation.items()}
         encoded: NDArray[np.float32] = self.encode(batch)[0]
         return encoded
+
+
+def check_same_step(envs: VectorEnv[Any, Any, Any]) -> None:
+    """Raise ConfigurationError unless a vector environment begins the next episode in the step that ends one."""
+    if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
+        raise ConfigurationError(
+            f"`envs` must have autoreset_mode 'SameStep', got {envs.metadata.get('autoreset_mode')}. "
+            "Make them with gym.make_vec(..., autoreset_mode='SameStep')."
+        )
 
 
 def _encoder_of(env: Any, encoding: str, history: int | None) -> ObservationEncoder:

@@ -139,11 +139,12 @@ def log_scale(error: float) -> float:
     return min(max(math.log10(max(error, 1e-8)) / 4 + 1, -1), 1)
 
 
-def test_summary_by_hand(kwargs: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("slot", "server", "device"), [(30, 22, 35), (54, 0, 10)])
+def test_summary_by_hand(kwargs: dict[str, Any], slot: int, server: int, device: int) -> None:
     """Each number of one observation, from its own formula."""
     config = config_of(kwargs)
     encoder = ObservationEncoder(config)
-    slot, server, device, error = 30, 22, 35, 0.01
+    error = 0.01
     rates = np.zeros(config.deadline, dtype=np.float32)
     seen = np.random.default_rng(0).normal(0.5, 0.03, slot).astype(np.float32)
     rates[-slot:] = seen
@@ -192,6 +193,10 @@ def test_summary_by_hand(kwargs: dict[str, Any]) -> None:
         expected[f"slots_needed[{bits}]"] = sizes[k] / mean / 60 - 1
         expected[f"margin[{bits}]"] = min(max(margin / 5, -1), 1)
         expected[f"probability_in_time[{bits}]"] = 2 * special.ndtr(margin) - 1
+        unknown = left - min(server, left - 1) if server else left - 1
+        clean = max(left - server, 0) * mean if server else capacity
+        spread_clean = deviation * math.sqrt(unknown + unknown**2 / slot)
+        expected[f"margin_clean[{bits}]"] = min(max((clean - sizes[k]) / spread_clean / 5, -1), 1)
         after = model.distortion(server, residual * base_distortion(bits))
         expected[f"distortion_after[{bits}]"] = log_scale(after)
         for quantile in (0.9, 0.99):
@@ -206,7 +211,7 @@ def test_summary_by_hand(kwargs: dict[str, Any]) -> None:
             expected[f"latency_left_over@{quantile}[{bits}]"] = 2 * (left % latency) / latency - 1
             expected[f"latency_aligned@{quantile}[{bits}]"] = 1.0 if left % latency == 0 else -1.0
     got = dict(zip(encoder.names, encoder.encode_one(observation).tolist(), strict=True))
-    assert set(got) - set(expected) == {f"margin_clean[{bits}]" for bits in config.bit_depths}
+    assert set(got) == set(expected)
     for name, number in expected.items():
         assert got[name] == pytest.approx(number, abs=2e-5), name
 

@@ -123,31 +123,33 @@ def export(
     minari = import_extra("minari", "train")
     buffers = import_extra("minari.data_collector.episode_buffer", "train")
     import_extra("h5py", "train")
+    parse_dataset_id = import_extra("minari.dataset.minari_dataset", "train").parse_dataset_id
     if dataset_id in minari.list_local_datasets():
         raise ConfigurationError(
             f"`dataset_id` must be a new dataset, got {dataset_id!r}, which exists. Choose another name or version."
         )
-    kwargs = {**env_kwargs, **agents.env_kwargs(name)}
-    played = roll_out_episodes(name, kwargs, episodes=episodes, seed=seed)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* is set to None", UserWarning)  # address and permanent link
-            return minari.create_dataset_from_buffers(
-                dataset_id,
-                [buffers.EpisodeBuffer(id=k, **episode) for k, episode in enumerate(played)],
-                env=gym.make(refine_env.ENV_ID, **kwargs),
-                algorithm_name=name,
-                author="The refine-env developers",
-                description=description or f"{episodes} episodes of {name}, seed {seed}, arguments {kwargs}.",
-                requirements=[f"refine-env=={refine_env.__version__}"],
-                data_format=_DATA_FORMAT,
-                jpeg_encoding=False,
-            )
+        parse_dataset_id(dataset_id)
     except ValueError as error:
         raise ConfigurationError(
             f"`dataset_id` must be of the form (namespace/)(environment/)name-vN, got {dataset_id!r} ({error}). "
             "Give for example refine_env/latent-refinement/dp-6dB-v0."
         ) from None
+    kwargs = {**env_kwargs, **agents.env_kwargs(name)}
+    played = roll_out_episodes(name, kwargs, episodes=episodes, seed=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* is set to None", UserWarning)  # address and permanent link
+        return minari.create_dataset_from_buffers(
+            dataset_id,
+            [buffers.EpisodeBuffer(id=k, **episode) for k, episode in enumerate(played)],
+            env=gym.make(refine_env.ENV_ID, **kwargs),
+            algorithm_name=name,
+            author="The refine-env developers",
+            description=description or f"{episodes} episodes of {name}, seed {seed}, arguments {kwargs}.",
+            requirements=[f"refine-env=={refine_env.__version__}"],
+            data_format=_DATA_FORMAT,
+            jpeg_encoding=False,
+        )
 
 
 def main(

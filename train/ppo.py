@@ -41,6 +41,7 @@ import agents
 from agents.commands import exit_codes
 from agents.learned import FORMAT, Learned, PolicyFiles
 from refine_env import ConfigurationError, __version__
+from refine_env._validation import check_choice
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table, read_table, roll_out, write_atomically, write_table
@@ -78,6 +79,8 @@ FREE_OPTIONS = frozenset(
     }
 )
 
+_NOT_TOLD = ("threads", "progress", "tensorboard", "checkpoint_every")  # by the command of a run
+
 EVALUATION_COLUMNS: dict[str, type] = {
     "steps": int,
     "seconds": float,
@@ -99,7 +102,7 @@ class Config:
         Literal["maskable-ppo", "ppo", "dqn"], typer.Option(help="Learning algorithm; dqn is the off-policy check.")
     ] = "maskable-ppo"
     seed: Annotated[int, typer.Option(help="Seed of weights, actions, minibatches and episodes.", min=0)] = 0
-    total_steps: Annotated[int, typer.Option(help="Steps of the environment, over all copies.", min=1)] = 8_000_000
+    total_steps: Annotated[int, typer.Option(help="Steps of the environment, over all copies.", min=1)] = 6_000_000
     num_envs: Annotated[int, typer.Option(help="Copies of the environment.", min=1)] = 256
     threads: Annotated[int, typer.Option(help="Torch threads; one is fastest for networks of this size.", min=1)] = 1
 
@@ -117,15 +120,19 @@ class Config:
         Literal["relative", "terminal", "improvement", "log"],
         typer.Option(help="Reward: the environment's own three, or the MSE relative to its running mean at that SNR."),
     ] = "relative"
-    relative_cap: Annotated[float, typer.Option(help="Largest relative MSE that is paid for.", min=1.0)] = 100.0
+    relative_cap: Annotated[
+        float, typer.Option(help="Largest relative MSE that is paid for (relative reward).", min=1.0)
+    ] = 100.0
     relative_power: Annotated[
-        float, typer.Option(help="Power of the relative MSE at the start; 1 at the end.", min=0.01, max=1.0)
+        float,
+        typer.Option(help="Power of the relative MSE at the start; 1 at the end (relative reward).", min=0.01, max=1.0),
     ] = 0.5
     relative_until: Annotated[
-        float, typer.Option(help="Part of the training after which that power is 1.", min=0.01, max=1.0)
+        float,
+        typer.Option(help="Part of the training after which that power is 1 (relative reward).", min=0.01, max=1.0),
     ] = 0.3
     expected_misses: Annotated[
-        bool, typer.Option(help="Pay for a miss what it costs on average, by the law of the link, when it is risked.")
+        bool, typer.Option(help="Pay for a miss what it costs on average, when it is risked (relative reward).")
     ] = True
     reward_scale: Annotated[float, typer.Option(help="Factor on every reward.")] = 1.0
     encoding: Annotated[
@@ -139,7 +146,7 @@ class Config:
     ] = True
 
     actor: Annotated[str, typer.Option(help="Widths of the actor's (or Q-network's) hidden layers.")] = "96,96"
-    critic: Annotated[str, typer.Option(help="Widths of the critic's hidden layers.")] = "96,96"
+    critic: Annotated[str, typer.Option(help="Widths of the critic's hidden layers (not for dqn).")] = "96,96"
     activation: Annotated[Literal["tanh", "relu"], typer.Option(help="Activation of both.")] = "relu"
     learning_rate: Annotated[float, typer.Option(help="Learning rate at the start.")] = 1.3e-3
     final_learning_rate: Annotated[float, typer.Option(help="Learning rate at the end; linear in between.")] = 1e-5
@@ -147,18 +154,22 @@ class Config:
     batch_size: Annotated[int, typer.Option(help="Steps in a minibatch.", min=2)] = 1024
     epochs: Annotated[int, typer.Option(help="Passes over a roll-out.", min=1)] = 8
     gamma: Annotated[float, typer.Option(help="Discount; 1 in an episode of fixed length.")] = 1.0
-    gae_lambda: Annotated[float, typer.Option(help="λ of the generalized advantage estimate.")] = 0.95
-    clip_range: Annotated[float, typer.Option(help="PPO's clipping of the probability ratio.")] = 0.2
+    gae_lambda: Annotated[float, typer.Option(help="λ of the generalized advantage estimate (not for dqn).")] = 0.95
+    clip_range: Annotated[float, typer.Option(help="PPO's clipping of the probability ratio (not for dqn).")] = 0.2
     first_wait: Annotated[
         float, typer.Option(help="Probability of WAIT before anything is learned (not for dqn).", min=0.0, max=0.999)
     ] = 0.75
     clone: Annotated[
         str, typer.Option(help="Agent that the actor imitates before the training; empty: from scratch (not for dqn).")
     ] = ""
-    clone_decisions: Annotated[int, typer.Option(help="Decisions of that agent to imitate.", min=1)] = 100_000
-    entropy: Annotated[float, typer.Option(help="Weight of the entropy at the start.")] = 0.04
-    final_entropy: Annotated[float, typer.Option(help="Weight of the entropy at the end; geometric in between.")] = 2e-5
-    value_weight: Annotated[float, typer.Option(help="Weight of the critic's loss.")] = 0.5
+    clone_decisions: Annotated[int, typer.Option(help="Decisions of that agent to imitate (with clone).", min=1)] = (
+        100_000
+    )
+    entropy: Annotated[float, typer.Option(help="Weight of the entropy at the start (not for dqn).")] = 0.04
+    final_entropy: Annotated[
+        float, typer.Option(help="Weight of the entropy at the end; geometric in between (not for dqn).")
+    ] = 2e-5
+    value_weight: Annotated[float, typer.Option(help="Weight of the critic's loss (not for dqn).")] = 0.5
     max_grad_norm: Annotated[float, typer.Option(help="Largest norm of a gradient.")] = 0.5
 
     average_from: Annotated[
@@ -180,17 +191,22 @@ class Config:
 
     def __post_init__(self) -> None:
         low, high = self.snr_range
-        if self.relative_cap < 1.0 or self.learning_rate <= 0.0 or self.final_learning_rate < 0.0:
-            raise ConfigurationError(
-                f"`learning_rate` must be > 0, got {self.learning_rate!r} … {self.final_learning_rate!r}. "
-                "Give for example 1e-3."
-            )
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                bounds = f">= {least:g}" if most == math.inf else f"in {least:g} … {most:g}"
+                raise ConfigurationError(f"`{name}` must be {bounds}, got {value!r}. Choose a number there.")
+        if not self.learning_rate > 0.0:
+            raise ConfigurationError(f"`learning_rate` must be > 0, got {self.learning_rate!r}. Give for example 1e-3.")
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         if low > high:
             raise ConfigurationError(f"`snr_db` must be low,high with low < high, got {self.snr_db!r}. Swap them.")
         if self.clone and self.algorithm == "dqn":
             raise ConfigurationError(
                 f"`clone` must be empty for dqn, which has no actor, got {self.clone!r}. Use maskable-ppo or ppo."
             )
+        _ = self.eval_snrs_db
         parse_numbers("actor", self.actor, int)
         parse_numbers("critic", self.critic, int)
 
@@ -240,11 +256,34 @@ class Config:
         words = ["python", "-m", "train.ppo"]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value == field.default or field.name in ("threads", "progress", "tensorboard", "checkpoint_every"):
+            # What shapes the weights is written out: the defaults may change.
+            if (field.name in FREE_OPTIONS and value == field.default) or field.name in _NOT_TOLD or value == "":
                 continue
             option = "--" + field.name.replace("_", "-")
             words += [option if value else "--no-" + option[2:]] if isinstance(value, bool) else [option, str(value)]
         return shlex.join(words)
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "relative_cap": (1.0, math.inf),
+    "relative_power": (0.01, 1.0),
+    "relative_until": (0.01, 1.0),
+    "learning_rate": (0.0, math.inf),
+    "final_learning_rate": (0.0, math.inf),
+    "gamma": (0.0, 1.0),
+    "gae_lambda": (0.0, 1.0),
+    "clip_range": (1e-3, math.inf),
+    "first_wait": (0.0, 0.999),
+    "entropy": (0.0, math.inf),
+    "final_entropy": (0.0, math.inf),
+    "average_from": (0.0, 1.0),
+}
+_CHOICES = {
+    "algorithm": ("maskable-ppo", "ppo", "dqn"),
+    "reward": ("relative", *REWARDS),
+    "encoding": ENCODINGS,
+    "activation": ("tanh", "relu"),
+}
 
 
 def parse_numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
@@ -261,6 +300,11 @@ def parse_numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
         what = "positive integers" if kind is int else "numbers"
         raise ConfigurationError(f"`{name}` must be {what} with commas between, got {text!r}. Give e.g. 64,64 or 0,24.")
     return values
+
+
+def show_log() -> None:
+    """Write what the trainings log to the standard error, each line with the time of day."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
 
 
 def require_extra() -> None:
@@ -526,6 +570,7 @@ class _Checkpoint:
             "envs": model.get_env().unwrapped,
             "last_obs": model._last_obs,
             "last_starts": model._last_episode_starts,
+            "actions": model.action_space.np_random.bit_generator.state,
             "torch": torch.get_rng_state(),
             "numpy": np.random.get_state(),  # noqa: NPY002 - what Stable-Baselines3 draws from
             "python": random.getstate(),
@@ -577,6 +622,7 @@ def _resume(config: Config, found: tuple[Path, dict[str, Any]]) -> BaseAlgorithm
         model.load_replay_buffer(folder / "replay.pkl")
     model._last_obs, model._last_episode_starts = state["last_obs"], state["last_starts"]
     model.tensorboard_log = str(config.out / "tensorboard") if config.tensorboard else None
+    model.action_space.np_random.bit_generator.state = state["actions"]
     torch.set_rng_state(state["torch"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     random.setstate(state["python"])
@@ -627,16 +673,16 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
     evaluation = Evaluation(config)
     checkpoint = _Checkpoint(config)
     found = checkpoint.load()
+    clock = _Clock(0.0 if found is None else found[1]["seconds"])
     if found is None:
-        model, seconds_before, rows, average = make_model(config, make_envs(config)), 0.0, [], _Average()
+        model, rows, average = make_model(config, make_envs(config)), [], _Average()
         if config.clone:
             _begin_with_a_clone(config, model)
     else:
         model = _resume(config, found)
-        seconds_before, rows, average = (found[1][key] for key in ("seconds", "rows", "average"))
+        rows, average = found[1]["rows"], found[1]["average"]
         log.info("going on after %d steps", model.num_timesteps)
     bar = tqdm(total=config.total_steps, initial=model.num_timesteps, unit="step", disable=not config.progress)
-    clock = _Clock(seconds_before)
     relative = find_wrapper(model.get_env(), RelativeReward)
 
     def evaluate(split: str, episodes: int) -> None:
@@ -663,13 +709,13 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
         def _on_rollout_start(self) -> None:
             done = model.num_timesteps
             bar.update(done - bar.n)
+            share = min(done / config.total_steps, 1.0)
             if hasattr(model, "ent_coef"):
-                share = min(done / config.total_steps, 1.0)
                 floor = 1e-12
                 model.ent_coef = (config.entropy + floor) ** (1.0 - share) * (config.final_entropy + floor) ** share
-                if relative is not None:
-                    part = min(share / config.relative_until, 1.0)
-                    relative.power = config.relative_power + (1.0 - config.relative_power) * part
+            if relative is not None:
+                part = min(share / config.relative_until, 1.0)
+                relative.power = config.relative_power + (1.0 - config.relative_power) * part
             if config.eval_every and done // config.eval_every > self.evaluated:
                 self.evaluated = done // config.eval_every
                 evaluate("train", config.eval_episodes)
@@ -767,7 +813,7 @@ def main(**options: Any) -> None:
     Exit codes: 0 done, 2 an argument is wrong, 3 a cache is missing or damaged, or the output cannot be written, 4 the
     train extra is not installed.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    show_log()
     with exit_codes():
         train(Config(**options))
 

@@ -9,7 +9,8 @@ mean squared errors. The reward knows the SNR; the policy, which sees no reward 
 
 What a miss costs is averaged out (:class:`train.risk.MissProbability`). A message that is sent at a device whose error
 is m is late with a known probability p; the episode then ends with m. Its sender is paid −p·m at once, and nothing when
-it comes to a miss: for every policy the same in expectation, with rare large losses replaced by frequent small ones.
+it comes to a miss: for every policy the same in expectation (undiscounted), with rare large losses replaced by frequent
+small ones.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
+from refine_env.wrappers import check_same_step
 from train.risk import MissProbability
 
 __all__ = ["FLOOR", "RelativeReward"]
@@ -46,7 +48,8 @@ class RelativeReward(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
         means: running mean of the MSE in every bin, NaN where no episode was.
 
     Raises:
-        ConfigurationError: if misses are to be averaged out on a link whose slots are not independent.
+        ConfigurationError: if the environment resets itself one step late, or misses are to be averaged out on a link
+            whose slots are not independent.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class RelativeReward(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
         memory: int = 300,
         expected_misses: bool = True,
     ) -> None:
+        check_same_step(env)
         super().__init__(env)
         self.cap = cap
         self.power = power
@@ -65,14 +69,14 @@ class RelativeReward(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
         config = env.unwrapped.config  # type: ignore[attr-defined]
         self._deadline = config.deadline
         self._sizes = np.append(0.0, config.message_bits)
-        self._low, high = config.snr_db if isinstance(config.snr_db, tuple) else (config.snr_db, config.snr_db)
+        self._low, high = config.snr_range_db
         size = int(np.ceil((high - self._low) * _BINS_PER_DB)) + 2
         self._sums = np.zeros(size)
         self._weights = np.zeros(size)
         self._miss = MissProbability(config) if expected_misses else None
         self._expected = np.zeros(env.num_envs)  # MSE times probability of the misses that an episode risked so far
-        self._observations: dict[str, NDArray[Any]] = {}
-        self._infos: dict[str, Any] = {}
+        self._slots = np.zeros(env.num_envs, dtype=np.int64)
+        self._mse = np.zeros(env.num_envs)
 
     @property
     def means(self) -> NDArray[np.float64]:
@@ -83,10 +87,15 @@ class RelativeReward(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Start episodes."""
-        self._observations, self._infos = self.env.reset(seed=seed, options=options)
-        started = (options or {}).get("reset_mask", slice(None))
-        self._expected[started] = 0.0
-        return self._observations, self._infos
+        observations, infos = self.env.reset(seed=seed, options=options)
+        self._expected[infos["_latent_mse"]] = 0.0
+        self._note(observations, infos)
+        return observations, infos
+
+    def _note(self, observations: dict[str, NDArray[Any]], infos: dict[str, Any]) -> None:
+        """What the next senders are paid by; infos hold nothing of episodes that a partial reset left alone."""
+        self._slots = observations["slot"]
+        self._mse = np.where(infos["_latent_mse"], infos["latent_mse"], self._mse)
 
     def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Act; rewards relative."""
@@ -94,28 +103,33 @@ class RelativeReward(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
         paid = np.zeros(self.num_envs)
         if self._miss is not None:
             self._pay_for_misses(np.asarray(actions), snrs_db, paid)
-        self._observations, _, terminated, truncated, infos = self.env.step(actions)
-        self._infos = infos
+        observations, _, terminated, truncated, infos = self.env.step(actions)
+        self._note(observations, infos)
         if terminated.any():
             ended = np.flatnonzero(terminated)
-            mse = infos["final_info"]["latent_mse"][ended]
-            if self._miss is not None:  # paid for when it was sent
-                mse = mse * [infos["final_obs"][i]["remaining_bits"][0] == 0.0 for i in ended]
-            self._remember(mse + self._expected[ended], snrs_db[ended])
-            paid[ended] += np.where(mse > 0.0, self._paid(mse, snrs_db[ended]), 0.0)
+            final = infos["final_info"]
+            mse = final["latent_mse"][ended]
+            if self._miss is not None:
+                in_flight = np.array([infos["final_obs"][i]["remaining_bits"][0] > 0.0 for i in ended])
+                # Paid for when it was sent; the prompt's own bits, before the first slot of the server, were not.
+                missed = in_flight & (final["uplink_slots"][ended] > 0)
+            else:
+                missed = np.zeros(ended.size, dtype=np.bool_)
+            paid[ended] += np.where(missed, 0.0, self._paid(mse, snrs_db[ended]))
+            self._remember(np.where(missed, 0.0, mse) + self._expected[ended], snrs_db[ended])
             self._expected[ended] = 0.0
-        return self._observations, -paid, terminated, truncated, infos
+        return observations, -paid, terminated, truncated, infos
 
     def _pay_for_misses(self, actions: NDArray[Any], snrs_db: NDArray[np.float64], paid: NDArray[np.float64]) -> None:
-        legal = self._infos["action_mask"][np.arange(self.num_envs), actions] != 0
+        legal = self.env.unwrapped.action_masks()[np.arange(self.num_envs), actions]  # type: ignore[attr-defined]
         senders = np.flatnonzero(legal & (actions > 0))
         if senders.size == 0:
             return
-        slots = self._observations["slot"][senders]
+        slots = self._slots[senders]
         rates = self.env.unwrapped.episode_rates  # type: ignore[attr-defined]
         later = self._sizes[actions[senders]] - rates[senders, slots - 1]
         risks = self._miss(snrs_db[senders], self._deadline - slots, later)  # type: ignore[misc]
-        mse = self._infos["latent_mse"][senders]
+        mse = self._mse[senders]
         self._expected[senders] += risks * mse
         paid[senders] = risks * self._paid(mse, snrs_db[senders])
 

@@ -40,9 +40,9 @@ class MissProbability:
         if not config.link.channel.independent:
             raise ConfigurationError(
                 f"`link` must have independent slots for expected misses, got {config.link!r}. "
-                "Train with --no-expected-misses."
+                "Pay for misses as they come, with expected_misses=False."
             )
-        low, high = config.snr_db if isinstance(config.snr_db, tuple) else (config.snr_db, config.snr_db)
+        low, high = config.snr_range_db
         count = 1 if low == high else max(4, 1 + int(np.ceil((high - low) / _SPACING_DB)))
         self._knots = np.linspace(low, high, count)
         laws = [replace(config, snr_db=float(knot)).rate_law for knot in self._knots]

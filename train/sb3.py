@@ -12,14 +12,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 import refine_env
 from refine_env.errors import ConfigurationError
-from refine_env.wrappers import VectorEncodeObservation
+from refine_env.wrappers import VectorEncodeObservation, check_same_step
 
 __all__ = ["INFOS", "RefinementVecEnv", "find_wrapper", "make_vec_env"]
 
@@ -44,11 +44,7 @@ class RefinementVecEnv(VecEnv):
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], *, infos: str = "episode", reward_scale: float = 1.0) -> None:
-        if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
-            raise ConfigurationError(
-                f"`envs` must have autoreset_mode 'SameStep', got {envs.metadata.get('autoreset_mode')}. "
-                "Make them with gym.make_vec(..., autoreset_mode='SameStep')."
-            )
+        check_same_step(envs)
         if infos not in INFOS:
             raise ConfigurationError(f"`infos` must be one of {', '.join(INFOS)}, got {infos!r}. Choose one of them.")
         self.envs = envs

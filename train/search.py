@@ -104,7 +104,8 @@ def search(
     if workers == 1:
         _work(out, trials, base, rival, seed, seed)
     else:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=ppo.show_log) as pool:
             running = [pool.submit(_work, out, trials, base, rival, seed, seed + k) for k in range(workers)]
             for process in running:
                 process.result()
@@ -213,7 +214,7 @@ def main(
     Exit codes: 0 done, 2 an argument is wrong, 3 a cache is missing or damaged, or the output cannot be written, 4 the
     train extra is not installed.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    ppo.show_log()
     with exit_codes():
         if eval_every > total_steps:
             raise ConfigurationError(

@@ -138,17 +138,35 @@ def geometric_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
+def _means(rows: Table) -> dict[float, dict[str, float]]:
+    """Of one evaluation, the mean latent MSE + 1e-6 of every policy at every SNR.
+
+    Raises:
+        ConfigurationError: if the optimum or Persistent-Q is not among the policies.
+    """
+    means: dict[float, dict[str, float]] = {}
+    for row in rows:
+        means.setdefault(row["snr_db"], {})[row["agent"]] = row["latent_mse"] + ppo.MSE_FLOOR
+    for told in means.values():
+        if OPTIMUM not in told or not set(PERSISTENT) & set(told):
+            raise ConfigurationError(
+                f"`--runs` must hold runs that were evaluated beside {OPTIMUM} and a Persistent-Q, got {sorted(told)}. "
+                "Train them with python -m train.study."
+            )
+    return means
+
+
 def normalized_scores(rows: Table) -> dict[float, dict[str, float]]:
     """Score and ratio to the optimum of the learned policy at every SNR.
 
     Args:
         rows: of one evaluation, with the learned policy, the optimum and Persistent-Q.
+
+    Raises:
+        ConfigurationError: if one of these is missing.
     """
-    means: dict[float, dict[str, float]] = {}
-    for row in rows:
-        means.setdefault(row["snr_db"], {})[row["agent"]] = row["latent_mse"] + ppo.MSE_FLOOR
     scores = {}
-    for snr_db, mean in means.items():
+    for snr_db, mean in _means(rows).items():
         worst = math.log(min(mean[name] for name in PERSISTENT if name in mean))
         best, own = math.log(mean[OPTIMUM]), math.log(mean["learned"])
         # Where Persistent-Q is as good as the optimum there is nothing to tell.
@@ -174,27 +192,48 @@ def run_variants(folder: Path, names: Sequence[str], seeds: int, base: ppo.Confi
         workers: processes, each with a training of its own.
 
     Raises:
-        ConfigurationError: if a variant is unknown.
+        ConfigurationError: if a variant is unknown, or a run is there with other options.
     """
     for name in names:
         if name not in VARIANTS:
             raise ConfigurationError(
                 f"`--variants` must be among {', '.join(VARIANTS)}, got {name!r}. Choose among them."
             )
-    missing = [
+    wanted = [
         replace(base, out=folder / name / str(seed), seed=seed, **VARIANTS[name])
         for seed in range(seeds)
         for name in names
-        if not (folder / name / str(seed) / "run.json").is_file()
     ]
+    missing = [config for config in wanted if not _is_there(config)]
     if workers == 1:
         for config in missing:
             log.info("%s", config.out)
             ppo.train(config)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=ppo.show_log) as pool:
         for out in pool.map(ppo.train, missing):
             log.info("%s done", out)
+
+
+def _is_there(config: ppo.Config) -> bool:
+    """Whether a finished run with these options is in its folder.
+
+    Raises:
+        ConfigurationError: if there is one with others.
+    """
+    path = config.out / "run.json"
+    if not path.is_file():
+        return False
+    told = json.loads(path.read_text(encoding="utf-8"))["options"]
+    evaluated = {name: getattr(config, name) for name in ("test_episodes", "eval_seed", "rivals")}
+    for name, value in {**config.trained_with(), **evaluated}.items():
+        if told.get(name) != str(value):
+            raise ConfigurationError(
+                f"`--runs` must hold runs with the same options, got {config.out} with {name} {told.get(name)} in "
+                f"place of {value}. Give another --runs."
+            )
+    return True
 
 
 def summarize_runs(folder: Path, names: Sequence[str]) -> tuple[Table, Table, dict[str, Table]]:
@@ -297,7 +336,9 @@ def draw_curves(curves: dict[str, Table], out: Path) -> list[Path]:
         axes.grid(alpha=0.3)
     ratios.set_yscale("log")
     ratios.set_ylim(0.9, min(ratios.get_ylim()[1], _LARGEST_RATIO))
-    ticks = [tick for tick in (1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0) if tick <= ratios.get_ylim()[1]]
+    top = ratios.get_ylim()[1]
+    fine, coarse = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3), (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
+    ticks = [tick for tick in (fine if top < 1.4 else coarse) if tick <= top]
     ratios.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ratios.minorticks_off()
     scores.set_ylim(bottom=max(scores.get_ylim()[0], -0.2))
@@ -328,10 +369,7 @@ def draw_ratios(name: str, folder: Path, out: Path) -> list[Path]:
     paths = sorted((folder / name).glob("*/run.json"))
     others: dict[str, dict[float, float]] = {}
     for k, path in enumerate(paths):
-        means: dict[float, dict[str, float]] = {}
-        for row in ppo.read_evaluations(path.parent):
-            if row["split"] == "test":
-                means.setdefault(row["snr_db"], {})[row["agent"]] = row["latent_mse"] + ppo.MSE_FLOOR
+        means = _means([row for row in ppo.read_evaluations(path.parent) if row["split"] == "test"])
         snrs_db = sorted(means)
         ratios = [means[snr_db]["learned"] / means[snr_db][OPTIMUM] for snr_db in snrs_db]
         label = f"{name}, each of {len(paths)} seeds" if k == 0 else None
@@ -372,7 +410,7 @@ def main(
     Exit codes: 0 done, 2 an argument is wrong, 3 a cache is missing or damaged, or the output cannot be written, 4 an
     extra is not installed.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    ppo.show_log()
     with exit_codes():
         names = list(VARIANTS) if variants == "all" else [name.strip() for name in variants.split(",")]
         steps = total_steps or ppo.Config().total_steps

@@ -19,12 +19,14 @@ import refine_env
 from agents.learned import Learned, read_policy
 from refine_env import ConfigurationError
 from refine_env.evaluation import roll_out
+from refine_env.wrappers import VectorEncodeObservation
 
 ROOT = Path(__file__).parents[2]
 for module in ("torch", "stable_baselines3", "sb3_contrib", "tensorboard"):
     pytest.importorskip(module, reason="the train extra is not installed")
 
 from train import ppo  # noqa: E402
+from train.hindsight import HindsightObservation  # noqa: E402
 
 
 @pytest.fixture
@@ -131,10 +133,10 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("algorithm", ["maskable-ppo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["maskable-ppo", "ppo", "dqn"])
 def test_killed_and_resumed_it_is_the_same_policy(options: dict[str, Any], algorithm: str) -> None:
     """Wherever the run ends, mid-episode too, the next one goes on to the same weights and the same tables."""
-    options["algorithm"] = algorithm
+    options |= {"algorithm": algorithm, "learning_rate": 7e-4, "average_from": 0.2}
     whole = ppo.train(ppo.Config(**{**options, "out": options["out"] / "whole"}))
 
     def kill(steps: int) -> None:
@@ -205,6 +207,11 @@ def test_options_that_cannot_be(options: dict[str, Any]) -> None:
         ({"snr_db": "x"}, r"`snr_db` must be numbers with commas between, got 'x'"),
         ({"actor": "64,0"}, r"`actor` must be positive integers with commas between, got '64,0'"),
         ({"learning_rate": 0.0}, r"`learning_rate` must be > 0, got 0.0"),
+        ({"relative_cap": 0.5}, r"`relative_cap` must be >= 1, got 0.5"),
+        ({"average_from": 3.0}, r"`average_from` must be in 0 … 1, got 3.0"),
+        ({"entropy": -1.0}, r"`entropy` must be >= 0, got -1.0"),
+        ({"algorithm": "DQN"}, r"`algorithm` must be one of 'maskable-ppo', 'ppo', 'dqn', got 'DQN'"),
+        ({"eval_snr_db": "x"}, r"`eval_snr_db` must be numbers with commas between, got 'x'"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             ppo.Config(**{**options, **changes})
@@ -294,14 +301,49 @@ def test_weights_are_averaged() -> None:
     assert net.bias.tolist() == [-3.0]
 
 
-def test_the_average_is_of_the_last_part(options: dict[str, Any]) -> None:
+def test_the_average_is_of_the_last_part(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """From 1 on it is the last weights alone, which the optimizer left; from 0 on another policy."""
-    last, all_of_them, again = (
-        weights(ppo.train(ppo.Config(**{**options, "out": options["out"] / str(k), "average_from": start})))
-        for k, start in enumerate((1.0, 0.0, 1.0))
-    )
-    assert equal(last, again)
+
+    def run(name: str, start: float) -> list[np.ndarray]:
+        return weights(ppo.train(ppo.Config(**{**options, "out": options["out"] / name, "average_from": start})))
+
+    last, all_of_them = run("last", 1.0), run("all", 0.0)
+    monkeypatch.setattr(ppo._Average, "put_into", lambda self, policy: None)
+    assert equal(last, run("never", 0.0))
     assert not equal(last, all_of_them)
+
+
+def test_what_the_critic_knows_of_the_channel_to_come(gaussian_cache: Path) -> None:
+    """Slots carry 4 bits per dimension each: by hand, at the start, later, and in the episode after."""
+    envs: Any = gym.make_vec(
+        refine_env.ENV_ID, num_envs=2, cache=str(gaussian_cache), autoreset_mode="SameStep", snr_db=[0, 24]
+    )
+    inner = envs.unwrapped
+    envs = HindsightObservation(VectorEncodeObservation(envs))
+    bits = inner.config.bit_depths
+
+    def by_hand(i: int, slot: int, server_step: int) -> list[float]:
+        rates = inner.episode_rates[i] / inner.config.latent_dim
+        columns = [np.log2(rates.sum() / 16 + 1e-3) / 4]
+        for start in (slot, min(slot + server_step, 61)):  # what is sent now, and once the latent is clean
+            carried = np.cumsum(rates[start - 1 :])
+            for b in bits:
+                done = np.flatnonzero(carried >= b)
+                rest = carried[-1] if carried.size else 0.0
+                columns.append((60 - (start + done[0]) + 1) / 20 if done.size else max((rest - b) / 16, -1.0))
+            columns.append(np.log2((carried[-1] if carried.size else 0.0) / 16 + 1e-3) / 4)
+        return columns
+
+    observations, _ = envs.reset(seed=0, options={"rates": np.full(60, 4.0 * inner.config.latent_dim)})
+    assert observations[0, envs.actor_features + 1] == pytest.approx((60 - 1 + 1) / 20)  # 3 bits: in slot 1
+    assert observations[0, envs.actor_features + 3] == pytest.approx((60 - 2 + 1) / 20)  # 8 bits: in slot 2
+    for _ in range(70):  # into the second episode, whose rates are others
+        seen = envs.env.observations
+        for i in range(2):
+            expected = by_hand(i, int(seen["slot"][i]), int(seen["server_step"][i]))
+            assert observations[i, envs.actor_features :] == pytest.approx(expected, abs=1e-5)
+        observations, _, _, _, _ = envs.step(np.array([1, 0]))
+    assert seen["slot"].tolist() == [10, 10]
 
 
 @pytest.mark.parametrize("algorithm", ["maskable-ppo", "ppo"])

@@ -56,7 +56,7 @@ def test_probabilities_where_nothing_is_left_to_chance() -> None:
 def test_probabilities_want_independent_slots() -> None:
     config = SystemConfig(snr_db=6.0)
     link = replace(config.link, correlation="gauss-markov", correlation_coefficient=0.9)
-    with pytest.raises(ConfigurationError, match=r"`link` must have independent slots .* Train with --no-expected"):
+    with pytest.raises(ConfigurationError, match=r"`link` must have independent slots .* Pay for misses as they come"):
         MissProbability(replace(config, link=link))
 
 
@@ -96,9 +96,9 @@ def test_the_reward_is_relative_to_the_running_mean_at_the_snr(gaussian_cache: P
     returns, errors, _, _ = play(envs, wait, 600)
     assert len(returns) == 10
     for paid, mse in zip(returns, errors, strict=True):
-        sums, weights = sums * (1.0 - 1.0 / envs.memory) + mse, weights * (1.0 - 1.0 / envs.memory) + 1.0
-        ratio = min((mse + FLOOR) / (sums / weights + FLOOR), 3.0)
+        ratio = min((mse + FLOOR) / (sums / weights + FLOOR), 3.0) if weights else mse + FLOOR
         assert paid == pytest.approx(-(ratio**0.5) / 0.5)
+        sums, weights = sums * (1.0 - 1.0 / envs.memory) + mse, weights * (1.0 - 1.0 / envs.memory) + 1.0
 
 
 def test_the_reward_is_capped_and_forgets(gaussian_cache: Path) -> None:
@@ -124,20 +124,23 @@ def test_other_snrs_have_other_means(gaussian_cache: Path) -> None:
     assert np.mean(np.array(returns)[np.array(snrs_db) > 9.0]) == pytest.approx(-1.0, abs=0.7)
 
 
-@pytest.mark.parametrize("decision_epochs", [True, False])
-def test_expected_misses_change_no_expectation(gaussian_cache: Path, decision_epochs: bool) -> None:
+@pytest.mark.parametrize(("decision_epochs", "power", "cap"), [(True, 1.0, 1e9), (False, 1.0, 1e9), (True, 0.5, 10.0)])
+def test_expected_misses_change_no_expectation(
+    gaussian_cache: Path, decision_epochs: bool, power: float, cap: float
+) -> None:
     """With the means held fixed, the mean return is the same, misses pay nothing at the end, and the spread is less."""
     told = {}
     for expected in (False, True):
         inner = make(gaussian_cache, 64, snr_db=[4, 8], split="all", decision_epochs=decision_epochs)
-        envs = RelativeReward(inner, cap=1e9, memory=10**15, expected_misses=expected)
+        envs = RelativeReward(inner, cap=cap, power=power, memory=10**15, expected_misses=expected)
         envs._sums[:], envs._weights[:] = 0.05e9, 1e9
         told[expected] = play(envs, greedy, 200 if decision_epochs else 1000)
     (plain, errors, missed, _), (expected_returns, same_errors, _, _) = told[False], told[True]
     assert errors == same_errors
     missed_share = np.mean(missed)
     assert 0.05 < missed_share < 0.95
-    assert plain == pytest.approx([-(mse + FLOOR) / (0.05 + FLOOR) for mse in errors], rel=1e-5)
+    ratios = np.minimum((np.array(errors) + FLOOR) / (0.05 + FLOOR), cap)
+    assert plain == pytest.approx(-(ratios**power) / power, rel=1e-5)
     difference = np.array(expected_returns) - np.array(plain)
     assert abs(difference.mean()) < 4.0 * difference.std() / np.sqrt(len(difference))
     assert np.abs(difference).max() > 0.0
@@ -151,3 +154,40 @@ def test_the_mean_holds_what_misses_cost(gaussian_cache: Path) -> None:
     assert 0.05 < np.mean(missed) < 0.95
     assert np.mean(np.where(missed, 0.0, errors)) < 0.5 * np.mean(errors)
     assert envs.means[0] == pytest.approx(np.mean(errors), abs=4.0 * np.std(errors) / np.sqrt(len(errors)))
+
+
+@pytest.mark.parametrize("expected_misses", [True, False])
+def test_no_error_at_all_is_not_taken_for_a_miss(gaussian_cache: Path, expected_misses: bool) -> None:
+    """The clean latent, delivered with 16 bits, costs the floor."""
+    inner = make(gaussian_cache, 8, snr_db=40.0, split="all", bit_depths=[16])
+    envs = RelativeReward(inner, memory=10**15, expected_misses=expected_misses)
+    envs._sums[:], envs._weights[:] = FLOOR * 1e9, 1e9
+    returns, errors, missed, _ = play(envs, lambda o, i: (o["server_step"] == 0) * i["action_mask"][:, 1], 60)
+    assert errors == [0.0] * 8
+    assert not any(missed)
+    assert returns == pytest.approx([-0.5] * 8)
+
+
+def test_a_prompt_that_does_not_arrive_is_paid_for(gaussian_cache: Path) -> None:
+    envs = RelativeReward(make(gaussian_cache, 1, snr_db=0.0, link={"uplink_bits": 1e9}), memory=10**15)
+    envs._sums[:], envs._weights[:] = 1e9, 1e9
+    returns, errors, _, _ = play(envs, wait, 60)
+    assert returns == pytest.approx([-errors[0]], rel=1e-3)
+
+
+def test_episodes_that_a_partial_reset_leaves_alone_pay_on(gaussian_cache: Path) -> None:
+    mask = np.array([True, False])
+    for partly in (False, True):
+        envs = RelativeReward(make(gaussian_cache, 2, snr_db=-10.0, decision_epochs=True), memory=10**15)
+        envs._sums[:], envs._weights[:] = 1e9, 1e9
+        envs.reset(seed=3)
+        if partly:
+            envs.reset(options={"reset_mask": mask})
+        _, rewards, _, _, _ = envs.step(np.array([0, 5]))
+        assert rewards[1] < -0.5  # 16 bits do not get through at -10 dB, and that is paid for now
+
+
+def test_the_environment_must_reset_in_the_same_step(gaussian_cache: Path) -> None:
+    envs = gym.make_vec(refine_env.ENV_ID, num_envs=1, cache=str(gaussian_cache))
+    with pytest.raises(ConfigurationError, match=r"`envs` must have autoreset_mode 'SameStep', got"):
+        RelativeReward(envs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ def test_normalized_scores_by_hand() -> None:
     assert math.isnan(study.normalized_scores(rows(learned=0.0, dp=0.0, persistent_q16=0.0))[6.0]["score"])
 
 
+def test_a_score_wants_its_two_ends() -> None:
+    for told in (rows(learned=1e-2, dp=1e-3), rows(learned=1e-2, persistent_q3=0.5)):
+        with pytest.raises(ConfigurationError, match=r"`--runs` must hold runs .* dp and a Persistent-Q, got \['"):
+            study.normalized_scores(told)
+
+
 def test_a_small_study(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = ppo.Config(
         cache=str(gaussian_cache),
@@ -76,6 +83,9 @@ def test_a_small_study(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ppo, "train", trained.append)
     study.run_variants(tmp_path / "runs", names, 2, base)
     assert trained == []  # what is there is not trained again
+    for changes, what in (({"learning_rate": 0.5}, "learning_rate 0.0013 in place of 0.5"), ({"eval_seed": 7}, "eval")):
+        with pytest.raises(ConfigurationError, match=rf"`--runs` must hold runs with the same options, got .*{what}"):
+            study.run_variants(tmp_path / "runs", names, 2, replace(base, **changes))
     runs, variants, curves = study.summarize_runs(tmp_path / "runs", names)
     assert [(row["variant"], row["seeds"]) for row in variants] == [(name, 2) for name in names]
     assert len(runs) == 2 * 2 * 2
