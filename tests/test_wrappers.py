@@ -139,7 +139,7 @@ def log_scale(error: float) -> float:
     return min(max(math.log10(max(error, 1e-8)) / 4 + 1, -1), 1)
 
 
-@pytest.mark.parametrize(("slot", "server", "device"), [(30, 22, 35), (54, 0, 10)])
+@pytest.mark.parametrize(("slot", "server", "device"), [(30, 22, 35), (55, 0, 10)])
 def test_summary_by_hand(kwargs: dict[str, Any], slot: int, server: int, device: int) -> None:
     """Each number of one observation, from its own formula."""
     config = config_of(kwargs)
