@@ -104,7 +104,9 @@ class Config:
     seed: Annotated[int, typer.Option(help="Seed of weights, actions, minibatches and episodes.", min=0)] = 0
     total_steps: Annotated[int, typer.Option(help="Steps of the environment, over all copies.", min=1)] = 6_000_000
     num_envs: Annotated[int, typer.Option(help="Copies of the environment.", min=1)] = 256
-    threads: Annotated[int, typer.Option(help="Torch threads; a second one gains a tenth where its core is idle.", min=1)] = 1
+    threads: Annotated[
+        int, typer.Option(help="Torch threads; a second one gains a tenth where its core is idle.", min=1)
+    ] = 1
 
     snr_db: Annotated[str, typer.Option(help="SNR in dB, or low,high to draw it for every episode; never shown.")] = (
         "0,24"

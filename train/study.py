@@ -316,7 +316,7 @@ _LARGEST_RATIO = 10.0  # that the curves show
 
 def draw_curves(curves: dict[str, Table], out: Path) -> list[Path]:
     """Learning curves on the train split, with intervals: the MSE relative to the optimum, and the normalized score."""
-    figure = _new_figure(9.0, 4.4)
+    figure = _new_figure(9.0, 4.4 if len(curves) == 1 else 5.0)
     ratios, scores = figure.subplots(1, 2)
     for k, (name, rows) in enumerate(curves.items()):
         x = np.array([row["steps"] for row in rows]) / 1e6
@@ -328,11 +328,11 @@ def draw_curves(curves: dict[str, Table], out: Path) -> list[Path]:
             axes.plot(x, [row[key] for row in rows], label=name if axes is ratios else None, **line)
             band = [[row[bound] for row in rows] for bound in (low, high)]
             axes.fill_between(x, *band, color=line["color"], alpha=0.15, lw=0)
-    for axes, label in ((ratios, "MSE relative to dp, geometric mean"), (scores, "normalized score, IQM")):
+    for axes, label in ((ratios, "MSE relative to dp\n(geometric mean"), (scores, "normalized score\n(IQM")):
         axes.axhline(1.0, color="black", lw=0.8, ls="--")
         axes.set_xlim(left=0.0)
         axes.set_xlabel("environment steps [10⁶]")
-        axes.set_ylabel(f"{label} over the SNRs")
+        axes.set_ylabel(f"{label} over the SNRs)")
         axes.grid(alpha=0.3)
     ratios.set_yscale("log")
     ratios.set_ylim(0.9, min(ratios.get_ylim()[1], _LARGEST_RATIO))
@@ -341,7 +341,8 @@ def draw_curves(curves: dict[str, Table], out: Path) -> list[Path]:
     ticks = [tick for tick in (fine if top < 1.4 else coarse) if tick <= top]
     ratios.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ratios.minorticks_off()
-    scores.set_ylim(bottom=max(scores.get_ylim()[0], -0.2))
+    bottom = max(scores.get_ylim()[0], -0.2)
+    scores.set_ylim(bottom, 1.0 + 0.05 * (1.0 - bottom))
     if len(curves) > 1:
         figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return save_figure(figure, out, "learning-curves")
