@@ -20,6 +20,7 @@ import inspect
 import json
 import logging
 import math
+import multiprocessing
 import os
 import pickle
 import random
@@ -28,6 +29,7 @@ import shutil
 import time
 import typing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -307,6 +309,11 @@ def parse_numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
 def show_log() -> None:
     """Write what the trainings log to the standard error, each line with the time of day."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Fresh processes for trainings side by side, which log as this one does."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=show_log)
 
 
 def require_extra() -> None:

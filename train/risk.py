@@ -88,5 +88,4 @@ class MissProbability:
         # Beyond the table it is certain; without a further slot, the current one decides.
         probability[(score <= _SCORES[0]) | (bits <= 0.0)] = 0.0
         probability[(score >= _SCORES[-1]) | ((num_slots == 0) & (bits > 0.0))] = 1.0
-        probability[(num_slots == 0) & (bits <= 0.0)] = 0.0
         return np.asarray(probability)

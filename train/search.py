@@ -13,8 +13,6 @@ import io
 import json
 import logging
 import math
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,8 +102,7 @@ def search(
     if workers == 1:
         _work(out, trials, base, rival, seed, seed)
     else:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=ppo.show_log) as pool:
+        with ppo.worker_pool(workers) as pool:
             running = [pool.submit(_work, out, trials, base, rival, seed, seed + k) for k in range(workers)]
             for process in running:
                 process.result()

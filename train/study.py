@@ -20,9 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -210,8 +208,7 @@ def run_variants(folder: Path, names: Sequence[str], seeds: int, base: ppo.Confi
             log.info("%s", config.out)
             ppo.train(config)
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=ppo.show_log) as pool:
+    with ppo.worker_pool(workers) as pool:
         for out in pool.map(ppo.train, missing):
             log.info("%s done", out)
 
