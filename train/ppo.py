@@ -41,7 +41,7 @@ import typer
 
 import agents
 from agents.commands import exit_codes
-from agents.learned import FORMAT, Learned, PolicyFiles
+from agents.learned import ACTIVATIONS, FORMAT, Learned, PolicyFiles
 from refine_env import ConfigurationError, __version__
 from refine_env._validation import check_choice
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE
@@ -286,7 +286,7 @@ _CHOICES = {
     "algorithm": ("maskable-ppo", "ppo", "dqn"),
     "reward": ("relative", *REWARDS),
     "encoding": ENCODINGS,
-    "activation": ("tanh", "relu"),
+    "activation": ACTIVATIONS,
 }
 
 

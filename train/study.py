@@ -384,7 +384,7 @@ def draw_ratios(name: str, folder: Path, out: Path) -> list[Path]:
     ticks = [0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xticks(np.arange(0.0, 25.0, 3.0) if not paths else snrs_db)
+    axes.set_xticks(snrs_db)
     axes.set_xlabel("SNR [dB]")
     axes.set_ylabel("mean latent MSE, relative to dp")
     axes.grid(alpha=0.3)
