@@ -493,7 +493,11 @@ def test_a_receiver_takes_what_it_is_told_to(name: str, value: int) -> None:
         assert f"must be at most {value - 1} at this device, got {value}." in str(hostile.outcome(receiver, data))
 
 
-@pytest.mark.parametrize("value", [hostile.ESCAPES * 1000, [hostile.ESCAPES] * 1000, {hostile.ESCAPES: 1}, 10**4000])
+@pytest.mark.parametrize(
+    "value",
+    [hostile.ESCAPES * 1000, [hostile.ESCAPES] * 1000, {hostile.ESCAPES: 1}, 10**4000],
+    ids=["text", "list", "object", "number"],
+)
 def test_what_a_sender_wrote_is_shown_short_and_escaped(value: Any) -> None:
     """In every field of its system, and where it has fields of its own, in these."""
     good = hostile.session(np.random.default_rng(0))
