@@ -45,7 +45,7 @@ __all__ = [
 
 PROTOCOL_VERSION = 2
 DEFAULT_MAX_LATENT_DIM = 1 << 20
-"""M that a device takes: 64 times Stable Diffusion's; at the device one dimension costs about 30 bytes."""
+"""M that a device takes: 64 times Stable Diffusion's; at the device one dimension takes about 40 bytes."""
 
 DEFAULT_MAX_NUM_STEPS = 1000
 """T that a device takes, the length of the usual training schedules; a coder's tables have (T+1)² entries."""
@@ -297,7 +297,7 @@ class Receiver:
                     f"The slot of a frame must be in {last + 1} … {config.deadline}, got {slot}. Send every slot once."
                 )
             buffer += piece
-            length = Message.length(buffer[:HEADER_BYTES]) if len(buffer) >= HEADER_BYTES else largest
+            length = Message.length(bytes(buffer[:HEADER_BYTES])) if len(buffer) >= HEADER_BYTES else largest
             if length > largest:
                 raise BitstreamError(
                     f"A message must have at most {largest} bytes in this system, got {length}. {_SAME_VERSION}"

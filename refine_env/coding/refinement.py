@@ -296,9 +296,10 @@ class _LinearCoder:
 
     def _order(self, latent_dim: int, delivery: int) -> NDArray[np.int32]:
         """One rotation (M,), or (0,) where there is none; not kept, since a peer may choose how many there are."""
-        order = np.empty((1, latent_dim if self.rotation else 0), dtype=np.int32)
-        kernels.fill_orders(order, delivery)
-        return order[0]
+        orders = np.empty((1, latent_dim if self.rotation else 0), dtype=np.int32)
+        kernels.fill_orders(orders, delivery)
+        order: NDArray[np.int32] = orders[0]
+        return order
 
     def refinement(self, step: int, device_step: int, bits: int, device_error: float) -> Refinement:
         """Gain, scale and error of sending u_t with b bits, by the model.
