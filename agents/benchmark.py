@@ -32,6 +32,7 @@ import agents
 from agents.commands import exit_codes
 from agents.evaluate import DEFAULT_SNRS_DB, evaluate, parse_list, usable_cores
 from refine_env import ENV_ID, CacheError, ConfigurationError, SystemConfig, TrajectoryCache, __version__
+from refine_env._store import DIRECTORY_VARIABLE, store_directory
 from refine_env._validation import check_choice, check_integer
 from refine_env.coding import LloydMax, base_distortion, kernels
 from refine_env.distortion import total_distortion
@@ -99,7 +100,8 @@ class Options:
         num_envs: sizes of the vector environment.
         episodes: of every policy and SNR in ``fig3``, and trajectories of its cache.
         workers: threads of ``fig3``.
-        cache: folder of that cache; generated if it is not there.
+        cache: folder of that cache; generated if it is not there. None: beside what else is kept for the user, see
+            :func:`refine_env._store.store_directory`.
         twin_episodes: of every policy and SNR that the plain twin plays, in every repetition.
     """
 
@@ -108,7 +110,7 @@ class Options:
     num_envs: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
     episodes: int = 500
     workers: int = 1
-    cache: Path = Path(tempfile.gettempdir()) / "refine-env-benchmark" / "gaussian"
+    cache: Path | None = None
     twin_episodes: int = 1
 
 
@@ -341,13 +343,24 @@ def measure_vector(options: Options) -> Iterator[Measurement]:
             env.close()
 
 
+def _kept_folder() -> Path:
+    kept = store_directory()
+    if kept is None:
+        raise ConfigurationError(
+            f"`--fig3-cache` must be given where nothing is kept for the user, got neither it nor "
+            f"{DIRECTORY_VARIABLE}. Choose a folder for 1.7 GB."
+        )
+    return kept / "benchmark" / "gaussian"
+
+
 def open_gaussian(options: Options) -> TrajectoryCache:
     """The cache of ``fig3``, generated where it is not there, and read once so that its pages are in memory.
 
     Raises:
         CacheError: if there is another at that place, or too little space.
+        ConfigurationError: if no place is given, and nothing is kept for the user.
     """
-    folder = options.cache
+    folder = options.cache or _kept_folder()
     if not folder.exists():
         needed = options.episodes * 101 * _DIMENSIONS * 2
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -391,7 +404,7 @@ def measure_fig3(options: Options) -> Iterator[Measurement]:
     """The whole of Fig. 3 at the paper's scale; the twin plays a few episodes of every policy and SNR."""
     twin = load_twin()
     cache = open_gaussian(options)
-    env_kwargs: dict[str, Any] = {"cache": str(options.cache), "split": "all"}
+    env_kwargs: dict[str, Any] = {"cache": str(cache.path), "split": "all"}
     total = options.episodes * len(_POLICIES) * len(DEFAULT_SNRS_DB)
     twins = []
     for snr_db in DEFAULT_SNRS_DB:
@@ -432,7 +445,7 @@ def measure_fig3(options: Options) -> Iterator[Measurement]:
     )
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "agents.evaluate", "--agents", ",".join(_POLICIES), "--no-figures"]
-        command += ["--cache", str(options.cache.absolute()), "--split", "all", "--episodes", str(options.episodes)]
+        command += ["--cache", str(cache.path.absolute()), "--split", "all", "--episodes", str(options.episodes)]
         command += ["--workers", str(options.workers), "--out", folder]
         seconds, memory = run_and_watch(command)
     yield compare("fig3", "whole command", "s", [seconds], [statistics.median(values)], "evaluation alone")
@@ -640,7 +653,9 @@ def main(
     num_envs: Annotated[str, typer.Option(help="Sizes of the vector environment.")] = "1,4,16,64,256,1024",
     episodes: Annotated[int, typer.Option(help="Of every policy and SNR in fig3, and its cache's trajectories.")] = 500,
     workers: Annotated[int | None, typer.Option(help="Threads of fig3.", show_default="one a core")] = None,
-    fig3_cache: Annotated[Path, typer.Option(help="Folder of fig3's cache, 1.7 GB, made once.")] = Options.cache,
+    fig3_cache: Annotated[
+        Path | None, typer.Option(help="Folder of fig3's cache, 1.7 GB, made once.", show_default="the user's cache")
+    ] = None,
     twin_episodes: Annotated[int, typer.Option(help="The twin's, of every policy, SNR and repetition.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON, too.")] = None,
     page: Annotated[Path | None, typer.Option(help="Markdown page whose table is to be replaced, too.")] = None,

@@ -9,9 +9,15 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from refine_env.errors import BitstreamError, ConfigurationError, TransportError
+from refine_env.errors import BitstreamError, ConfigurationError, MissingExtraError, TransportError
 from refine_env.evaluation import write_atomically
-from refine_env.transport import Receiver, Reception
+from refine_env.transport import (
+    DEFAULT_EPISODE_TIMEOUT,
+    DEFAULT_MAX_LATENT_DIM,
+    DEFAULT_MAX_NUM_STEPS,
+    Receiver,
+    Reception,
+)
 
 __all__ = ["DEFAULT_PORT", "describe", "main"]
 
@@ -32,14 +38,25 @@ def main(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = DEFAULT_PORT,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a sender, and for each of its frames.")] = 60.0,
+    episode_timeout: Annotated[float, typer.Option(help="Seconds that an episode may take.")] = DEFAULT_EPISODE_TIMEOUT,
+    max_latent_dim: Annotated[int, typer.Option(help="M that is taken.")] = DEFAULT_MAX_LATENT_DIM,
+    max_num_steps: Annotated[int, typer.Option(help="T that is taken.")] = DEFAULT_MAX_NUM_STEPS,
     out: Annotated[Path | None, typer.Option(help="Save what the device holds, float32 (M,), as this .npy.")] = None,
 ) -> None:
     """Play the device for one episode: listen, decode every delivery, hold a latent at the deadline.
 
-    Exit codes: 0 done, 2 an argument is wrong, 3 the connection failed, or the output cannot be written.
+    Exit codes: 0 done, 2 an argument is wrong, 3 the connection failed, or the output cannot be written, 4 the sender
+    entropy-codes and the extra for that is not installed.
     """
     try:
-        with Receiver(host, port, timeout=timeout) as receiver:
+        with Receiver(
+            host,
+            port,
+            timeout=timeout,
+            episode_timeout=episode_timeout,
+            max_latent_dim=max_latent_dim,
+            max_num_steps=max_num_steps,
+        ) as receiver:
             typer.echo("listening on {}:{}".format(*receiver.address))
             reception = receiver.receive()
         if out is not None:
@@ -50,6 +67,9 @@ def main(
     except (TransportError, BitstreamError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(3) from None
+    except MissingExtraError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(4) from None
     typer.echo(describe(reception))
 
 

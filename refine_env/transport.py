@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import socket
 import struct
 import time
@@ -23,22 +24,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine_env._validation import check_integer, check_positive
-from refine_env.coding import Message, RefinementCodec
-from refine_env.coding.bitstream import HEADER_BYTES, latent_bytes, payload_bytes
+from refine_env.coding import Coder, Message, RefinementCodec
+from refine_env.coding.bitstream import HEADER_BYTES, MAX_LATENT_DIM, MAX_STEP, latent_bytes, payload_bytes
 from refine_env.config import SystemConfig
 from refine_env.env import LatentRefinementEnv
-from refine_env.errors import BitstreamError, ConfigurationError, TransportError
+from refine_env.errors import BitstreamError, ConfigurationError, TransportError, printable
 from refine_env.evaluation import Policy, reset_policy
 
-__all__ = ["PROTOCOL_VERSION", "Delivery", "Receiver", "Reception", "Sender", "Transmission"]
+__all__ = [
+    "DEFAULT_EPISODE_TIMEOUT",
+    "DEFAULT_MAX_LATENT_DIM",
+    "DEFAULT_MAX_NUM_STEPS",
+    "PROTOCOL_VERSION",
+    "Delivery",
+    "Receiver",
+    "Reception",
+    "Sender",
+    "Transmission",
+]
 
 PROTOCOL_VERSION = 2
+DEFAULT_MAX_LATENT_DIM = 1 << 20
+"""M that a device takes: 64 times Stable Diffusion's; at the device one dimension takes about 40 bytes."""
+
+DEFAULT_MAX_NUM_STEPS = 1000
+"""T that a device takes, the length of the usual training schedules; a coder's tables have (T+1)² entries."""
+
+DEFAULT_EPISODE_TIMEOUT = 600.0
+"""Seconds that an episode may take at a device, where the frames of a usual one take less than one."""
+
 _FRAME = struct.Struct(">BII")  # kind, slot, length of the content
 _CHECKSUM = struct.Struct(">I")  # CRC-32 of these three and the content, which follows
 _SYSTEM, _NOISE, _SLOT, _DIGEST = range(1, 5)
 _NAMES = {_SYSTEM: "system", _NOISE: "noise", _SLOT: "slot", _DIGEST: "digest"}
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_MAX_SYSTEM_BYTES = 1 << 22  # second moments of some hundred steps; the coder's tables, too, grow with their square
+_MAX_SYSTEM_BYTES = 1 << 22  # second moments of 400 steps; JSON takes up to 30 times its length in memory
 _BLOCK_BYTES = 1 << 20
 _MAX_PORT = 65535
 _SAME_VERSION = "Run the same version of refine-env at both ends."
@@ -200,14 +220,35 @@ class Receiver:
         host: address to listen at.
         port: 0 takes a free one, see :attr:`address`.
         timeout: seconds to wait for a sender, and then for each of its frames, before giving up.
+        episode_timeout: seconds that an episode may take from the first connection to the answer.
+        max_latent_dim: M that is taken; memory and work of an episode grow with it.
+        max_num_steps: T that is taken; memory grows with its square.
 
     Raises:
-        ConfigurationError: if ``timeout`` is not > 0, or the port is none.
+        ConfigurationError: if a time is not > 0, or the port or another number is none.
         TransportError: if the address cannot be listened at.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        timeout: float = 10.0,
+        episode_timeout: float = DEFAULT_EPISODE_TIMEOUT,
+        max_latent_dim: int = DEFAULT_MAX_LATENT_DIM,
+        max_num_steps: int = DEFAULT_MAX_NUM_STEPS,
+    ) -> None:
         self.timeout = _check_timeout(timeout)
+        self.episode_timeout = check_positive(
+            "episode_timeout", episode_timeout, advice="Give seconds, for example 600."
+        )
+        self.max_latent_dim = check_integer(
+            "max_latent_dim", max_latent_dim, 1, MAX_LATENT_DIM, advice="Give M of the largest latents to take."
+        )
+        self.max_num_steps = check_integer(
+            "max_num_steps", max_num_steps, 1, MAX_STEP, advice="Give T of the longest schedule to take."
+        )
         check_integer("port", port, 0, _MAX_PORT, advice="0 takes a free one.")
         try:
             self._socket = socket.create_server((host, port))
@@ -228,13 +269,82 @@ class Receiver:
         """Wait for a sender, and play the device for one episode.
 
         Raises:
-            TransportError: if none comes, or it takes too long, hangs up, or sends anything but the protocol.
+            TransportError: if none comes, or it takes too long, hangs up, describes a system that is none or too
+                large, or sends anything else but the protocol.
             BitstreamError: if it sends a message that is none, or does not fit what the device holds.
+            MissingExtraError: if it is to entropy-code, and the extra ``entropy`` is not installed.
         """
         with _sentences("A server", self.timeout):
             connection, _ = self._socket.accept()
         with connection:
-            return _receive(_Link(connection, "The server", self.timeout))
+            return self._play(_Link(connection, "The server", self.timeout, self.episode_timeout))
+
+    def _play(self, link: _Link) -> Reception:
+        config, coder = self._read_system(link.read(_SYSTEM, 1, _MAX_SYSTEM_BYTES)[1])
+        _, noise = link.read(_NOISE, 2 * config.latent_dim, 2 * config.latent_dim)
+        codec = RefinementCodec(coder, np.frombuffer(noise, dtype=">f2").astype(np.float16))
+        largest = HEADER_BYTES + max(
+            coder.side_bytes(bits) + payload_bytes(config.latent_dim, bits) for bits in config.bit_depths
+        )
+        buffer = bytearray()
+        deliveries: list[Delivery] = []
+        slot = 0
+        while slot < config.deadline:
+            last = slot
+            slot, piece = link.read(_SLOT, 0, largest - len(buffer))
+            if not last < slot <= config.deadline:
+                raise TransportError(
+                    f"The slot of a frame must be in {last + 1} … {config.deadline}, got {slot}. Send every slot once."
+                )
+            buffer += piece
+            length = Message.length(bytes(buffer[:HEADER_BYTES])) if len(buffer) >= HEADER_BYTES else largest
+            if length > largest:
+                raise BitstreamError(
+                    f"A message must have at most {largest} bytes in this system, got {length}. {_SAME_VERSION}"
+                )
+            if len(buffer) >= length:
+                message = Message.from_bytes(bytes(buffer))
+                codec.decompress(message)
+                deliveries.append(Delivery(slot, message.step, message.bits, len(buffer)))
+                buffer.clear()
+        link.write(_DIGEST, slot, _digest(codec.device))
+        return Reception(
+            latent=codec.device,
+            device_step=codec.device_step,
+            device_bits=codec.device_bits,
+            deliveries=tuple(deliveries),
+            config=config,
+        )
+
+    def _read_system(self, data: bytes) -> tuple[SystemConfig, Coder]:
+        """The system that a sender describes, and its coder, which is built only where both are within the limits."""
+        try:
+            system = json.loads(data)
+            protocol, values = system["protocol"], system["config"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise TransportError(
+                f"The system must be a JSON object with `protocol` and `config`, got {data[:40]!r} "
+                f"({type(error).__name__}). {_SAME_VERSION}"
+            ) from None
+        if protocol != PROTOCOL_VERSION:
+            raise TransportError(
+                f"`protocol` must be {PROTOCOL_VERSION}, got {printable(repr(protocol), 40)}. {_SAME_VERSION}"
+            )
+        try:
+            with np.errstate(over="raise", divide="raise", invalid="raise"):  # numbers that no system has
+                config = SystemConfig.from_dict(values)
+                for name, value in (("latent_dim", config.latent_dim), ("num_steps", config.num_steps)):
+                    limit = getattr(self, f"max_{name}")
+                    if value > limit:
+                        raise TransportError(
+                            f"`{name}` must be at most {limit} at this device, got {printable(value, 40)}. "
+                            f"Raise the receiver's `max_{name}` if it is meant to be so large."
+                        )
+                return config, config.make_coder()
+        except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+            raise TransportError(
+                f"`config` must describe a system, got one that does not ({printable(error)}). {_SAME_VERSION}"
+            ) from None
 
     def close(self) -> None:
         """Stop listening."""
@@ -254,18 +364,21 @@ class _Link:
         connection: a connected socket.
         peer: who is at the other end, for messages.
         timeout: seconds that a whole frame may take.
+        episode_timeout: seconds that all of them may take.
     """
 
-    def __init__(self, connection: socket.socket, peer: str, timeout: float) -> None:
+    def __init__(self, connection: socket.socket, peer: str, timeout: float, episode_timeout: float = math.inf) -> None:
         self._socket = connection
         self._peer = peer
         self._timeout = timeout
+        self._episode_timeout = episode_timeout
+        self._end = time.monotonic() + episode_timeout
         with contextlib.suppress(OSError):  # of a peer that has hung up again: reading will tell
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def write(self, kind: int, slot: int, body: bytes) -> None:
         with _sentences(self._peer, self._timeout):
-            self._socket.settimeout(self._timeout)
+            self._socket.settimeout(self._time_left(time.monotonic() + self._timeout))
             front = _FRAME.pack(kind, slot, len(body))
             self._socket.sendall(front + _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(front))) + body)
 
@@ -298,71 +411,27 @@ class _Link:
         data = bytearray()
         with _sentences(self._peer, self._timeout):
             while len(data) < length:
-                left = until - time.monotonic()
-                if left <= 0.0:
-                    raise TimeoutError
-                self._socket.settimeout(left)
-                block = self._socket.recv(min(length - len(data), _BLOCK_BYTES))
+                self._socket.settimeout(self._time_left(until))
+                try:
+                    block = self._socket.recv(min(length - len(data), _BLOCK_BYTES))
+                except TimeoutError:
+                    continue  # to which of the two limits it was
                 if not block:
                     raise ConnectionResetError("end of stream")
                 data += block
         return bytes(data)
 
-
-def _receive(link: _Link) -> Reception:
-    """Play the device for one episode."""
-    config = _read_system(link.read(_SYSTEM, 1, _MAX_SYSTEM_BYTES)[1])
-    _, noise = link.read(_NOISE, 2 * config.latent_dim, 2 * config.latent_dim)
-    codec = RefinementCodec(config.make_coder(), np.frombuffer(noise, dtype=">f2").astype(np.float16))
-    largest = HEADER_BYTES + max(
-        codec.coder.side_bytes(bits) + payload_bytes(config.latent_dim, bits) for bits in config.bit_depths
-    )
-    buffer = b""
-    deliveries: list[Delivery] = []
-    slot = 0
-    while slot < config.deadline:
-        last = slot
-        slot, piece = link.read(_SLOT, 0, largest - len(buffer))
-        if not last < slot <= config.deadline:
+    def _time_left(self, until: float) -> float:
+        """Seconds to that time, or to the end of the episode if that is earlier."""
+        now = time.monotonic()
+        if now >= self._end:
             raise TransportError(
-                f"The slot of a frame must be in {last + 1} … {config.deadline}, got {slot}. Send every slot once."
+                f"{self._peer} must complete the episode within {self._episode_timeout:g} s, got one that goes on. "
+                "Allow a longer episode_timeout if it is meant to."
             )
-        buffer += piece
-        length = Message.length(buffer) if len(buffer) >= HEADER_BYTES else largest
-        if length > largest:
-            raise BitstreamError(
-                f"A message must have at most {largest} bytes in this system, got {length}. {_SAME_VERSION}"
-            )
-        if len(buffer) >= length:
-            message = Message.from_bytes(buffer)
-            codec.decompress(message)
-            deliveries.append(Delivery(slot, message.step, message.bits, len(buffer)))
-            buffer = b""
-    link.write(_DIGEST, slot, _digest(codec.device))
-    return Reception(
-        latent=codec.device,
-        device_step=codec.device_step,
-        device_bits=codec.device_bits,
-        deliveries=tuple(deliveries),
-        config=config,
-    )
-
-
-def _read_system(data: bytes) -> SystemConfig:
-    try:
-        system = json.loads(data)
-        protocol, config = system["protocol"], system["config"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise TransportError(
-            f"The system must be a JSON object with `protocol` and `config`, got {data[:40]!r} "
-            f"({type(error).__name__}). {_SAME_VERSION}"
-        ) from None
-    if protocol != PROTOCOL_VERSION:
-        raise TransportError(f"`protocol` must be {PROTOCOL_VERSION}, got {protocol!r:.40}. {_SAME_VERSION}")
-    try:
-        return SystemConfig.from_dict(config)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise TransportError(f"`config` must describe a system, got one that does not ({error}).") from None
+        if now >= until:
+            raise TimeoutError
+        return min(until, self._end) - now
 
 
 def _digest(latent: NDArray[np.float32]) -> bytes:
@@ -378,6 +447,8 @@ def _sentences(peer: str, timeout: float) -> Iterator[None]:
     """Turn what a socket raises into one sentence."""
     try:
         yield
+    except TransportError:  # a sentence already
+        raise
     except TimeoutError:
         raise TransportError(
             f"{peer} must be heard of within {timeout:g} s, got nothing complete. Start it, or allow a longer timeout."

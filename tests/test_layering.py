@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,7 @@ TOOLS_ALLOWED = AGENTS_ALLOWED | {
     "transport",
     "metrics",
     "trajectories",
+    "_store",
     "_validation",
 }
 AGENT_TOOLS = {
@@ -179,6 +181,13 @@ HEAVY = (
     "pandas",
     "scipy.stats",
 )
+
+
+@pytest.mark.parametrize("package", ["refine_env", "agents", "train"])
+def test_no_folder_that_others_can_foresee(package: str) -> None:
+    """In the system's temporary folder everybody may make one first; ``tempfile`` makes private ones."""
+    for file in (ROOT / package).rglob("*.py"):
+        assert not re.search(r"gettempdir|mktemp|[\"'](/var)?/tmp", file.read_text(encoding="utf-8")), file
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -29,9 +29,11 @@ import agents
 import refine_env
 from refine_env import ConfigurationError
 from refine_env.coding.bitstream import HEADER_BYTES
-from refine_env.errors import BitstreamError, TransportError
+from refine_env.errors import BitstreamError, MissingExtraError, TransportError, printable
 from refine_env.trajectories import generate_gaussian
 from refine_env.transport import Receiver, Reception, Sender
+from tests import hostile
+from tests.hostile import frame
 
 ROOT = Path(__file__).parents[1]
 FRAME_BYTES = 13
@@ -48,12 +50,6 @@ with Receiver(timeout=60.0) as receiver:
                  held=(reception.device_step, reception.device_bits))
         print("saved", flush=True)
 """
-
-
-def frame(kind: int, slot: int, body: bytes) -> bytes:
-    """A frame as the page describes it."""
-    front = struct.pack(">BII", kind, slot, len(body))
-    return front + struct.pack(">I", zlib.crc32(front + body)) + body
 
 
 def frames(data: bytes) -> list[tuple[int, int, bytes]]:
@@ -393,7 +389,14 @@ def spoil_piece(data: bytes, spoil: Callable[[bytes], bytes]) -> bytes:
         (lambda d: change_config(d, coder="psychic"), TransportError, "`coder` must be one of .* got 'psychic'"),
         (lambda d: change_config(d, snr_db=10**400), TransportError, "`config` must describe a system"),
         (lambda d: change_config(d, link=[1]), TransportError, "`link` must be an object"),
-        (lambda d: change_config(d, latent_dim=10**12), TransportError, "must have 2000000000000 bytes here, got 512"),
+        (lambda d: change_config(d, latent_dim=10**12), TransportError, "at most 1048576 at this device, got 10{12}"),
+        (lambda d: change_config(d, latent_dim=10**99), TransportError, "1048576 at this device, got 10{38}…"),
+        (lambda d: change_config(d, latent_dim=512), TransportError, "must have 1024 bytes here, got 512"),
+        (
+            lambda d: change_config(d, schedule={"alpha_bar": np.geomspace(1.0, 5e-324, 9).tolist()}),
+            TransportError,
+            r"`config` must describe a system, got one that does not \(overflow encountered",
+        ),
         (lambda d: replace(d, 1, (2, 0, b"\0" * 510)), TransportError, "must have 512 bytes here, got 510"),
         (lambda d: replace(d, 1, (2, 0, b"\x7c\x00" * 256)), BitstreamError, "`noise` must be finite"),
         (lambda d: replace(d, 2, (3, 0, b"")), TransportError, "slot of a frame must be in 1 … 60, got 0"),
@@ -440,6 +443,146 @@ def test_damage_on_the_way_never_yields_another_latent(recorded: tuple[bytes, Re
 def test_a_device_refuses_random_bytes(data: bytes) -> None:
     with pytest.raises(TransportError, match=r"\. "):
         play(data)
+
+
+@contextmanager
+def at_most_megabytes(most: float) -> Iterator[None]:
+    """What is allocated at a time, beyond what was before."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most * 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_hostile_senders_end_in_one_sentence() -> None:
+    """Each stream in a sentence or a finite latent, in bounded memory; of 10,000 see :mod:`tests.hostile`."""
+    ends = set()
+    with Receiver(timeout=10.0) as receiver:
+        for number in range(300):
+            data = hostile.malformed(np.random.default_rng([0, number]))
+            with at_most_megabytes(64.0):
+                ends.add(type(hostile.outcome(receiver, data)))
+    assert ends == {Reception, TransportError, BitstreamError}
+
+
+@pytest.mark.parametrize("coder", ["forward", "closed_loop"])
+def test_a_long_schedule_is_refused_before_anything_is_built(coder: str) -> None:
+    """60 kB of JSON; one matrix of that order has 72 MB, and a coder has a dozen."""
+    good = hostile.session(np.random.default_rng(0))
+    schedule = {"alpha_bar": np.linspace(1.0, 0.1, 3001).tolist()}
+    config = good.config | {"coder": coder, "schedule": schedule, "payload": "latent", "second_moments": None}
+    config["entropy_coding"] = False
+    data = b"".join(frame(*one) for one in good._replace(config=config).frames())
+    with Receiver() as receiver, at_most_megabytes(8.0):
+        end = hostile.outcome(receiver, data)
+    assert str(end) == (
+        "`num_steps` must be at most 1000 at this device, got 3000. Raise the receiver's `max_num_steps` if it is "
+        "meant to be so large."
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_num_steps", 8), ("max_latent_dim", 256)])
+def test_a_receiver_takes_what_it_is_told_to(name: str, value: int) -> None:
+    good = hostile.session(np.random.default_rng(0))
+    data = b"".join(frame(*one) for one in good.frames())
+    with Receiver(**{name: value}) as receiver:  # type: ignore[arg-type]
+        assert isinstance(hostile.outcome(receiver, data), Reception)
+    with Receiver(**{name: value - 1}) as receiver:  # type: ignore[arg-type]
+        assert f"must be at most {value - 1} at this device, got {value}." in str(hostile.outcome(receiver, data))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [hostile.ESCAPES * 1000, [hostile.ESCAPES] * 1000, {hostile.ESCAPES: 1}, 10**4000],
+    ids=["text", "list", "object", "number"],
+)
+def test_what_a_sender_wrote_is_shown_short_and_escaped(value: Any) -> None:
+    """In every field of its system, and where it has fields of its own, in these."""
+    good = hostile.session(np.random.default_rng(0))
+    configs = [good.config | {name: value} for name in (*good.config, hostile.ESCAPES)]
+    configs += [good.config | {"link": good.config["link"] | {name: value}} for name in good.config["link"]]
+    configs += [good.config | {"schedule": {"alpha_bar": value}}]
+    with Receiver() as receiver:
+        for config in configs:
+            system = {"protocol": 2, "config": config}
+            assert isinstance(
+                hostile.outcome(receiver, frame(1, 0, json.dumps(system).encode())), TransportError
+            )  # which also says how long it may be
+        hostile.outcome(receiver, frame(1, 0, json.dumps({"protocol": value}).encode()))
+        hostile.outcome(receiver, frame(1, 0, json.dumps({"protocol": value, "config": 1}).encode()))
+
+
+def test_printable() -> None:
+    assert printable("naïve – ŷ") == "naïve – ŷ"
+    assert printable("\x1b[2J\u202e\ud800\n") == r"\x1b[2J\u202e\ud800\n"
+    assert printable("a" * 200) == "a" * 200
+    assert printable("a" * 201) == "a" * 199 + "…"
+    assert printable("\0" * 100, 40) == r"\x00" * 9 + r"\x0…"
+
+
+def test_an_episode_has_an_end(recorded: tuple[bytes, Reception]) -> None:
+    """Of a sender whose frames all come in time, and that has 100,000 of them."""
+    system, noise, *_ = frames(change_config(recorded[0], deadline=100_000))
+    with Receiver(timeout=5.0, episode_timeout=0.3) as receiver:
+
+        def send(connection: socket.socket) -> None:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(frame(*system) + frame(*noise))
+                for slot in range(1, 100):
+                    time.sleep(0.02)
+                    connection.sendall(frame(3, slot, b""))
+
+        with socket.create_connection(receiver.address) as connection:
+            thread = threading.Thread(target=send, args=(connection,))
+            thread.start()
+            with pytest.raises(
+                TransportError, match=r"The server must complete the episode within 0\.3 s, got one that"
+            ):
+                receiver.receive()
+            thread.join()
+
+
+def entropy_coded() -> bytes:
+    """A session whose messages are entropy-coded."""
+    sessions = (hostile.session(np.random.default_rng(seed)) for seed in range(100))
+    good = next(one for one in sessions if one.config["entropy_coding"])
+    return b"".join(frame(*one) for one in good.frames())
+
+
+def test_a_device_without_the_entropy_coder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so before it takes a message, and hangs up; the next sender is served."""
+    data, plain = entropy_coded(), b"".join(frame(*one) for one in hostile.session(np.random.default_rng(0)).frames())
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    with Receiver() as receiver:
+        with socket.create_connection(receiver.address) as connection:
+            connection.sendall(data[: data.index(b"RFNL")])
+            with pytest.raises(MissingExtraError, match="`constriction` must be installed for this"):
+                receiver.receive()
+            with contextlib.suppress(ConnectionError):
+                assert connection.recv(1) == b""
+        assert isinstance(hostile.outcome(receiver, plain), Reception)
+
+
+def test_the_command_line_without_the_entropy_coder() -> None:
+    program = (
+        "import sys, typer; sys.modules['constriction'] = None; from refine_env.receive import main; typer.run(main)"
+    )
+    device = subprocess.Popen(
+        [sys.executable, "-u", "-c", program, "--port", "0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert device.stdout is not None
+    port = int(device.stdout.readline().rpartition(":")[2])
+    with hostile.sending(("127.0.0.1", port), entropy_coded()):
+        _, complaint = device.communicate(timeout=60)
+    assert device.returncode == 4
+    assert complaint.startswith("error: `constriction` must be installed")
+    assert "Traceback" not in complaint
 
 
 def test_a_sender_that_falls_silent(recorded: tuple[bytes, Reception]) -> None:
@@ -530,6 +673,12 @@ def test_addresses_that_cannot_be_listened_at() -> None:
         Receiver(port=99999)
     with pytest.raises(ConfigurationError, match="`timeout` must be > 0, got 0"):
         Receiver(timeout=0)
+    with pytest.raises(ConfigurationError, match="`episode_timeout` must be a finite number, got inf"):
+        Receiver(episode_timeout=math.inf)
+    with pytest.raises(ConfigurationError, match="`max_latent_dim` must be an integer in 1 … 2147483647, got 0"):
+        Receiver(max_latent_dim=0)
+    with pytest.raises(ConfigurationError, match="`max_num_steps` must be an integer in 1 … 65535, got 65536"):
+        Receiver(max_num_steps=65536)
 
 
 def test_senders_that_cannot_be(make_env: Callable[..., gym.Env[Any, Any]]) -> None:

@@ -6,6 +6,7 @@ first, in ⌈M·b/8⌉ bytes, or their entropy code in fewer. ``docs/bitstream.m
 
 from __future__ import annotations
 
+import math
 import operator
 import struct
 import zlib
@@ -20,11 +21,13 @@ from refine_env.coding import kernels
 from refine_env.coding.entropy import compress_indices, decompress_indices
 from refine_env.coding.lloyd_max import LOSSLESS_BITS
 from refine_env.coding.refinement import Code, Coder
-from refine_env.errors import BitstreamError, ConfigurationError
+from refine_env.errors import BitstreamError, ConfigurationError, import_extra
 
 __all__ = [
     "FORMAT_VERSIONS",
     "HEADER_BYTES",
+    "MAX_LATENT_DIM",
+    "MAX_STEP",
     "Message",
     "RefinementCodec",
     "latent_bytes",
@@ -42,9 +45,13 @@ _CHECKSUM = struct.Struct(">I")
 HEADER_BYTES = _HEADER.size
 """Length of a message before its side information and payload."""
 
-_MAX_STEP = 0xFFFF
+MAX_STEP = 0xFFFF
+"""Largest step that a header can number."""
+
+MAX_LATENT_DIM = 2**31 - 1
+"""Largest M of a message: its 2·M bytes without loss still fit the header's field."""
+
 _MAX_SIDE_BYTES = 0xFFFF
-_MAX_DIM = 2**31 - 1  # its 2·M bytes without loss still fit the header's field
 _DAMAGED = "Send the message again."
 
 
@@ -149,9 +156,9 @@ class Message:
     def __post_init__(self) -> None:
         for name, value, low, high in (
             ("bits", self.bits, 1, LOSSLESS_BITS),
-            ("latent_dim", self.latent_dim, 1, _MAX_DIM),
-            ("step", self.step, 0, _MAX_STEP),
-            ("device_step", self.device_step, 0, _MAX_STEP),
+            ("latent_dim", self.latent_dim, 1, MAX_LATENT_DIM),
+            ("step", self.step, 0, MAX_STEP),
+            ("device_step", self.device_step, 0, MAX_STEP),
             ("latent_crc", self.latent_crc, 0, 0xFFFFFFFF),
             ("side", len(self.side), 0, _MAX_SIDE_BYTES),
         ):
@@ -266,14 +273,17 @@ class RefinementCodec:
     Raises:
         ConfigurationError: if the schedule has more steps than a header can number.
         BitstreamError: if ``noise`` is not finite float16.
+        MissingExtraError: if the coder entropy-codes such latents, and the extra ``entropy`` is not installed.
     """
 
     def __init__(self, coder: Coder, noise: NDArray[np.float16]) -> None:
-        if coder.schedule.num_steps > _MAX_STEP:
+        if coder.schedule.num_steps > MAX_STEP:
             raise ConfigurationError(
-                f"`coder` must have at most {_MAX_STEP} steps, got {coder.schedule.num_steps}. Use a shorter schedule."
+                f"`coder` must have at most {MAX_STEP} steps, got {coder.schedule.num_steps}. Use a shorter schedule."
             )
         patterns = _float16_patterns("noise", noise)
+        if any(coder.entropy_coded(patterns.size, bits) for bits in coder.bit_depths):
+            import_extra("constriction", "entropy")  # before anything is sent, not at the first message
         self.coder = coder
         self.device: NDArray[np.float32] = np.empty(patterns.size, dtype=np.float32)
         kernels.decode_float16(patterns, self.device)
@@ -298,8 +308,7 @@ class RefinementCodec:
 
         Raises:
             BitstreamError: if the latent is not finite float16 with M values, t is nothing fresher than what the
-                device holds, or b is not among the coder's bit depths.
-            MissingExtraError: if the coder is to entropy-code, and the extra ``entropy`` is not installed.
+                device holds, b is not among the coder's bit depths, or what it decodes to is not finite.
         """
         patterns = _float16_patterns("latent", latent)
         if patterns.size != self.latent_dim:
@@ -337,8 +346,7 @@ class RefinementCodec:
 
         Raises:
             BitstreamError: if the bytes are no undamaged message, it does not fit what the device holds, or it does
-                not decode to the latent that the server meant. The device then holds what it held.
-            MissingExtraError: if the payload is entropy-coded, and the extra ``entropy`` is not installed.
+                not decode to the latent that the server meant, or to none. The device then holds what it held.
         """
         if not isinstance(message, Message):
             message = Message.from_bytes(message)
@@ -396,7 +404,15 @@ class RefinementCodec:
 
     def _decode(self, code: Code, step: int, bits: int) -> tuple[NDArray[np.float32], float]:
         decoded = self.device.copy()
-        error = self.coder.decode(code, decoded, step, self.device_step, bits, self.device_error, self.num_deliveries)
+        with np.errstate(over="ignore", invalid="ignore"):  # of moments that are none; refused below
+            error = self.coder.decode(
+                code, decoded, step, self.device_step, bits, self.device_error, self.num_deliveries
+            )
+        if not (np.isfinite(decoded).all() and math.isfinite(error)):
+            raise BitstreamError(
+                "The decoded latent and its error must be finite, got values that are not. "
+                "Check the second moments and the schedule that the coder predicts with."
+            )
         decoded.setflags(write=False)
         return decoded, error
 

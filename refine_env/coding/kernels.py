@@ -511,12 +511,13 @@ def decode_residual(
         order: the same rotation.
         table: the b-bit quantizer's tables.
     """
-    work = np.empty_like(device)
-    _dequantize(indices, table.levels, np.float32(scale), work)
-    if order.size:
-        rotated = work
-        work = np.empty_like(rotated)
-        unrotate(rotated, order, work)
+    work = np.zeros_like(device)
+    if scale > 0.0:
+        _dequantize(indices, table.levels, np.float32(scale), work)
+        if order.size:
+            rotated = work
+            work = np.empty_like(rotated)
+            unrotate(rotated, order, work)
     _add_residual(device, np.float32(gain), work, device)
 
 

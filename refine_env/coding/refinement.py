@@ -17,7 +17,7 @@ from refine_env.coding import kernels
 from refine_env.coding.entropy import coded_bytes, index_model, longest_code
 from refine_env.coding.lloyd_max import LOSSLESS_BITS, LloydMax, base_distortion
 from refine_env.distortion import RefinementModel, SecondMoments
-from refine_env.errors import ConfigurationError
+from refine_env.errors import BitstreamError, ConfigurationError
 from refine_env.schedule import NoiseSchedule
 
 __all__ = [
@@ -295,8 +295,10 @@ class _LinearCoder:
         return rotation_orders(latent_dim, count) if self.rotation and latent_dim > 0 else _NO_ROTATION
 
     def _order(self, latent_dim: int, delivery: int) -> NDArray[np.int32]:
-        """One rotation (M,), or (0,) where there is none."""
-        order: NDArray[np.int32] = self._rotations(latent_dim, delivery + 1)[delivery if self.rotation else 0]
+        """One rotation (M,), or (0,) where there is none; not kept, since a peer may choose how many there are."""
+        orders = np.empty((1, latent_dim if self.rotation else 0), dtype=np.int32)
+        kernels.fill_orders(orders, delivery)
+        order: NDArray[np.int32] = orders[0]
         return order
 
     def refinement(self, step: int, device_step: int, bits: int, device_error: float) -> Refinement:
@@ -462,6 +464,9 @@ class _LinearCoder:
 
         Returns:
             The predicted coding error of x̂_t.
+
+        Raises:
+            BitstreamError: if the scale that was sent is none: negative, infinite or NaN.
         """
         if bits == LOSSLESS_BITS:
             kernels.decode_float16(code.indices, device)
@@ -469,6 +474,10 @@ class _LinearCoder:
         gain, scale, error = self.refinement(step, device_step, bits, device_error)
         if self.sent_scale:
             (scale,) = _SCALE.unpack(code.side)
+            if not 0.0 <= scale < math.inf:
+                raise BitstreamError(
+                    f"The scale of a message must be a finite number >= 0, got {scale}. Send the message again."
+                )
             error = scale * scale * self._base_distortion[bits]
         order = self._order(device.size, delivery)
         kernels.decode_residual(code.indices, device, gain, scale, order, self._quantizers[bits].table)

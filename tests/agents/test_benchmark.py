@@ -22,6 +22,7 @@ from agents.benchmark import (
     print_measurements,
 )
 from refine_env import CacheError, ConfigurationError
+from refine_env._store import DIRECTORY_VARIABLE
 from refine_env.trajectories import generate_gaussian
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,14 @@ def test_another_cache_is_refused(tmp_path: Path, gaussian_cache: Path) -> None:
     generate_gaussian(tmp_path / "few", 1, (4, 64, 64), num_steps=2)
     with pytest.raises(CacheError, match=r"must hold 2 trajectories of \(4, 64, 64\), got 1 of"):
         benchmark.open_gaussian(Options(**FAST, cache=tmp_path / "few"))  # type: ignore[arg-type]
+
+
+def test_the_cache_is_the_user_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path / "kept"))
+    assert benchmark.open_gaussian(Options(**FAST)).path == tmp_path / "kept" / "benchmark" / "gaussian"  # type: ignore[arg-type]
+    monkeypatch.setenv(DIRECTORY_VARIABLE, "")
+    with pytest.raises(ConfigurationError, match="`--fig3-cache` must be given where nothing is kept for the user"):
+        benchmark.open_gaussian(Options(**FAST))  # type: ignore[arg-type]
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

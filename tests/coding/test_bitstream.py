@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from refine_env import ConfigurationError, NoiseSchedule, SystemConfig, TrajectoryCache
 from refine_env.coding import ClosedLoopCoder, ForwardCoder, LloydMax, Message, RefinementCodec, kernels
 from refine_env.coding.bitstream import HEADER_BYTES, latent_bytes, pack_indices, unpack_indices
+from refine_env.coding.refinement import rotation_orders
+from refine_env.distortion import RefinementModel, SecondMoments
 from refine_env.errors import BitstreamError
 from refine_env.simulator import EpisodeBatch
 from tests.coding import golden
@@ -459,3 +462,69 @@ def test_golden_files_can_be_written_anew(tmp_path: Path) -> None:
     }
     for path in written:
         assert path.read_bytes() == (golden.FOLDER / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("rotation", [True, False])
+@pytest.mark.parametrize(
+    ("scale", "good"),
+    [(np.nan, False), (np.inf, False), (-np.inf, False), (-1.0, False), (0.0, True), (2.0**-24, True), (65504.0, True)],
+)
+def test_a_forged_scale_is_refused(trajectory: NDArray[np.float16], rotation: bool, scale: float, good: bool) -> None:
+    """With all three checksums right. 0 and subnormal scales are good ones: of residuals that are, or nearly are, 0."""
+    coder = ClosedLoopCoder(SCHEDULE, (3, 8), rotation=rotation)
+    server, device = RefinementCodec(coder, trajectory[-1]), RefinementCodec(coder, trajectory[-1])
+    first = server.compress(trajectory[4], 4, 8)
+    for end in (server, device):
+        end.decompress(first)
+    message = server.compress(trajectory[2], 2, 3)
+    latent = device.device.copy()
+    order = rotation_orders(61, 2)[1] if rotation else np.empty(0, dtype=np.int32)
+    gain = coder.refinement(2, 4, 3, device.device_error).gain
+    indices = unpack_indices(message.payload, 3, 61)
+    kernels.decode_residual(indices, latent, gain, scale, order, LloydMax(3).table)
+    forged = forge(message, side=np.array(scale, dtype=">f2").tobytes(), latent_crc=zlib.crc32(latent_bytes(latent)))
+    before = state(device)
+    if good:
+        assert latent_bytes(device.decompress(forged)) == latent_bytes(latent)
+        return
+    with pytest.raises(
+        BitstreamError, match="The scale of a message must be a finite number >= 0, got (nan|-?inf|-1.0)"
+    ):
+        device.decompress(forged)
+    assert state(device) == before
+
+
+def test_a_latent_that_is_not_finite_is_refused(rng: np.random.Generator) -> None:
+    """Of moments that are none, and predict every latent as 10^30 times the one before."""
+    moments = np.full((SCHEDULE.num_steps + 1, SCHEDULE.num_steps + 1), 1e30)
+    np.fill_diagonal(moments, 1.0)
+    coder = ClosedLoopCoder(SCHEDULE, (8,), RefinementModel.closed_loop(SecondMoments(moments)))
+    latents = rng.standard_normal((SCHEDULE.num_steps + 1, 61)).astype(np.float16)
+    codec = RefinementCodec(coder, latents[-1])
+    codec.decompress(codec.compress(latents[4], 4, 8))
+    before = state(codec)
+    with pytest.raises(BitstreamError, match="The decoded latent and its error must be finite"):
+        codec.compress(latents[2], 2, 8)
+    assert state(codec) == before
+
+
+@pytest.mark.parametrize("rotation", [True, False])
+def test_a_residual_of_zero_equals_the_simulator_bit_for_bit(rotation: bool) -> None:
+    """Of negative zeros: adding a zero of either sign makes a difference."""
+    coder = ClosedLoopCoder(SCHEDULE, (3,), rotation=rotation)
+    latents = np.full((SCHEDULE.num_steps + 1, 61), -0.0, dtype=np.float16)
+    codec, simulated = RefinementCodec(coder, latents[-1]), latents[-1].astype(np.float32)
+    codec.decompress(codec.compress(latents[4], 4, 3))
+    coder.deliver(latents.view(np.uint16), simulated, 4, SCHEDULE.num_steps, 3, 0.0)
+    assert latent_bytes(codec.device) == latent_bytes(simulated)
+
+
+def test_a_rotation_is_one_row_whatever_its_number() -> None:
+    """A sender may make a hundred thousand deliveries; all their rotations would be M times that many numbers."""
+    coder = ClosedLoopCoder(SCHEDULE, (3,))
+    code = coder.encode(np.zeros(64, dtype=np.uint16), np.ones(64, dtype=np.float32), 2, 4, 3, 0.0)
+    tracemalloc.start()
+    coder.decode(code, np.ones(64, dtype=np.float32), 2, 4, 3, 0.0, delivery=99_999)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e5
