@@ -159,5 +159,4 @@ def alphas_cumprod(beta_start: float, beta_end: float, num_train_steps: int, pow
         Shape (num_train_steps,).
     """
     beta = np.linspace(beta_start**power, beta_end**power, num_train_steps) ** (1.0 / power)
-    products: NDArray[np.float64] = np.cumprod(1.0 - beta)
-    return products
+    return np.cumprod(1.0 - beta, dtype=np.float64)

@@ -10,7 +10,7 @@ import operator
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -396,16 +396,17 @@ def find_damage(
         if progress is not None:
             progress(done, total)
     if deep and not damage:
-        damage = _find_wrong_fields(manifest, total_statistics(recipe, summaries), str(folder / MANIFEST_FILE))
+        damage = _find_wrong_fields(manifest, summaries, str(folder / MANIFEST_FILE))
     return damage
 
 
-def _find_wrong_fields(manifest: Manifest, statistics: Mapping[str, NDArray[np.float64]], where: str) -> list[str]:
+def _find_wrong_fields(manifest: Manifest, summaries: Sequence[ShardSummary], where: str) -> list[str]:
     recipe = manifest.recipe
+    names = ("mean_square", "second_moments", "clean_second_moments")
     wrong = [
         f"`{name}` in {where} must be that of the shards, got another (the greatest difference is "
         f"{np.abs(getattr(manifest, name) - values).max():.3g})"
-        for name, values in statistics.items()
+        for name, values in zip(names, total_statistics(recipe, summaries), strict=True)
         if not np.array_equal(getattr(manifest, name), values)
     ]
     for index, trajectory in enumerate(recipe.trajectories):
@@ -491,12 +492,11 @@ def check_shard(folder: Path, span: Span, recipe: Recipe, *, num_bytes: int | No
                     f"`{name}` in {file} must have the {key} {value}, got {shorten(stored)}. {REMEDY}"
                 )
         offsets = header[name].get("data_offsets")
-        num_values = prod(shape)
         if (
             not isinstance(offsets, list)
             or [type(offset) for offset in offsets] != [int, int]
             or offsets[0] < 0
-            or offsets[1] != offsets[0] + 2 * num_values
+            or offsets[1] != offsets[0] + 2 * prod(shape)
             or 8 + length + offsets[1] > size
         ):
             raise CacheFormatError(

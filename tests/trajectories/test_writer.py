@@ -24,7 +24,8 @@ from hypothesis.extra import numpy as hnp
 
 from refine_env import CacheError, CacheFormatError, NoiseSchedule, TrajectoryCache
 from refine_env.trajectories import Manifest, Recipe, generate_forward_process, generate_gaussian
-from refine_env.trajectories.writer import CacheWriter, gram, squares
+from refine_env.trajectories.statistics import gram, squares
+from refine_env.trajectories.writer import CacheWriter
 
 SCHEDULE = NoiseSchedule([1.0, 0.7, 0.2])
 SHAPE = (1, 2, 3)
@@ -384,7 +385,7 @@ def test_manifest_is_deterministic_and_names_no_place(tmp_path: Path) -> None:
     assert str(tmp_path).encode() not in raw
     assert b"first" not in raw
     values = json.loads(raw)
-    assert values["format_version"] == 1
+    assert values["format_version"] == 2
     assert values["dtype"] == "float16"
     assert values["splits"] == {"train": [0, 4], "test": [4, 7]}
     assert [shard["start"] for shard in values["shards"]] == [0, 3, 6]
