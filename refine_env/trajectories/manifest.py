@@ -476,8 +476,8 @@ class _Fields:
 
     def number(self, name: str) -> float:
         value: Any = self.values.get(name)
-        if type(value) not in (int, float) or not np.isfinite(value):
-            self.fail(name, "a finite number", value)
+        if type(value) not in (int, float):
+            self.fail(name, "a number", value)
         return float(value)
 
     def integers(self, name: str) -> tuple[int, ...]:

@@ -390,7 +390,7 @@ class TestDamage:
             ),
             ("clean_second_moments", None, "`clean_second_moments` in .* must be finite numbers"),
             ("clean_estimates", "guess", "`clean_estimates` in .* must be one of 'denoiser', 'linear-mmse'"),
-            ("guidance_scale", "x", "`guidance_scale` in .* must be a finite number"),
+            ("guidance_scale", "x", "`guidance_scale` in .* must be a number"),
             ("generator", None, "`generator` in .* must be an object, got None"),
             ("shards", {}, "`shards` in .* must be a list of objects"),
         ],
