@@ -50,13 +50,12 @@ def read_file(file: Path) -> bytes:
         CacheError: if it cannot be read.
     """
     with open_file(file) as handle:
+        if os.fstat(handle.fileno()).st_size > MAX_JSON_BYTES:
+            raise CacheFormatError(f"{file} must have at most {MAX_JSON_BYTES} bytes, got more. {REMEDY}")
         try:
-            raw = handle.read(MAX_JSON_BYTES + 1)
+            return handle.read()
         except OSError as error:
             raise CacheError(f"{file} must be readable, got {reason(error)}. {REMEDY}") from error
-    if len(raw) > MAX_JSON_BYTES:
-        raise CacheFormatError(f"{file} must have at most {MAX_JSON_BYTES} bytes, got more. {REMEDY}")
-    return raw
 
 
 def parse_json(raw: bytes, where: str) -> dict[str, Any]:
