@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from refine_env.errors import CacheError, ConfigurationError, MissingExtraError
+from refine_env.errors import CacheError, ConfigurationError, MissingExtraError, printable
 from refine_env.schedule import NoiseSchedule
 from refine_env.trajectories import (
     TrajectoryCache,
@@ -39,7 +39,7 @@ EXIT_MISSING = 4
 EXIT_INTERRUPTED = 130
 
 _EXIT_CODES = """
-Exit codes: 0 done; 1 `verify` found damaged shards; 2 an argument or an input file is not valid; 3 a cache
+Exit codes: 0 done; 1 `verify` found damage; 2 an argument or an input file is not valid; 3 a cache
 is missing, of another format, or cannot be read or written; 4 an optional dependency or a model's weights are
 missing; 130 interrupted.
 """
@@ -324,13 +324,13 @@ def _info(
     """Describe a cache; the data are not read."""
     summary = _summary(TrajectoryCache.open(cache))
     if as_json:
-        typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(summary, indent=2))  # in ASCII, which escapes what a terminal would obey
         return
     by_step = summary.pop("by_step")
     facts = Table(show_header=False, box=None, pad_edge=False)
     for name, value in summary.items():
         if value is not None:
-            facts.add_row(name, Text(_text(value)))
+            facts.add_row(name, Text(_line(_text(value))))
     steps = Table("t", "ᾱ_t", "E‖x_t‖²/M", "E‖y_t − x_0‖²/M", box=None, pad_edge=False)
     for row in by_step:
         steps.add_row(str(row["t"]), f"{row['alpha_bar']:.6f}", f"{row['mean_square']:.4f}", f"{row['mmse']:.4g}")
@@ -341,24 +341,40 @@ def _info(
 
 
 @app.command("verify", epilog=_EXIT_CODES)
-def _verify(cache: Cache, quiet: Quiet = False) -> None:
-    """Read a whole cache, compare each shard with its hash, and name the damaged ones."""
+def _verify(
+    cache: Cache,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Recompute the statistics, the seeds and ᾱ, too, where that is possible.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read a whole cache, compare the manifest and each shard with its hash, and name what is damaged."""
     folder = find_cache(cache)
     manifest, sha256 = read_manifest(folder)
+    if not manifest.is_sealed:
+        _say(
+            f"The manifest of {folder} is of format version 1, which holds no hash of itself, so it is not protected: "
+            f"damage to it may go unseen{'' if deep else ', most of it not with --deep'}.",
+            error=True,
+        )
     with _progress(quiet) as progress:
-        damage = find_damage(folder, manifest, partial(progress, "verifying"))
+        damage = find_damage(folder, manifest, partial(progress, "verifying"), deep=deep)
     for sentence in damage:
-        print(sentence, file=sys.stderr)
-    count = len(manifest.shards)
+        _say(sentence, error=True)
     if damage:
-        print(
-            f"{len(damage)} of {count} shards of {folder} are damaged. Restore these files, or generate the "
-            "cache again with --overwrite.",
-            file=sys.stderr,
+        _say(
+            f"{folder} is damaged in {len(damage)} place{'s' * (len(damage) > 1)}. Restore these files, or generate "
+            "the cache again with --overwrite.",
+            error=True,
         )
         raise typer.Exit(EXIT_DAMAGED)
-    if not quiet:
-        typer.echo(f"{count} of {count} shards of {folder} are whole (manifest SHA-256 {sha256}).")
+    if quiet:
+        return
+    count = len(manifest.shards)
+    _say(f"{count} of {count} shards of {folder} are whole (manifest SHA-256 {sha256}).")
+    if deep:
+        schedule = "ᾱ" if manifest.recipe.scheduler_alpha_bar() is not None else "not ᾱ, whose source it does not name"
+        _say(f"The manifest says of them what they hold: second moments, mean squares, seeds, and {schedule}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -383,8 +399,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
-    print(f"refine-env: {error}", file=sys.stderr)
+    _say(f"refine-env: {error}", error=True)
     sys.exit(code)
+
+
+def _say(text: str, *, error: bool = False) -> None:
+    """Print a line, the only way in which this program does: it may hold what a file says, or a folder's name."""
+    typer.echo(_line(text), err=error)
+
+
+def _line(text: str) -> str:
+    return printable(text, limit=10 * len(text))
 
 
 def _parse_shape(text: str) -> tuple[int, ...]:
@@ -424,10 +449,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, float, int], None]]:
     except KeyboardInterrupt:
         for bar in bars.values():
             bar.close()
-        print(
-            "refine-env: interrupted. Run the same command again; a generation goes on where it stopped.",
-            file=sys.stderr,
-        )
+        _say("refine-env: interrupted. Run the same command again; a generation goes on where it stopped.", error=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         for bar in bars.values():
@@ -436,7 +458,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, float, int], None]]:
 
 def _print_done(cache: TrajectoryCache, quiet: bool) -> None:
     if not quiet:
-        typer.echo(f"{len(cache)} trajectories in {cache.path} (manifest SHA-256 {cache.sha256}).")
+        _say(f"{len(cache)} trajectories in {cache.path} (manifest SHA-256 {cache.sha256}).")
 
 
 def _summary(cache: TrajectoryCache) -> dict[str, Any]:

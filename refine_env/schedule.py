@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from refine_env._validation import check_integer
 from refine_env.errors import ConfigurationError
 
-__all__ = ["NoiseSchedule"]
+__all__ = ["NoiseSchedule", "alphas_cumprod"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +142,21 @@ class NoiseSchedule:
             ConfigurationError: if ``num_steps`` is not in 1 … 999.
         """
         num_steps = check_integer("num_steps", num_steps, 1, 999, advice="The schedule has 1000 training steps.")
-        beta = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
         taus = np.arange(num_steps - 1, -1, -1) * (1000 // num_steps) + 1
-        return cls.from_alphas_cumprod(np.cumprod(1.0 - beta), taus.tolist())
+        return cls.from_alphas_cumprod(alphas_cumprod(0.00085, 0.012, 1000, 0.5), taus.tolist())
+
+
+def alphas_cumprod(beta_start: float, beta_end: float, num_train_steps: int, power: float) -> NDArray[np.float64]:
+    """A training schedule's cumulative products of 1 − β.
+
+    Args:
+        beta_start: the first β.
+        beta_end: the last β.
+        num_train_steps: their number.
+        power: β to this power are equally spaced: 1 is diffusers' ``linear``, 0.5 its ``scaled_linear``.
+
+    Returns:
+        Shape (num_train_steps,).
+    """
+    beta = np.linspace(beta_start**power, beta_end**power, num_train_steps) ** (1.0 / power)
+    return np.cumprod(1.0 - beta, dtype=np.float64)

@@ -222,7 +222,7 @@ class TestVerify:
         assert captured.out == ""
         assert second.name in captured.err
         assert first.name not in captured.err
-        assert f"1 of 2 shards of {folder} are damaged" in captured.err
+        assert f"{folder} is damaged in 1 place." in captured.err
 
     def test_missing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("verify", tmp_path) == 3

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import importlib.resources
-import json
 import mmap
 import operator
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -25,7 +23,9 @@ from numpy.typing import NDArray
 from refine_env._validation import check_choice
 from refine_env.errors import CacheError, CacheFormatError
 from refine_env.schedule import NoiseSchedule
-from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Span
+from refine_env.trajectories.files import REMEDY, open_file, parse_json, read_file, reason, shorten
+from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Span, sample_seed
+from refine_env.trajectories.statistics import ShardSummary, summarize, total_statistics
 
 __all__ = ["SPLITS", "TrajectoryCache", "find_cache", "find_damage", "read_manifest"]
 
@@ -38,7 +38,7 @@ _MAX_OPEN_SHARDS = 256  # each map holds a file descriptor, and 1024 are a usual
 _MAX_HEADER_BYTES = 1 << 20
 _HASH_BLOCK_BYTES = 1 << 20
 _LONGEST_NAME = 4000
-_REMEDY = "Restore the file, or generate the cache again."
+_ALPHA_BAR_TOLERANCE = 1e-4  # the models compute the product of a thousand factors in float32
 
 
 class TrajectoryCache:
@@ -240,16 +240,17 @@ class TrajectoryCache:
         """
         return self._manifest.recipe.trajectories[self._index(index)].seed
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def verify(self, progress: Callable[[int, int], None] | None = None, *, deep: bool = False) -> None:
         """Read every shard and compare it with its hash.
 
         Args:
             progress: called with the bytes read so far and their total.
+            deep: recompute from the shards what the manifest says of them, too; see `find_damage`.
 
         Raises:
-            CacheFormatError: naming every damaged shard.
+            CacheFormatError: naming every damaged shard, and every field that does not fit the shards.
         """
-        damage = find_damage(self._path, self._manifest, progress)
+        damage = find_damage(self._path, self._manifest, progress, deep=deep)
         if damage:
             raise CacheFormatError(
                 f"{self._path} must hold the shards its manifest lists, got {'; '.join(damage)}. Restore "
@@ -284,10 +285,10 @@ class TrajectoryCache:
         shard = self._manifest.shards[number]
         file = self._path / shard.file
         try:
-            with file.open("rb") as handle:
+            with open_file(file) as handle:
                 buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise CacheError(f"{file} must be readable, got {_reason(error)}. {_REMEDY}") from error
+            raise CacheError(f"{file} must be readable, got {reason(error)}. {REMEDY}") from error
         if len(buffer) != shard.bytes:
             raise CacheFormatError(
                 f"{file} must have {shard.bytes} bytes, got {len(buffer)}. It changed since the cache was "
@@ -355,39 +356,92 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         CacheFormatError: if it is not a manifest of this format version.
     """
     file = folder / MANIFEST_FILE
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise CacheError(f"{file} must be readable, got {_reason(error)}. {_REMEDY}") from error
+    raw = read_file(file)
     return Manifest.from_bytes(raw, str(file)), hashlib.sha256(raw).hexdigest()
 
 
-def find_damage(folder: Path, manifest: Manifest, progress: Callable[[int, int], None] | None = None) -> list[str]:
+def find_damage(
+    folder: Path, manifest: Manifest, progress: Callable[[int, int], None] | None = None, *, deep: bool = False
+) -> list[str]:
     """Read every shard; one sentence for each that is missing, of another structure, or of another hash.
 
     Args:
         folder: the cache's folder.
         manifest: its manifest.
         progress: called with the bytes read so far and their total.
+        deep: if all shards are whole, compare the manifest's fields with what can be computed again: the
+            statistics from the shards, to the bit (all others, such as `TrajectoryCache.mmse`, are computed
+            from these when they are asked for); the seeds from the base seed; and ᾱ, within the rounding of a
+            float32, from a scheduler whose β are linear or scaled-linear. One sentence for each that differs.
     """
+    recipe = manifest.recipe
     damage = []
+    summaries = []
     total = sum(shard.bytes for shard in manifest.shards)
     done = 0
     for shard in manifest.shards:
         try:
-            check_shard(folder, shard, manifest.recipe, num_bytes=shard.bytes)
+            check_shard(folder, shard, recipe, num_bytes=shard.bytes)
             digest = hash_file(folder / shard.file)
-        except CacheError as error:
-            damage.append(str(error).removesuffix(f" {_REMEDY}"))
-        except OSError as error:
-            damage.append(f"{folder / shard.file} cannot be read: {_reason(error)}")
-        else:
             if digest != shard.sha256:
-                damage.append(f"{folder / shard.file} must have SHA-256 {shard.sha256}, got {digest}")
+                damage.append(f"{folder / shard.file} must have SHA-256 {shorten(shard.sha256)}, got {digest}")
+            elif deep:
+                with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite show in the sums
+                    summaries.append(summarize_shard(folder, recipe, shard, sha256=digest))
+        except CacheError as error:
+            damage.append(str(error).removesuffix(f" {REMEDY}"))
+        except OSError as error:
+            damage.append(f"{folder / shard.file} cannot be read: {reason(error)}")
         done += shard.bytes
         if progress is not None:
             progress(done, total)
+    if deep and not damage:
+        damage = _find_wrong_fields(manifest, summaries, str(folder / MANIFEST_FILE))
     return damage
+
+
+def _find_wrong_fields(manifest: Manifest, summaries: Sequence[ShardSummary], where: str) -> list[str]:
+    recipe = manifest.recipe
+    names = ("mean_square", "second_moments", "clean_second_moments")
+    wrong = [
+        f"`{name}` in {where} must be that of the shards, got another (the greatest difference is "
+        f"{np.abs(getattr(manifest, name) - values).max():.3g})"
+        for name, values in zip(names, total_statistics(recipe, summaries), strict=True)
+        if not np.array_equal(getattr(manifest, name), values)
+    ]
+    for index, trajectory in enumerate(recipe.trajectories):
+        seed = sample_seed(recipe.seed, index)
+        if trajectory.seed != seed:
+            wrong.append(
+                f"`trajectories[{index}].seed` in {where} must be {seed}, which follows from the base seed "
+                f"{shorten(recipe.seed)}, got {shorten(trajectory.seed)}"
+            )
+            break
+    alpha_bar = recipe.scheduler_alpha_bar()
+    if alpha_bar is not None and not np.allclose(recipe.alpha_bar, alpha_bar, rtol=_ALPHA_BAR_TOLERANCE, atol=0.0):
+        wrong.append(f"`alpha_bar` in {where} must be that of the scheduler's β at its timesteps, got another")
+    return wrong
+
+
+def summarize_shard(folder: Path, recipe: Recipe, span: Span, *, sha256: str | None = None) -> ShardSummary:
+    """The sums over a shard, from its file.
+
+    Args:
+        folder: the cache's folder.
+        recipe: its recipe.
+        span: the shard.
+        sha256: its hash, where known.
+
+    Raises:
+        CacheError: if the file is missing or damaged.
+    """
+    file = folder / span.file
+    offsets = check_shard(folder, span, recipe)
+    tensors = {
+        name: np.memmap(file, dtype="<f2", mode="r", offset=offset, shape=shape)
+        for offset, (name, shape) in zip(offsets, tensor_shapes(span, recipe).items(), strict=True)
+    }
+    return summarize(recipe, span, tensors, size=file.stat().st_size, sha256=sha256 or hash_file(file))
 
 
 def tensor_shapes(span: Span, recipe: Recipe) -> dict[str, tuple[int, ...]]:
@@ -416,48 +470,46 @@ def check_shard(folder: Path, span: Span, recipe: Recipe, *, num_bytes: int | No
         CacheError: if the file cannot be read.
     """
     file = folder / span.file
-    try:
-        with file.open("rb") as handle:
+    with open_file(file) as handle:
+        try:
             size = os.fstat(handle.fileno()).st_size
             if num_bytes is not None and size != num_bytes:
-                raise CacheFormatError(f"{file} must have {num_bytes} bytes, got {size}. {_REMEDY}")
+                raise CacheFormatError(f"{file} must have {num_bytes} bytes, got {size}. {REMEDY}")
             length = int.from_bytes(handle.read(8), "little")
             raw = handle.read(length) if length <= min(size - 8, _MAX_HEADER_BYTES) else b""
-    except FileNotFoundError:
-        raise CacheFormatError(f"{file} must exist, got no such file. {_REMEDY}") from None
-    except OSError as error:
-        raise CacheError(f"{file} must be readable, got {_reason(error)}. {_REMEDY}") from error
-    try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        entries = {
-            name: (str(entry["dtype"]), tuple(entry["shape"]), tuple(map(int, entry["data_offsets"])))
-            for name, entry in header.items()
-        }
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise CacheFormatError(f"{file} must begin with a safetensors header, got none. {_REMEDY}") from None
+        except OSError as error:
+            raise CacheError(f"{file} must be readable, got {reason(error)}. {REMEDY}") from error
+    header = parse_json(raw, f"The safetensors header of {file}")
     begin = []
     for name, shape in tensor_shapes(span, recipe).items():
-        if name not in entries:
-            raise CacheFormatError(f"{file} must hold a tensor `{name}`, got {sorted(entries)}. {_REMEDY}")
-        dtype, stored_shape, offsets = entries[name]
-        if dtype != "F16":
-            raise CacheFormatError(f"`{name}` in {file} must be of dtype F16, got {dtype}. {_REMEDY}")
-        if stored_shape != shape:
-            raise CacheFormatError(f"`{name}` in {file} must have shape {shape}, got {stored_shape}. {_REMEDY}")
-        first = offsets[0] if offsets else -1
-        if first < 0 or offsets != (first, first + 2 * prod(shape)) or 8 + length + offsets[1] > size:
+        if name not in header:
+            raise CacheFormatError(f"{file} must hold a tensor `{name}`, got {shorten(sorted(header))}. {REMEDY}")
+        expected = {"dtype": "F16", "shape": list(shape)}
+        for key, value in expected.items():
+            stored = header[name].get(key) if isinstance(header[name], dict) else None
+            if stored != value:
+                raise CacheFormatError(
+                    f"`{name}` in {file} must have the {key} {value}, got {shorten(stored)}. {REMEDY}"
+                )
+        offsets = header[name].get("data_offsets")
+        if (
+            not isinstance(offsets, list)
+            or [type(offset) for offset in offsets] != [int, int]
+            or offsets[0] < 0
+            or offsets[1] != offsets[0] + 2 * prod(shape)
+            or 8 + length + offsets[1] > size
+        ):
             raise CacheFormatError(
-                f"`{name}` in {file} must lie within the file's {size} bytes, got offsets {offsets}. {_REMEDY}"
+                f"`{name}` in {file} must lie within the file's {size} bytes, got offsets {shorten(offsets)}. {REMEDY}"
             )
-        begin.append(8 + length + first)
+        begin.append(8 + length + offsets[0])
     return begin[0], begin[1]
 
 
 def hash_file(file: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    with file.open("rb") as handle:
+    with open_file(file) as handle:
         while block := handle.read(_HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -465,11 +517,6 @@ def hash_file(file: Path) -> str:
 
 def _view(buffer: mmap.mmap, offset: int, shape: tuple[int, ...]) -> NDArray[np.float16]:
     return np.frombuffer(buffer, dtype="<f2", count=prod(shape), offset=offset).reshape(shape)
-
-
-def _reason(error: Exception) -> str:
-    number = getattr(error, "errno", None)
-    return f"{os.strerror(number)} ({errno.errorcode.get(number, number)})" if number else str(error)
 
 
 def _reopen(path: str, sha256: str) -> TrajectoryCache:

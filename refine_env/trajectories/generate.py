@@ -20,10 +20,11 @@ from refine_env.errors import CacheError, ConfigurationError
 from refine_env.schedule import NoiseSchedule
 from refine_env.trajectories.cache import TrajectoryCache
 from refine_env.trajectories.forward_process import clean_generator, forward_process, noise_generator
-from refine_env.trajectories.manifest import Recipe, Span, Trajectory
+from refine_env.trajectories.manifest import Recipe, Span, Trajectory, sample_seed
 from refine_env.trajectories.prompts import PromptSelection
+from refine_env.trajectories.statistics import ShardSummary
 from refine_env.trajectories.workers import Chunk, Crew, Sampler, draw_shards
-from refine_env.trajectories.writer import CacheWriter, ShardSummary
+from refine_env.trajectories.writer import CacheWriter
 
 if TYPE_CHECKING:
     from refine_env.trajectories.pipeline import LatentSampler
@@ -39,19 +40,6 @@ a batch counts), and their number."""
 
 _Draw = Callable[[Path, Recipe, Sequence[Span], Callable[[float], None]], list[ShardSummary]]
 """(folder, recipe, spans, report) draws and writes shards."""
-
-
-def sample_seed(seed: int, index: int) -> int:
-    """The seed of one sample, from which all of its draws come.
-
-    A hash of base seed and index (NumPy's SeedSequence), so that caches of neighboring base seeds share no
-    sample; below 2⁵³, so that every JSON reader keeps it exact.
-
-    Args:
-        seed: the cache's base seed, >= 0.
-        index: the sample's index in the cache.
-    """
-    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]) >> 11
 
 
 def generate_gaussian(

@@ -1,13 +1,17 @@
-"""What a trajectory cache says about itself: `manifest.json`, format version 1.
+"""What a trajectory cache says about itself: `manifest.json`, format version 2.
 
 A cache is a folder of safetensors shards beside one manifest. The manifest is a *recipe* (everything that was
 known before the first sample was drawn, and all that is needed to draw the same samples again) and the
 results: statistics and one hash per shard. It holds no time, host name or absolute path, so the same recipe
 gives the same bytes.
+
+Its last line is `manifest_sha256`, the SHA-256 of all bytes before that line and the comma, so that a changed
+byte anywhere in the file is found when it is read. Version 1, which is still read, is the same without that line.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine_env.errors import CacheFormatError, ConfigurationError
-from refine_env.schedule import NoiseSchedule
+from refine_env.schedule import NoiseSchedule, alphas_cumprod
+from refine_env.trajectories.files import MAX_JSON_BYTES, REMEDY, check_json, parse_json, shorten
 
 __all__ = [
     "CLEAN_ESTIMATE_KINDS",
@@ -32,10 +37,14 @@ __all__ = [
     "Shard",
     "Span",
     "Trajectory",
+    "sample_seed",
 ]
 
 FORMAT = "refine-env trajectory cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+UNSEALED_VERSION = 1
+"""The older format, whose manifest holds no hash of itself."""
+
 MANIFEST_FILE = "manifest.json"
 DTYPE = "float16"
 
@@ -44,7 +53,23 @@ CLEAN_ESTIMATE_KINDS = ("denoiser", "linear-mmse")
 """``denoiser``: the network's own `pred_original_sample`. ``linear-mmse``: √ᾱ_{t+1} x_{t+1}."""
 
 _SHARD_NAME = re.compile(r"trajectories-\d{5}-of-\d{5}\.safetensors")
-_REMEDY = "Restore the file, or generate the cache again."
+_SEAL = "manifest_sha256"
+_MAX_DIMENSIONS = 62  # NumPy's 64, less those of trajectory and step
+_MAX_TRAIN_STEPS = 100_000
+_MAX_MEAN_SQUARE = float(np.finfo(np.float16).max) ** 2
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """The seed of one sample, from which all of its draws come.
+
+    A hash of base seed and index (NumPy's SeedSequence), so that caches of neighboring base seeds share no
+    sample; below 2⁵³, so that every JSON reader keeps it exact.
+
+    Args:
+        seed: the cache's base seed, >= 0.
+        index: the sample's index in the cache.
+    """
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]) >> 11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +192,7 @@ class Recipe:
             "model_dtype": self.model_dtype,
             "device": self.device,
             "clean_latents": None if self.clean_latents is None else dict(self.clean_latents),
-            # Left out where there is none: a manifest is the same bytes as before there was such a field.
-            **({} if self.prompt_source is None else {"prompt_source": dict(self.prompt_source)}),
+            "prompt_source": None if self.prompt_source is None else dict(self.prompt_source),
             "seed": self.seed,
             "num_steps": self.num_steps,
             "latent_shape": list(self.latent_shape),
@@ -184,14 +208,42 @@ class Recipe:
         }
 
     def to_bytes(self) -> bytes:
-        """The recipe as JSON text, the same bytes for the same recipe."""
+        """The recipe as JSON text with a hash of itself, the same bytes for the same recipe.
+
+        Raises:
+            ConfigurationError: if a field cannot stand in a manifest, for instance a text that is not Unicode.
+        """
         return _dump(self.to_dict())
+
+    def scheduler_alpha_bar(self) -> NDArray[np.float64] | None:
+        """ᾱ_0 … ᾱ_T computed from the scheduler's config and timesteps, shape (T+1,).
+
+        Returns:
+            None if the recipe names no scheduler, or one whose β are neither linear nor scaled-linear.
+        """
+        config = (self.scheduler or {}).get("config", {})
+        power = {"linear": 1.0, "scaled_linear": 0.5}.get(str(config.get("beta_schedule")))
+        count, first, last = (config.get(name) for name in ("num_train_timesteps", "beta_start", "beta_end"))
+        timesteps = self.timesteps or ()
+        if (
+            power is None
+            or config.get("trained_betas") is not None
+            or config.get("rescale_betas_zero_snr")
+            or type(count) is not int
+            or not 1 <= count <= _MAX_TRAIN_STEPS
+            or not all(type(value) is float and 0.0 < value < 1.0 for value in (first, last))
+            or not timesteps
+            or not 0 <= min(timesteps) <= max(timesteps) < count
+        ):
+            return None
+        table = alphas_cumprod(first, last, count, power)
+        return np.concatenate([[1.0], table[list(reversed(timesteps))]])
 
     def differences(self, other: Recipe) -> list[str]:
         """The fields in which ``other`` differs, as ``name = other's instead of own``."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [
-            f"{name} = {_short(theirs.get(name))} instead of {_short(mine.get(name))}"
+            f"{name} = {shorten(theirs.get(name))} instead of {shorten(mine.get(name))}"
             for name in mine | theirs
             if mine.get(name) != theirs.get(name)
         ]
@@ -205,18 +257,17 @@ class Recipe:
             where: the file's name, for the messages.
 
         Raises:
-            CacheFormatError: naming the first field that is not as format version 1 has it.
+            CacheFormatError: naming the first field that is not as the format has it.
         """
         return cls._from_fields(_Fields.parse(raw, where))
 
     @classmethod
     def _from_fields(cls, fields: _Fields) -> Recipe:
-        fields.check_format()
         alpha_bar = fields.numbers("alpha_bar")
         try:
             NoiseSchedule(alpha_bar)
         except ConfigurationError as error:
-            raise CacheFormatError(f"{fields.where}: {error} {_REMEDY}") from None
+            raise CacheFormatError(f"{fields.where}: {error} {REMEDY}") from None
         num_steps = fields.integer("num_steps", minimum=1)
         if num_steps != len(alpha_bar) - 1:
             fields.fail("num_steps", f"len(alpha_bar) - 1 = {len(alpha_bar) - 1}", num_steps)
@@ -235,8 +286,11 @@ class Recipe:
                 {"train": train, "test": test},
             )
         latent_shape = fields.integers("latent_shape")
-        if not latent_shape or min(latent_shape) < 1:
-            fields.fail("latent_shape", "positive integers", list(latent_shape))
+        if not 1 <= len(latent_shape) <= _MAX_DIMENSIONS or min(latent_shape) < 1:
+            fields.fail("latent_shape", f"1 to {_MAX_DIMENSIONS} positive integers", list(latent_shape))
+        timesteps = None if fields.absent("timesteps") else fields.integers("timesteps")
+        if timesteps is not None and len(timesteps) != num_steps:
+            fields.fail("timesteps", f"{num_steps} integers, one a step", list(timesteps))
         return cls(
             source=fields.choice("source", SOURCES),
             alpha_bar=alpha_bar,
@@ -247,16 +301,16 @@ class Recipe:
             seed=fields.integer("seed", minimum=0),
             clean_estimates=fields.choice("clean_estimates", CLEAN_ESTIMATE_KINDS),
             units=fields.text("units"),
-            generator=fields.mapping("generator"),
-            model=fields.optional_mapping("model"),
-            scheduler=fields.optional_mapping("scheduler"),
-            timesteps=None if fields.absent("timesteps") else fields.integers("timesteps"),
+            generator=fields.texts("generator"),
+            model=None if fields.absent("model") else fields.texts("model", "id", "revision"),
+            scheduler=fields.scheduler(),
+            timesteps=timesteps,
             guidance_scale=None if fields.absent("guidance_scale") else fields.number("guidance_scale"),
             batch_size=None if fields.absent("batch_size") else fields.integer("batch_size", minimum=1),
             model_dtype=fields.optional_text("model_dtype"),
             device=fields.optional_text("device"),
-            clean_latents=fields.optional_mapping("clean_latents"),
-            prompt_source=fields.optional_mapping("prompt_source"),
+            clean_latents=None if fields.absent("clean_latents") else fields.texts("clean_latents", "name", "sha256"),
+            prompt_source=None if fields.absent("prompt_source") else fields.mapping("prompt_source"),
             note=fields.optional_text("note"),
         )
 
@@ -274,6 +328,7 @@ class Manifest:
         clean_second_moments: the same of the clean-sample estimates, E⟨y_t, y_t'⟩/M over the train split,
             shape (T, T); y_0 = x_0.
         shards: the shards in order, with sizes and hashes.
+        is_sealed: whether the file that it was read from holds a hash of itself (format version 2).
     """
 
     recipe: Recipe
@@ -281,6 +336,7 @@ class Manifest:
     second_moments: NDArray[np.float64]
     clean_second_moments: NDArray[np.float64]
     shards: tuple[Shard, ...]
+    is_sealed: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON values, in the order of the file."""
@@ -301,7 +357,11 @@ class Manifest:
         }
 
     def to_bytes(self) -> bytes:
-        """The JSON text of `manifest.json`, the same bytes for the same content."""
+        """The JSON text of `manifest.json` with a hash of itself, the same bytes for the same content.
+
+        Raises:
+            ConfigurationError: if a field cannot stand in a manifest.
+        """
         return _dump(self.to_dict())
 
     @classmethod
@@ -313,7 +373,8 @@ class Manifest:
             where: the file's name, for the messages.
 
         Raises:
-            CacheFormatError: naming the first field that is not as format version 1 has it.
+            CacheFormatError: naming the first field that is not as the format has it, or if the content is not
+                that of which it holds the hash.
         """
         fields = _Fields.parse(raw, where)
         recipe = Recipe._from_fields(fields)
@@ -343,6 +404,7 @@ class Manifest:
             second_moments=fields.array("second_moments", (steps + 1, steps + 1)),
             clean_second_moments=fields.array("clean_second_moments", (steps, steps)),
             shards=shards,
+            is_sealed=_SEAL in fields.values,
         )
 
 
@@ -366,25 +428,26 @@ class _Fields:
 
     @classmethod
     def parse(cls, raw: bytes, where: str) -> _Fields:
-        try:
-            values = json.loads(raw)
-        except ValueError as error:
-            raise CacheFormatError(f"{where} must be JSON, got {error}. {_REMEDY}") from None
-        if not isinstance(values, dict):
-            raise CacheFormatError(f"{where} must be a JSON object, got {_short(values)}. {_REMEDY}")
-        return cls(values, where)
+        fields = cls(parse_json(raw, where), where)
+        fields.check_format(raw)
+        return fields
 
     def fail(self, name: str, must: str, got: Any) -> NoReturn:
-        raise CacheFormatError(f"`{self.prefix}{name}` in {self.where} must be {must}, got {_short(got)}. {_REMEDY}")
+        raise CacheFormatError(f"`{self.prefix}{name}` in {self.where} must be {must}, got {shorten(got)}. {REMEDY}")
 
-    def check_format(self) -> None:
+    def check_format(self, raw: bytes) -> None:
         if (name := self.values.get("format")) != FORMAT:
             self.fail("format", repr(FORMAT), name)
         version = self.values.get("format_version")
-        if type(version) is not int or version != FORMAT_VERSION:
+        if type(version) is not int or version not in (UNSEALED_VERSION, FORMAT_VERSION):
             raise CacheFormatError(
-                f"`format_version` in {self.where} must be {FORMAT_VERSION}, got {_short(version)}. Generate "
-                "the cache again, or use the version of refine-env that wrote it."
+                f"`format_version` in {self.where} must be {UNSEALED_VERSION} or {FORMAT_VERSION}, got "
+                f"{shorten(version)}. Generate the cache again, or use the version of refine-env that wrote it."
+            )
+        if (_SEAL in self.values or version != UNSEALED_VERSION) and raw != _seal(raw[: -len(_seal(b""))]):
+            raise CacheFormatError(
+                f"`{_SEAL}` in {self.where} must be the hash of what stands before it, and is not: the file was "
+                f"changed or damaged. {REMEDY}"
             )
 
     def absent(self, name: str) -> bool:
@@ -413,8 +476,8 @@ class _Fields:
 
     def number(self, name: str) -> float:
         value: Any = self.values.get(name)
-        if type(value) not in (int, float) or not np.isfinite(value):
-            self.fail(name, "a finite number", value)
+        if type(value) not in (int, float):
+            self.fail(name, "a number", value)
         return float(value)
 
     def integers(self, name: str) -> tuple[int, ...]:
@@ -435,8 +498,8 @@ class _Fields:
             array = np.array(value, dtype=np.float64)
         except (TypeError, ValueError):
             array = np.empty(0)
-        if array.shape != shape or not np.isfinite(array).all():
-            self.fail(name, f"finite numbers of shape {shape}", value)
+        if array.shape != shape or not (np.abs(array) <= _MAX_MEAN_SQUARE).all():
+            self.fail(name, f"finite numbers of shape {shape}, within float16's squares", value)
         array.setflags(write=False)
         return array
 
@@ -446,8 +509,16 @@ class _Fields:
             self.fail(name, "an object", value)
         return value
 
-    def optional_mapping(self, name: str) -> dict[str, Any] | None:
-        return None if self.absent(name) else self.mapping(name)
+    def texts(self, name: str, *keys: str) -> dict[str, str]:
+        """An object of texts, which has all of these keys."""
+        entry = self.entry(name)
+        return {key: entry.text(key) for key in dict.fromkeys((*keys, *entry.values))}
+
+    def scheduler(self) -> dict[str, Any] | None:
+        if self.absent("scheduler"):
+            return None
+        entry = self.entry("scheduler")
+        return {**entry.values, "class": entry.text("class"), "config": entry.mapping("config")}
 
     def entry(self, name: str) -> _Fields:
         return _Fields(self.mapping(name), self.where, f"{name}.")
@@ -459,22 +530,34 @@ class _Fields:
         return [_Fields(item, self.where, f"{name}[{index}].") for index, item in enumerate(value)]
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]} … {text[-15:]}"
-
-
 def _dump(values: Mapping[str, Any]) -> bytes:
-    """JSON text with one field per line, and one line per row of a nested list; deterministic."""
+    """JSON text with one field per line, and one line per row of a nested list, sealed; deterministic."""
 
     def compact(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
     lines = []
     for name, value in values.items():
+        try:
+            check_json(value)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"`{name}` must be Unicode text and finite numbers, got {error}. Leave out what is neither."
+            ) from None
         if isinstance(value, list) and value and isinstance(value[0], list | dict):
             rows = ",\n".join("    " + compact(row) for row in value)
             lines.append(f"  {compact(name)}: [\n{rows}\n  ]")
         else:
             lines.append(f"  {compact(name)}: {compact(value)}")
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+    raw = _seal(("{\n" + ",\n".join(lines)).encode())
+    if len(raw) > MAX_JSON_BYTES:
+        raise ConfigurationError(
+            f"The manifest must have at most {MAX_JSON_BYTES} bytes, got {len(raw)}. Make several caches, of fewer "
+            "trajectories each."
+        )
+    return raw
+
+
+def _seal(body: bytes) -> bytes:
+    """A JSON object but for its end, with the field that holds its hash."""
+    return body + f',\n  "{_SEAL}": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()

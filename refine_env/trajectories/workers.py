@@ -25,7 +25,8 @@ from refine_env._validation import check_choice, check_integer
 from refine_env.errors import CacheError, ConfigurationError, import_extra
 from refine_env.trajectories.cache import tensor_shapes
 from refine_env.trajectories.manifest import Recipe, Span
-from refine_env.trajectories.writer import ShardSummary, lease_name, write_shard
+from refine_env.trajectories.statistics import ShardSummary
+from refine_env.trajectories.writer import lease_name, write_shard
 
 fcntl: ModuleType | None
 try:

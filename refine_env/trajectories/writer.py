@@ -13,8 +13,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -29,11 +28,13 @@ from refine_env.trajectories.cache import (
     STAGING_SUFFIX,
     TrajectoryCache,
     check_shard,
-    hash_file,
     read_manifest,
+    summarize_shard,
     tensor_shapes,
 )
-from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Shard, Span, is_cache_file, is_shard_file
+from refine_env.trajectories.files import read_file
+from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Span, is_cache_file, is_shard_file
+from refine_env.trajectories.statistics import ShardSummary, summarize, total_statistics
 
 fcntl: ModuleType | None
 try:
@@ -41,7 +42,7 @@ try:
 except ImportError:  # no such locks on this platform: two writers at once are then the user's to avoid
     fcntl = None
 
-__all__ = ["CacheWriter", "ShardSummary", "gram", "write_shard"]
+__all__ = ["CacheWriter", "lease_name", "write_shard"]
 
 RECIPE_FILE = "generation.json"
 RETIRED_SUFFIX = ".replaced"
@@ -50,27 +51,6 @@ RETIRED_SUFFIX = ".replaced"
 _TEMPORARY_SUFFIX = ".tmp"
 _TEMPORARY_NAME = re.compile(r"(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 _LEASE_NAME = re.compile(r"workers-[0-9a-f]{16}\.lease")
-_GRAM_BLOCK = 4096
-_GRAM_SLICE = 64
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ShardSummary:
-    """What the manifest says of one written shard: size and hash, and its share of the statistics.
-
-    Each is a function of the shard's content alone, so it does not matter who computes it, and when.
-
-    Args:
-        shard: the shard.
-        squares: sum of ‖x_t‖² over the shard, shape (T+1,).
-        moments: sum of ⟨x_t, x_t'⟩ over the shard's part of the train split, shape (T+1, T+1).
-        clean_moments: sum of ⟨y_t, y_t'⟩ over that part, shape (T, T).
-    """
-
-    shard: Shard
-    squares: NDArray[np.float64]
-    moments: NDArray[np.float64]
-    clean_moments: NDArray[np.float64]
 
 
 class CacheWriter:
@@ -100,12 +80,9 @@ class CacheWriter:
                 f"`path` must name a folder, and not end in {STAGING_SUFFIX} or {RETIRED_SUFFIX}, which are "
                 f"for caches in the making, got {os.fspath(path)!r}. Choose another name."
             )
-        with _disk_errors(self.path):
-            self.staging.mkdir(parents=True, exist_ok=True)
         try:
-            self._acquire()
-            self._owner = True
             with _disk_errors(self.path):
+                self._acquire()
                 self._restore()
                 self.finished = self._is_finished(overwrite)
                 if not self.finished:
@@ -124,11 +101,12 @@ class CacheWriter:
 
     def close(self) -> None:
         """Release the lock. What was written stays, for a later writer of the same recipe."""
-        if self._owner:
+        if self._owner and self._holds_staging():
             with contextlib.suppress(OSError):
                 if not any(is_shard_file(entry.name) for entry in self.staging.iterdir()):
                     (self.staging / RECIPE_FILE).unlink(missing_ok=True)  # a generation that never got anywhere
                 self.staging.rmdir()  # goes only if it is empty
+        self._owner = False
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -167,23 +145,48 @@ class CacheWriter:
                 _replace(self.staging / MANIFEST_FILE, manifest.to_bytes())
                 self._publish()
             self.finished = True
+            self._owner = False  # a growing folder of that name is from now on another writer's
+            self.close()
         return TrajectoryCache.open(self.path)
 
     def _acquire(self) -> None:
-        if fcntl is None:
-            return
-        with _disk_errors(self.staging):
-            self._lock = os.open(self.staging, os.O_RDONLY)
+        """Make the growing folder and lock it; the lock goes with the folder when that is renamed into place."""
+        while not self._owner:
+            self.staging.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another writer removed it, or put it in its place
+                if fcntl is not None:
+                    self._lock = os.open(self.staging, os.O_RDONLY)
+                    self._lock_folder(self._lock)
+                self._owner = self._holds_staging()
+            if not self._owner:
+                self.close()
+        if fcntl is not None and self.path.is_dir():  # a writer that publishes holds the lock of what is in place
+            descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                self._lock_folder(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _lock_folder(self, descriptor: int) -> None:
+        assert fcntl is not None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CacheError(
                 f"{self.path} must be written by one process at a time, got another one that is writing it. "
                 "Wait for it to end, or choose another folder."
             ) from None
         except OSError:  # a file system without locks
-            os.close(self._lock)
-            self._lock = None
+            pass
+
+    def _holds_staging(self) -> bool:
+        """Whether the growing folder is the one that this writer holds open, and not a later one of that name."""
+        if self._lock is None:
+            return fcntl is None
+        try:
+            return os.path.samestat(os.fstat(self._lock), self.staging.stat())
+        except FileNotFoundError:
+            return False
 
     def _restore(self) -> None:
         """Undo or complete a replacement that was interrupted between its renames."""
@@ -246,7 +249,7 @@ class CacheWriter:
             _replace(self.staging / RECIPE_FILE, self.recipe.to_bytes())
         else:
             file = self.staging / recorded
-            differences = Recipe.from_bytes(file.read_bytes(), str(file)).differences(self.recipe)
+            differences = Recipe.from_bytes(read_file(file), str(file)).differences(self.recipe)
             if differences and not any(is_shard_file(name) for name in names):
                 _replace(self.staging / RECIPE_FILE, self.recipe.to_bytes())  # nothing is lost
             elif differences:
@@ -272,28 +275,20 @@ class CacheWriter:
 
     def _summarize(self, progress: Callable[[int, int], None] | None) -> Manifest:
         recipe = self.recipe
-        steps = recipe.num_steps
-        squares_sum = np.zeros(steps + 1)
-        moments = np.zeros((steps + 1, steps + 1))
-        clean_moments = np.zeros((steps, steps))
-        shards = []
+        summaries = []
         with _disk_errors(self.staging):
             for span in recipe.spans:
                 check_shard(self.staging, span, recipe)
-                summary = self._summaries.get(span.file) or summarize_shard(self.staging, recipe, span)
-                squares_sum += summary.squares
-                moments += summary.moments
-                clean_moments += summary.clean_moments
-                shards.append(summary.shard)
+                summaries.append(self._summaries.get(span.file) or summarize_shard(self.staging, recipe, span))
                 if progress is not None:
                     progress(span.stop, recipe.num_trajectories)
-        train = recipe.num_train * recipe.latent_dim
+        mean_square, second_moments, clean_second_moments = total_statistics(recipe, summaries)
         return Manifest(
             recipe=recipe,
-            mean_square=squares_sum / (recipe.num_trajectories * recipe.latent_dim),
-            second_moments=moments / train,
-            clean_second_moments=clean_moments / train,
-            shards=tuple(shards),
+            mean_square=mean_square,
+            second_moments=second_moments,
+            clean_second_moments=clean_second_moments,
+            shards=tuple(summary.shard for summary in summaries),
         )
 
     def _publish(self) -> None:
@@ -346,97 +341,12 @@ def write_shard(
     content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
     with _disk_errors(folder):
         _replace(folder / span.file, content)
-    return _summary(recipe, span, tensors, size=len(content), sha256=hashlib.sha256(content).hexdigest())
-
-
-def summarize_shard(folder: Path, recipe: Recipe, span: Span) -> ShardSummary:
-    """What `write_shard` returned when it wrote a shard, from the file.
-
-    Raises:
-        CacheFormatError: if the shard is missing or damaged.
-    """
-    file = folder / span.file
-    offsets = check_shard(folder, span, recipe)
-    tensors = {
-        name: np.memmap(file, dtype="<f2", mode="r", offset=offset, shape=shape)
-        for offset, (name, shape) in zip(offsets, tensor_shapes(span, recipe).items(), strict=True)
-    }
-    return _summary(recipe, span, tensors, size=file.stat().st_size, sha256=hash_file(file))
-
-
-def _summary(
-    recipe: Recipe, span: Span, tensors: Mapping[str, NDArray[np.float16]], *, size: int, sha256: str
-) -> ShardSummary:
-    """Sums over the trajectories of a shard, in the order of their indices."""
-    steps = recipe.num_steps
-    squares_sum = np.zeros(steps + 1)
-    moments = np.zeros((steps + 1, steps + 1))
-    clean_moments = np.zeros((steps, steps))
-    for index in range(span.start, span.stop):
-        latents, estimates = (values[index - span.start].reshape(len(values[0]), -1) for values in tensors.values())
-        if index < recipe.num_train:
-            products = gram(latents)
-            moments += products
-            clean_moments += gram(estimates)
-            squares_sum += np.diag(products)
-        else:
-            squares_sum += squares(latents)
-    shard = Shard(file=span.file, start=span.start, stop=span.stop, bytes=size, sha256=sha256)
-    return ShardSummary(shard=shard, squares=squares_sum, moments=moments, clean_moments=clean_moments)
+    return summarize(recipe, span, tensors, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def lease_name() -> str:
     """A new name for the file by which workers see whether they are still wanted."""
     return f"workers-{secrets.token_hex(8)}.lease"
-
-
-def gram(rows: NDArray[np.float16]) -> NDArray[np.float64]:
-    """The inner products ⟨x_t, x_t'⟩ of float16 rows, the same bits on every machine.
-
-    A matrix product's last bits depend on the library and the number of threads. So each value is split into
-    a multiple of 2⁻⁴ and a rest below 2⁻⁴, which is a multiple of 2⁻²⁴ (float16's smallest number); over 4096
-    dimensions all sums of their products fit into the 53 bits of a float64, hence are exact in any order.
-
-    Args:
-        rows: finite float16, shape (n, M).
-
-    Returns:
-        float64 (n, n).
-    """
-    total = np.zeros((len(rows), len(rows)))
-    for coarse, fine in _split(rows):
-        cross = _products(coarse, fine)
-        total += _products(coarse, coarse) + (cross + cross.T) + _products(fine, fine)
-    return total
-
-
-def squares(rows: NDArray[np.float16]) -> NDArray[np.float64]:
-    """The diagonal of `gram`, bit for bit, at a fraction of its cost."""
-    total = np.zeros(len(rows))
-    for coarse, fine in _split(rows):
-        cross = (coarse * fine).sum(axis=1)
-        total += (coarse * coarse).sum(axis=1) + (cross + cross) + (fine * fine).sum(axis=1)
-    return total
-
-
-def _split(rows: NDArray[np.float16]) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Coarse and fine parts, at most `_GRAM_BLOCK` dimensions at a time, filled up with zeros to slices."""
-    for start in range(0, rows.shape[1], _GRAM_BLOCK):
-        block = rows[:, start : start + _GRAM_BLOCK].astype(np.float64)
-        block = np.pad(block, ((0, 0), (0, -block.shape[1] % _GRAM_SLICE)))
-        coarse = np.round(block * 16.0) / 16.0
-        yield coarse, block - coarse
-
-
-def _products(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """a bᵀ, a few dimensions at a time: a BLAS runs products this small on one thread.
-
-    With threads, and another process on the cores, the same product took 25 times as long.
-    """
-    slices = (len(a), -1, _GRAM_SLICE)
-    products = np.matmul(a.reshape(slices).transpose(1, 0, 2), b.reshape(slices).transpose(1, 2, 0))
-    total: NDArray[np.float64] = products.sum(axis=0)
-    return total
 
 
 def _listed(differences: list[str]) -> str:
@@ -494,6 +404,6 @@ def _remove_cache(folder: Path) -> None:
     """Delete a cache's own files, the manifest first, and then the folder; anything else in it stays."""
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name != MANIFEST_FILE):
         if is_cache_file(entry.name):
-            entry.unlink()
+            entry.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()

@@ -37,6 +37,7 @@ from refine_env.evaluation import (
     write_table,
 )
 from refine_env.metrics import MAX_PSNR_DB, psnr, ssim
+from tests.trajectories.manifests import read_values, write_values
 
 pytest.importorskip("skimage")
 METRICS = {"psnr": psnr, "ssim": ssim}
@@ -338,11 +339,11 @@ def model_cache(model: Path, gaussian_cache: Path, tmp_path: Path) -> Path:
 
     folder = tmp_path / "cache"
     shutil.copytree(gaussian_cache, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_values(folder)
     manifest["model"] = {"id": "small", "revision": LatentDecoder(model).revision}
     for trajectory in manifest["trajectories"]:
         trajectory["prompt"] = "a small thing"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_values(folder, manifest)
     return folder
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refine_env import NoiseSchedule, TrajectoryCache
+from refine_env import CacheFormatError, NoiseSchedule, TrajectoryCache
+from refine_env.trajectories import Manifest
 from refine_env.trajectories.pipeline import _fingerprint
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,17 @@ def prompts_of(file: Path) -> list[str]:
 
 def test_whole(cache: TrajectoryCache) -> None:
     assert cache.path == ROOT / "cached_trajectories" / "default"
-    cache.verify()
+    cache.verify(deep=True)
+    assert cache.manifest.is_sealed
+
+
+def test_any_changed_byte_of_the_manifest_is_found(cache: TrajectoryCache, rng: np.random.Generator) -> None:
+    raw = (cache.path / "manifest.json").read_bytes()
+    for position in rng.choice(len(raw), 400, replace=False):
+        changed = bytearray(raw)
+        changed[position] ^= int(rng.integers(1, 256))
+        with pytest.raises(CacheFormatError, match="manifest.json"):
+            Manifest.from_bytes(bytes(changed), "manifest.json")
 
 
 def test_made_by_the_bundled_model_as_it_is(cache: TrajectoryCache) -> None:

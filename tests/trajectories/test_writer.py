@@ -22,9 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from refine_env import CacheError, CacheFormatError, NoiseSchedule, TrajectoryCache
+from refine_env import CacheError, CacheFormatError, ConfigurationError, NoiseSchedule, TrajectoryCache
 from refine_env.trajectories import Manifest, Recipe, generate_forward_process, generate_gaussian
-from refine_env.trajectories.writer import CacheWriter, gram, squares
+from refine_env.trajectories.statistics import gram, squares
+from refine_env.trajectories.writer import CacheWriter, fcntl
 
 SCHEDULE = NoiseSchedule([1.0, 0.7, 0.2])
 SHAPE = (1, 2, 3)
@@ -311,16 +312,89 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     make(path)
 
 
+def copy_shards(cache_writer: CacheWriter, cache: TrajectoryCache) -> None:
+    for span in reversed(cache_writer.missing()):
+        rows = range(span.start, span.stop)
+        cache_writer.write(
+            span,
+            np.stack([cache.latents(row) for row in rows]),
+            np.stack([cache.clean_estimates(row) for row in rows]),
+        )
+
+
+def test_closing_after_publishing_leaves_the_next_writer_s_folder(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    first, second = make(tmp_path / "first", seed=1), make(tmp_path / "second", seed=2)
+    with CacheWriter(path, first.manifest.recipe) as earlier:
+        copy_shards(earlier, first)
+        earlier.finish()
+        later = CacheWriter(path, second.manifest.recipe, overwrite=True)
+        begun = content(later.staging)
+        earlier.close()
+        assert content(later.staging) == begun
+        assert list(begun) == ["generation.json"]
+    with later:
+        copy_shards(later, second)
+        later.finish()
+    assert content(path) == content(second.path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cache", "first", "second"]
+
+
+@pytest.mark.skipif(fcntl is None, reason="no file locks on this platform")
+def test_no_writer_begins_while_another_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each rename of the replacement, before and after, another one tries to begin."""
+    path = make(tmp_path / "cache", seed=1).path
+    refused = 0
+    rename = os.rename
+
+    def try_to_begin() -> None:
+        nonlocal refused
+        with pytest.raises(CacheError, match="by one process at a time, got another one"):
+            make(path, seed=3, overwrite=True)
+        refused += 1
+
+    def interleave(source: Path, target: Path) -> None:
+        try_to_begin()
+        rename(source, target)
+        try_to_begin()
+
+    monkeypatch.setattr(os, "rename", interleave)
+    make(path, seed=2, overwrite=True)
+    monkeypatch.undo()
+    assert refused == 4
+    assert content(path) == content(make(tmp_path / "other", seed=2).path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cache", "other"]
+
+
+@pytest.mark.skipif(fcntl is None, reason="no file locks on this platform")
+@pytest.mark.parametrize("seed", [1, 2])
+def test_folder_that_was_put_in_its_place_before_it_was_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """A writer opens the growing folder; before it asks for the lock, the one that held it publishes and closes."""
+    path = tmp_path / "cache"
+    whole = make(tmp_path / "whole", seed=1)
+    earlier = CacheWriter(path, whole.manifest.recipe)
+    copy_shards(earlier, whole)
+    flock = fcntl.flock
+
+    def finish_first(descriptor: int, operation: int) -> None:
+        monkeypatch.undo()
+        earlier.finish()
+        earlier.close()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", finish_first)
+    later = make(path, seed=seed, overwrite=True)
+    assert content(path) == content(make(tmp_path / "other", seed=seed).path)
+    later.verify()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cache", "other", "whole"]
+
+
 def test_shards_may_be_written_in_any_order(tmp_path: Path) -> None:
     whole = make(tmp_path / "whole")
     with CacheWriter(tmp_path / "cache", whole.manifest.recipe) as cache_writer:
-        for span in reversed(cache_writer.missing()):
-            rows = range(span.start, span.stop)
-            cache_writer.write(
-                span,
-                np.stack([whole.latents(row) for row in rows]),
-                np.stack([whole.clean_estimates(row) for row in rows]),
-            )
+        copy_shards(cache_writer, whole)
         assert cache_writer.missing() == []
         cache = cache_writer.finish()
     assert content(cache.path) == content(whole.path)
@@ -357,6 +431,19 @@ def test_disk_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numb
     assert content(make(tmp_path / "cache").path) == content(make(tmp_path / "whole").path)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"note": "CC\ud800"}, "`note` must be Unicode text and finite numbers, got 'utf-8' codec can't encode"),
+        ({"seed": 10**400}, r"`seed` must be .* got the number 10+ … 0+, which is not a finite float64"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_begun(tmp_path: Path, arguments: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigurationError, match=match):
+        make(tmp_path / "cache", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_disk_that_is_really_full(tmp_path: Path) -> None:
     """A file-size limit makes the write itself fail, inside the safetensors library."""
     code = (
@@ -384,7 +471,7 @@ def test_manifest_is_deterministic_and_names_no_place(tmp_path: Path) -> None:
     assert str(tmp_path).encode() not in raw
     assert b"first" not in raw
     values = json.loads(raw)
-    assert values["format_version"] == 1
+    assert values["format_version"] == 2
     assert values["dtype"] == "float16"
     assert values["splits"] == {"train": [0, 4], "test": [4, 7]}
     assert [shard["start"] for shard in values["shards"]] == [0, 3, 6]
