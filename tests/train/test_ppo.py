@@ -65,7 +65,7 @@ def test_what_a_run_writes(options: dict[str, Any], algorithm: str) -> None:
     config = ppo.Config(**{**options, "algorithm": algorithm, "tensorboard": True})
     folder = ppo.train(config)
     assert folder == config.out
-    assert not (folder / "checkpoint").exists()
+    assert not list(folder.glob("checkpoint*"))
     assert list((folder / "tensorboard").rglob("events.*"))
     description = json.loads((folder / "policy.json").read_text())
     assert description["system"]["snr_db"] == [0, 24]
@@ -146,7 +146,7 @@ def test_killed_and_resumed_it_is_the_same_policy(options: dict[str, Any], algor
     config = ppo.Config(**{**options, "out": options["out"] / "parts"})
     with pytest.raises(Killed, match=r"^\d+$"):
         ppo.train(config, on_rollout=kill)
-    assert (config.out / "checkpoint" / "state.pkl").is_file()
+    assert (config.out / "checkpoint.safetensors").is_file()
     with pytest.raises(ConfigurationError, match=r"`--learning-rate` must be 0.0007 to go on with .*, got 0.5"):
         ppo.train(ppo.Config(**{**options, "out": config.out, "learning_rate": 0.5}))
     resumed_from: list[int] = []
@@ -165,7 +165,8 @@ def test_a_checkpoint_survives_a_kill_between_its_two_renamings(options: dict[st
     config = ppo.Config(**options)
     with pytest.raises(Killed, match=r"^\d+$"):
         ppo.train(config, on_rollout=kill)
-    shutil.move(config.out / "checkpoint", config.out / "checkpoint.1.old")
+    shutil.move(config.out / "checkpoint.safetensors", config.out / "checkpoint.previous.safetensors")
+    (config.out / "checkpoint.safetensors0815.tmp").write_bytes(b"half of i")
     resumed_from: list[int] = []
     ppo.train(config, on_rollout=resumed_from.append)
     assert resumed_from[0] == 256
