@@ -85,8 +85,7 @@ class Checkpoints:
         Raises:
             ConfigurationError: if there is none that can be read, or it is of a run with other options.
         """
-        for left in self._folder.glob("checkpoint.*.tmp"):  # of a run that was killed while it wrote
-            left.unlink()
+        self._remove_temporary()
         if (self._folder / "checkpoint").exists():
             raise ConfigurationError(
                 f"`--out` must not hold a checkpoint of an earlier version, got {str(self._folder / 'checkpoint')!r}, "
@@ -128,7 +127,13 @@ class Checkpoints:
 
     def remove(self) -> None:
         """The training is done."""
-        for path in self._folder.glob("checkpoint.*"):
+        self._remove_temporary()
+        for path in (self._newest, self._previous):
+            path.unlink(missing_ok=True)
+
+    def _remove_temporary(self) -> None:
+        """What a run left that was killed while it wrote."""
+        for path in self._folder.glob(f"{self._newest.name}*.tmp"):
             path.unlink()
 
 

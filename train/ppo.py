@@ -3,7 +3,8 @@
 Trains PPO, MaskablePPO or DQN on the native vector environment, on the cache's train split, and writes into ``--out``:
 
 - ``policy.json``, ``policy.safetensors``: the policy, as ``agents.make("learned:DIR", config)`` wants it;
-- ``model.zip``: the same as Stable-Baselines3 has it, with the critic and the optimizer;
+- ``model.zip``: the same as Stable-Baselines3 has it, with the critic and the optimizer; written, never read here
+  (Stable-Baselines3 unpickles what it loads: load only your own);
 - ``evaluations.csv``: what it scored during the training (train split) and at the end (test split), beside the
   policies that it is compared with, on common draws;
 - ``run.json``: options, command, versions, wall time and steps;
@@ -16,6 +17,7 @@ What it is compared with enters the evaluations alone: no action, value or label
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import logging
@@ -443,14 +445,16 @@ def policy_files(config: Config, model: BaseAlgorithm) -> PolicyFiles:
 
 
 def export_policy(folder: Path, files: PolicyFiles) -> None:
-    """Write ``policy.json`` and ``policy.safetensors``, each atomically."""
+    """Write ``policy.safetensors``, then ``policy.json`` with its hash, each atomically."""
     from safetensors.numpy import save
 
     arrays: dict[str, Any] = {}
     for k, (weight, bias) in enumerate(files.layers):
         arrays[f"{k}.weight"], arrays[f"{k}.bias"] = np.ascontiguousarray(weight), np.ascontiguousarray(bias)
-    write_atomically(folder / "policy.safetensors", save(arrays))
-    write_atomically(folder / "policy.json", json.dumps(files.description, indent=1) + "\n")
+    content = save(arrays)
+    description = {**files.description, "weights_sha256": hashlib.sha256(content).hexdigest()}
+    write_atomically(folder / "policy.safetensors", content)
+    write_atomically(folder / "policy.json", json.dumps(description, indent=1) + "\n")
 
 
 # --- Evaluation ------------------------------------------------------------------------------------
