@@ -100,10 +100,11 @@ class Checkpoints:
                 self._damaged = self._refuse(path, error)
                 continue
             for name, value in self._options.items():
-                if state["options"].get(name) != value:
+                saved = state["options"].get(name)
+                if saved != value:
                     raise ConfigurationError(
-                        f"`--{name.replace('_', '-')}` must be {state['options'].get(name)} to go on with {path}, got "
-                        f"{value}. Give the same options, or another --out."
+                        f"`--{name.replace('_', '-')}` must be {saved!r:.200} to go on with {path}, got {value!r}. "
+                        "Give the same options, or another --out."
                     )
             model = make_model()
             try:
@@ -116,7 +117,8 @@ class Checkpoints:
         return None
 
     def _refuse(self, path: Path, error: Exception) -> Path:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = "".join(letter if letter.isprintable() else "?" for letter in told)  # it may quote the file
         if path == self._previous or not self._previous.exists():
             raise ConfigurationError(
                 f"`--out` must hold a checkpoint that can be read, got {str(path)!r} ({reason}). "
@@ -141,7 +143,7 @@ def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
     sha256 = hashlib.sha256(text.encode())
     for name, array in sorted(arrays.items()):
         sha256.update(f"{name} {array.dtype} {array.shape}".encode())
-        sha256.update(array.reshape(-1).view(np.uint8))
+        sha256.update(array.reshape(-1).view(np.uint8).data)
     return sha256.hexdigest()
 
 
@@ -152,8 +154,11 @@ def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
         metadata = file.metadata()
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
     if metadata["sha256"] != _digest(metadata["state"], arrays):
-        raise ValueError("its content is not that of its checksum")
-    return json.loads(metadata["state"]), arrays
+        raise ValueError("the content does not have the checksum that is written in it")
+    state = json.loads(metadata["state"])
+    if not isinstance(state["options"], dict):
+        raise ValueError(f"options must be an object, got {state['options']!r:.80}")
+    return state, arrays
 
 
 def _fill(target: NDArray[Any], values: NDArray[Any], name: str) -> None:

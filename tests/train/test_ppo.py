@@ -155,7 +155,7 @@ def test_killed_and_resumed_it_is_the_same_policy(options: dict[str, Any], algor
     with pytest.raises(Killed, match=r"^\d+$"):
         ppo.train(config, on_rollout=kill)
     assert (config.out / "checkpoint.safetensors").is_file()
-    with pytest.raises(ConfigurationError, match=r"`--learning-rate` must be 0.0007 to go on with .*, got 0.5"):
+    with pytest.raises(ConfigurationError, match=r"`--learning-rate` must be '0.0007' to go on with .*, got '0.5'"):
         ppo.train(ppo.Config(**{**options, "out": config.out, "learning_rate": 0.5}))
     resumed_from: list[int] = []
     ppo.train(config, on_rollout=resumed_from.append)
@@ -320,6 +320,14 @@ def test_numbers_that_no_training_wrote(interrupted: ppo.Config) -> None:
     def missing(values: Any, others: Any) -> None:
         del others["torch"]
 
+    def options(values: Any, others: Any) -> None:
+        values["options"] = ["\x1b[2J"]
+
+    def letters(values: Any, others: Any) -> None:
+        values["generators"][0]["bit_generator"] = "\x1b[2J"
+
+    assert "options must be an object, got " in refused(options)
+    assert refused(letters).isprintable()
     assert "pos of the Mersenne Twister must be in 0 … 624, got 1000000" in refused(numpy_position)
     assert "`actions` must be in 0 … 5, got 77" in refused(action)
     assert "`trajectory` must be in 0 … 15" in refused(trajectory)
