@@ -1,12 +1,14 @@
 """A policy that was learned: a small network on the encoded observation, evaluated with NumPy.
 
 A learned policy is a folder of two files, which ``python -m train.ppo`` writes: ``policy.json``, with the system and
-the encoding that it was trained for, and ``policy.safetensors``, the weights. (``model.zip`` beside them is
-Stable-Baselines3's own, for training on; it is not read here, and neither torch nor Stable-Baselines3 is needed.)
+the encoding that it was trained for and a hash of the weights, and ``policy.safetensors``, the weights. (``model.zip``
+beside them is Stable-Baselines3's own, for whoever wants the critic; nothing here reads it, and neither torch nor
+Stable-Baselines3 is needed.)
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from agents.base import Agent
 from refine_env import ConfigurationError, SystemConfig
@@ -22,7 +24,9 @@ from refine_env.wrappers import ObservationEncoder
 
 __all__ = ["ACTIVATIONS", "FORMAT", "SHIPPED", "Learned", "PolicyFiles", "read_policy"]
 
-FORMAT = 1
+FORMAT = 2
+"""Of ``policy.json``; format 1 has no ``weights_sha256``, and is still read."""
+
 SHIPPED = Path(__file__).parent / "policies" / "learned"
 """Folder of the policy that ``learned`` names."""
 
@@ -47,7 +51,7 @@ def read_policy(folder: str | Path) -> PolicyFiles:
     """Read the folder of a learned policy.
 
     Raises:
-        ConfigurationError: if a file is missing, or is not of that form.
+        ConfigurationError: if a file is missing, is not of that form, or the weights are not those described.
     """
     folder = Path(folder)
     remedy = f"Train one with: {_COMMAND} --out {folder}"
@@ -58,21 +62,45 @@ def read_policy(folder: str | Path) -> PolicyFiles:
             )
     try:
         description = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-        if description["format"] != FORMAT or description["activation"] not in ACTIVATIONS:
+        if description["format"] not in (1, FORMAT) or description["activation"] not in ACTIVATIONS:
             raise ValueError(f"format {description['format']}, activation {description['activation']}")
         for key in ("system", "encoder", "env_kwargs"):
             if not isinstance(description[key], dict):
                 raise ValueError(f"{key} {description[key]!r}")
-        arrays = load_file(folder / "policy.safetensors")
-        layers = [(arrays[f"{k}.weight"], arrays[f"{k}.bias"]) for k in range(len(arrays) // 2)]
-        if not layers:
-            raise ValueError("no layers")
+        content = (folder / "policy.safetensors").read_bytes()
+        arrays = load(content)
+        if description["format"] > 1 and hashlib.sha256(content).hexdigest() != description["weights_sha256"]:
+            raise ValueError("policy.safetensors does not have the SHA-256 that policy.json says")
+        layers = _layers(arrays)
     except Exception as error:
         raise ConfigurationError(
             f"`learned:PATH` must name the folder of a learned policy of format {FORMAT}, got {str(folder)!r}, which "
-            f"cannot be read ({type(error).__name__}: {error}). {remedy}"
+            f"cannot be read ({type(error).__name__}: {error!s:.200}). {remedy}"
         ) from None
     return PolicyFiles(description, layers)
+
+
+def _layers(arrays: dict[str, NDArray[Any]]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Weights and biases of every layer.
+
+    Raises:
+        ValueError: if one is missing, not finite float32, or does not fit the layer before it.
+    """
+    layers = []
+    inputs: int | None = None
+    for k in range(max(1, len(arrays) // 2)):
+        weight, bias = arrays[f"{k}.weight"], arrays[f"{k}.bias"]
+        if weight.ndim != 2 or inputs not in (None, weight.shape[1]):
+            raise ValueError(f"{k}.weight must have shape (outputs, {inputs or 'inputs'}), got {weight.shape}")
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"{k}.bias must have shape {weight.shape[:1]}, got {bias.shape}")
+        for name, array in (("weight", weight), ("bias", bias)):
+            if array.dtype != np.float32 or not np.isfinite(array).all():
+                wrong = array[~np.isfinite(array)][0] if array.dtype == np.float32 else array.dtype
+                raise ValueError(f"{k}.{name} must be finite float32, got {wrong}")
+        layers.append((weight, bias))
+        inputs = len(bias)
+    return layers
 
 
 class Learned(Agent):

@@ -7,8 +7,6 @@ import io
 import itertools
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -19,6 +17,7 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
+from refine_env._files import write_atomically
 from refine_env._validation import check_integer
 from refine_env.coding import LOSSLESS_BITS, Chain, Coder
 from refine_env.config import SystemConfig
@@ -607,20 +606,6 @@ def _summarize_images(rows: Table) -> dict[str, Any]:
         low, high = bootstrap_interval(values) if values.size else (None, None)
         columns |= {name: float(values.mean()) if values.size else None, f"{name}_low": low, f"{name}_high": high}
     return columns
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, so that a reader, or a crash, sees the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, type]) -> None:

@@ -16,7 +16,7 @@ from refine_env._validation import check_choice, check_integer
 from refine_env.config import SystemConfig
 from refine_env.env import RENDER_MODES, LatentRefinementEnv, check_render_mode, make_viewer
 from refine_env.errors import ConfigurationError
-from refine_env.process import DecisionProcess, Look, split_look
+from refine_env.process import DecisionProcess, Draws, Look, split_look
 from refine_env.render import EpisodeViewer, ansi_frame
 from refine_env.settings import EnvSettings
 from refine_env.simulator import NO_ACTION
@@ -114,7 +114,16 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         """
         return self._of_episodes(self._process.snrs_db)
 
-    def _of_episodes(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    @property
+    def episode_trajectories(self) -> NDArray[np.int64]:
+        """Index of each episode's trajectory in the cache, (N,).
+
+        Raises:
+            ResetNeeded: if some have not begun.
+        """
+        return self._of_episodes(self._process.episodes.trajectory)
+
+    def _of_episodes(self, values: NDArray[Any]) -> NDArray[Any]:
         if not self._process.episodes.begun():
             raise ResetNeeded("All episodes must have begun to have a channel, got some that have not. Call reset().")
         return values.copy()
@@ -195,6 +204,44 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         self._begin(selected, checked)
         observations, infos = split_look(self._process.look())
         return observations, self._masked_infos(infos, selected)
+
+    def resume(
+        self, trajectories: ArrayLike, rates: ArrayLike, snrs_db: ArrayLike, actions: NDArray[np.integer[Any]]
+    ) -> None:
+        """Put every environment into the middle of an episode, by what it was drawn and how it was acted.
+
+        The generators stay as they are: whoever wants the episodes after it to be the same sets theirs.
+
+        Args:
+            trajectories: :attr:`episode_trajectories` (N,).
+            rates: :attr:`episode_rates` (N, T_d).
+            snrs_db: :attr:`episode_snrs_db` (N,).
+            actions: those of each episode so far, integers (N, n), with -1 after its last one.
+
+        Raises:
+            ConfigurationError: if trajectories, rates or SNRs are not those of such episodes.
+            ActionError: if an action is not in the action space.
+        """
+        replayed = self._process.check_options({"trajectory": trajectories, "rates": rates})
+        snrs = np.asarray(snrs_db, dtype=np.float64)
+        low, high = self.config.snr_range_db
+        if snrs.shape != (self.num_envs,) or not ((snrs >= low) & (snrs <= high)).all():
+            raise ConfigurationError(
+                f"`snrs_db` must be {self.num_envs} numbers in {low:g} … {high:g} dB, got {snrs_db!r:.100}. "
+                "Give `episode_snrs_db` of such an environment."
+            )
+        everyone = range(self.num_envs)
+        self._process.start(everyone, Draws(replayed["trajectory"], replayed["rates"], snrs), replayed)
+        if self._viewer is not None:
+            for i in everyone:
+                self._viewer.begin(i)
+        for column in actions.T:
+            waits = column == NO_ACTION
+            taken = np.where(waits, NO_ACTION, self._process.check_actions(np.where(waits, 0, column)))
+            self._process.step(taken)
+            if self._viewer is not None:
+                self._viewer.follow(taken)
+        self._ended = self._process.episodes.finished() & (self._autoreset == AutoresetMode.NEXT_STEP)
 
     def step(
         self, actions: ArrayLike

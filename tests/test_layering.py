@@ -26,9 +26,10 @@ ALLOWED: dict[str, set[str]] = {
     "_validation": {"errors"},
     "schedule": {"errors", "_validation"},
     "distortion": {"errors", "schedule"},
-    "trajectories": BASE | {"schedule"},
+    "trajectories": BASE | {"schedule", "_files"},
     "models": set(),
     "_store": set(),
+    "_files": set(),
     "link": BASE | {"_store"},
     "coding": BASE | {"schedule", "distortion"},
     "config": BASE | {"schedule", "distortion", "link", "coding"},
@@ -39,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "env": BASE | {"config", "process", "render", "settings", "trajectories"},
     "vector_env": BASE | {"config", "env", "process", "render", "settings", "simulator", "trajectories"},
     "wrappers": BASE | {"coding", "config", "link"},
-    "evaluation": BASE | {"coding", "config", "process", "settings", "trajectories"},
+    "evaluation": BASE | {"coding", "config", "process", "settings", "trajectories", "_files"},
     "metrics": BASE,
     "cli": BASE | {"schedule", "trajectories"},
     "transport": BASE | {"coding", "config", "env", "evaluation"},
@@ -158,6 +159,74 @@ def test_a_wrong_import_is_seen(tmp_path: Path, file: str, line: str, complaint:
     path.parent.mkdir(parents=True)
     path.write_text(f"def f():\n    {line}\n")
     assert any(complaint in violation for violation in violations(tmp_path))
+
+
+PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "jsonpickle"}
+LOADERS = {"torch": "weights_only=True", "np": "allow_pickle=False", "numpy": "allow_pickle=False"}
+"""Modules whose ``load`` unpickles unless a keyword forbids it."""
+UNPICKLERS = {"joblib", "PPO", "DQN", "MaskablePPO", *PICKLES}
+UNPICKLING_NAMES = {"load_replay_buffer", "load_from_zip_file", "load_from_pkl", "read_pickle", "set_parameters"}
+
+
+def unpickled(path: Path) -> list[str]:
+    """Where a file imports, or calls, what runs code that lies in the data that it reads."""
+    bad = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [(node.module or "").split(".")[0], *(alias.name for alias in node.names)]
+            if names[0] in LOADERS.keys() | UNPICKLERS and {"load", "loads"} & set(names):
+                bad.append(f"{path.name}:{node.lineno}: from {names[0]} import load")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value]  # import_extra("pickle", ...)
+        bad.extend(f"{path.name}:{getattr(node, 'lineno', 0)}: {name}" for name in PICKLES & set(names))
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        owner = node.func.value
+        where = f"{path.name}:{node.lineno}: {ast.unparse(node.func)}"
+        if node.func.attr in UNPICKLING_NAMES:
+            bad.append(where)
+        elif node.func.attr in ("load", "loads"):
+            keywords = {f"{keyword.arg}={ast.unparse(keyword.value)}" for keyword in node.keywords}
+            known = ast.unparse(owner)
+            if not isinstance(owner, ast.Name) or known in UNPICKLERS or LOADERS.get(known) not in {None, *keywords}:
+                bad.append(where)
+    return bad
+
+
+def test_nothing_that_is_read_is_unpickled() -> None:
+    files = [path for package in ("refine_env", "agents", "train") for path in sorted((ROOT / package).rglob("*.py"))]
+    assert len(files) > 80
+    assert [complaint for path in files for complaint in unpickled(path)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from cloudpickle import loads",
+        "from joblib import load",
+        "import_extra('cloudpickle', 'train')",
+        "joblib.load(path)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "np.load(path)",
+        "PPO.load(path)",
+        "kinds[algorithm].load(path)",
+        "model.load_replay_buffer(path)",
+    ],
+)
+def test_what_would_unpickle_is_seen(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(line + "\n")
+    assert unpickled(path)
+    path.write_text(
+        "json.loads(x); torch.load(x, weights_only=True); np.load(x, allow_pickle=False); safetensors.load(x)\n"
+    )
+    assert unpickled(path) == []
 
 
 def run_python(code: str) -> str:

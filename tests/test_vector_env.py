@@ -202,6 +202,63 @@ def test_copies_go_on_alike(gaussian_cache: Path, clone: Any) -> None:
         assert_equal(env.step(np.array([1, 1, 1])), twin.step(np.array([1, 1, 1])))
 
 
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+@pytest.mark.parametrize("kwargs", [{}, {"snr_db": [0, 24], "decision_epochs": True, "coder": "closed_loop"}])
+def test_it_goes_on_in_the_middle_of_episodes(gaussian_cache: Path, mode: str, kwargs: dict[str, Any]) -> None:
+    """From draws and actions alone, and the generators, everything that follows is the same."""
+
+    def make() -> LatentRefinementVectorEnv:
+        return LatentRefinementVectorEnv(6, cache=str(gaussian_cache), autoreset_mode=mode, **kwargs)
+
+    env, rng = make(), np.random.default_rng(0)
+    env.reset(seed=4)
+    taken: list[list[int]] = [[] for _ in range(6)]
+    ended = np.zeros(6, dtype=bool)
+    for count in range(90):
+        if count in (0, 41, 59, 60, 61, 89):
+            length = max(map(len, taken))
+            actions = np.array([own + [-1] * (length - len(own)) for own in taken], dtype=int)
+            twin = make()
+            twin.resume(env.episode_trajectories, env.episode_rates, env.episode_snrs_db, actions)
+            for own, other in zip(env.np_random, twin.np_random, strict=True):
+                other.bit_generator.state = own.bit_generator.state
+            probe = copy.deepcopy(env)
+            for _ in range(70):
+                choice = rng.integers(0, 6, 6)
+                assert_equal(probe.step(choice), twin.step(choice))
+        chosen = rng.integers(0, 6, 6)
+        before = ended
+        _, _, ended, _, _ = env.step(chosen)
+        for i in range(6):
+            if (ended if mode == "SameStep" else before)[i]:
+                taken[i] = []
+            else:
+                taken[i].append(int(chosen[i]))
+
+
+def test_it_does_not_go_on_with_what_is_no_episode(gaussian_cache: Path) -> None:
+    env = LatentRefinementVectorEnv(2, cache=str(gaussian_cache), snr_db=[0, 24])
+    env.reset(seed=0)
+    told: dict[str, Any] = {
+        "trajectories": env.episode_trajectories,
+        "rates": env.episode_rates,
+        "snrs_db": env.episode_snrs_db,
+        "actions": np.zeros((2, 3), dtype=np.int8),
+    }
+    env.resume(**told)
+    for name, value, error, message in (
+        ("trajectories", np.array([0, 99]), ConfigurationError, r"`trajectory` must be in 0 … 15"),
+        ("rates", np.full((2, 60), np.nan), ConfigurationError, r"`rates` must be finite and >= 0"),
+        ("rates", np.zeros((2, 7)), ConfigurationError, r"`rates` must have length T_d = 60"),
+        ("snrs_db", np.array([3.0, np.nan]), ConfigurationError, r"`snrs_db` must be 2 numbers in 0 … 24 dB"),
+        ("snrs_db", np.array([3.0]), ConfigurationError, r"`snrs_db` must be 2 numbers in 0 … 24 dB"),
+        ("actions", np.array([[0], [6]]), ActionError, r"`actions` must be in 0 … 5, got 6"),
+        ("actions", np.array([[0], [-2]]), ActionError, r"`actions` must be in 0 … 5, got -2"),
+    ):
+        with pytest.raises(error, match=message):
+            env.resume(**{**told, name: value})
+
+
 def test_bad_calls(gaussian_cache: Path) -> None:
     with pytest.raises(ConfigurationError, match="`num_envs` must be an integer >= 1, got 0"):
         LatentRefinementVectorEnv(0, cache=str(gaussian_cache))

@@ -3,11 +3,12 @@
 Trains PPO, MaskablePPO or DQN on the native vector environment, on the cache's train split, and writes into ``--out``:
 
 - ``policy.json``, ``policy.safetensors``: the policy, as ``agents.make("learned:DIR", config)`` wants it;
-- ``model.zip``: the same as Stable-Baselines3 has it, with the critic and the optimizer;
+- ``model.zip``: the same as Stable-Baselines3 has it, with the critic and the optimizer; written, never read here
+  (Stable-Baselines3 unpickles what it loads: load only your own);
 - ``evaluations.csv``: what it scored during the training (train split) and at the end (test split), beside the
   policies that it is compared with, on common draws;
 - ``run.json``: options, command, versions, wall time and steps;
-- ``checkpoint/``: from which the same command goes on after an interruption, as if there had been none;
+- ``checkpoint.safetensors``: from which the same command goes on after an interruption, as if there had been none;
 - ``tensorboard/``: curves.
 
 What it is compared with enters the evaluations alone: no action, value or label of another policy is learned from.
@@ -16,16 +17,13 @@ What it is compared with enters the evaluations alone: no action, value or label
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import logging
 import math
 import multiprocessing
-import os
-import pickle
-import random
 import shlex
-import shutil
 import time
 import typing
 from collections.abc import Callable, Sequence
@@ -447,14 +445,16 @@ def policy_files(config: Config, model: BaseAlgorithm) -> PolicyFiles:
 
 
 def export_policy(folder: Path, files: PolicyFiles) -> None:
-    """Write ``policy.json`` and ``policy.safetensors``, each atomically."""
+    """Write ``policy.safetensors``, then ``policy.json`` with its hash, each atomically."""
     from safetensors.numpy import save
 
     arrays: dict[str, Any] = {}
     for k, (weight, bias) in enumerate(files.layers):
         arrays[f"{k}.weight"], arrays[f"{k}.bias"] = np.ascontiguousarray(weight), np.ascontiguousarray(bias)
-    write_atomically(folder / "policy.safetensors", save(arrays))
-    write_atomically(folder / "policy.json", json.dumps(files.description, indent=1) + "\n")
+    content = save(arrays)
+    description = {**files.description, "weights_sha256": hashlib.sha256(content).hexdigest()}
+    write_atomically(folder / "policy.safetensors", content)
+    write_atomically(folder / "policy.json", json.dumps(description, indent=1) + "\n")
 
 
 # --- Evaluation ------------------------------------------------------------------------------------
@@ -535,9 +535,13 @@ class _Average:
     has less of it (Izmailov et al., *Averaging Weights Leads to Wider Optima and Better Generalization*, 2018).
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.weights: Any = 0.0
+    def __init__(self, count: int = 0, weights: Any = 0.0) -> None:
+        self.count = count
+        self.weights = weights
+
+    def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """The mean so far, none before the first weights are taken into it."""
+        return {"average": self.weights.numpy()} if self.count else {}
 
     def add(self, policy: Any) -> None:
         """Take the weights of now into the mean."""
@@ -552,91 +556,6 @@ class _Average:
         import torch
 
         torch.nn.utils.vector_to_parameters(self.weights.float(), policy.parameters())
-
-
-class _Checkpoint:
-    """Everything that the rest of the training depends on, in ``checkpoint/``."""
-
-    def __init__(self, config: Config) -> None:
-        self.folder = config.out / "checkpoint"
-        self._options = {key: str(value) for key, value in config.trained_with().items()}
-
-    def save(self, model: Any, seconds: float, rows: Table, average: _Average) -> None:
-        """Write it beside the old one, then put it in its place."""
-        import torch
-
-        fresh = self.folder.with_name(f"checkpoint.{os.getpid()}.tmp")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        model.save(fresh / "model.zip")
-        if hasattr(model, "replay_buffer"):
-            model.save_replay_buffer(fresh / "replay.pkl")
-        state = {
-            "options": self._options,
-            "seconds": seconds,
-            "rows": rows,
-            "average": average,
-            "envs": model.get_env().unwrapped,
-            "last_obs": model._last_obs,
-            "last_starts": model._last_episode_starts,
-            "actions": model.action_space.np_random.bit_generator.state,
-            "torch": torch.get_rng_state(),
-            "numpy": np.random.get_state(),  # noqa: NPY002 - what Stable-Baselines3 draws from
-            "python": random.getstate(),
-        }
-        (fresh / "state.pkl").write_bytes(pickle.dumps(state))
-        old = self.folder.with_name(f"checkpoint.{os.getpid()}.old")
-        if self.folder.exists():
-            self.folder.rename(old)
-        fresh.rename(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-    def load(self) -> tuple[Path, dict[str, Any]] | None:
-        """Folder and state of the last checkpoint; None if there is none.
-
-        Raises:
-            ConfigurationError: if it is of a run with other options.
-        """
-        folder = self.folder
-        if not folder.exists():  # killed between the two renamings
-            left = sorted(folder.parent.glob("checkpoint.*.old"))
-            if not left:
-                return None
-            folder = left[-1]
-        state = pickle.loads((folder / "state.pkl").read_bytes())
-        for name, value in self._options.items():
-            if state["options"].get(name) != value:
-                option = "--" + name.replace("_", "-")
-                raise ConfigurationError(
-                    f"`{option}` must be {state['options'].get(name)} to go on with {folder}, got {value}. "
-                    "Give the same options, or another --out."
-                )
-        return folder, state
-
-    def remove(self) -> None:
-        """The training is done."""
-        for folder in (self.folder, *self.folder.parent.glob("checkpoint.*")):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _resume(config: Config, found: tuple[Path, dict[str, Any]]) -> BaseAlgorithm:
-    import torch
-    from sb3_contrib import MaskablePPO
-    from stable_baselines3 import DQN, PPO
-
-    folder, state = found
-    kinds: dict[str, Any] = {"dqn": DQN, "ppo": PPO, "maskable-ppo": MaskablePPO}
-    model = kinds[config.algorithm].load(folder / "model.zip", env=state["envs"], device="cpu", force_reset=False)
-    if (folder / "replay.pkl").exists():
-        model.load_replay_buffer(folder / "replay.pkl")
-    model._last_obs, model._last_episode_starts = state["last_obs"], state["last_starts"]
-    model.tensorboard_log = str(config.out / "tensorboard") if config.tensorboard else None
-    model.action_space.np_random.bit_generator.state = state["actions"]
-    torch.set_rng_state(state["torch"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    random.setstate(state["python"])
-    resumed: BaseAlgorithm = model
-    return resumed
 
 
 def _begin_with_a_clone(config: Config, model: BaseAlgorithm) -> None:
@@ -674,22 +593,32 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
     from stable_baselines3.common.callbacks import BaseCallback
     from tqdm import tqdm
 
+    from train.checkpoint import Checkpoints
     from train.relative import RelativeReward
     from train.sb3 import find_wrapper
 
     torch.set_num_threads(config.threads)
     config.out.mkdir(parents=True, exist_ok=True)
     evaluation = Evaluation(config)
-    checkpoint = _Checkpoint(config)
-    found = checkpoint.load()
-    clock = _Clock(0.0 if found is None else found[1]["seconds"])
+    checkpoints = Checkpoints(config.out, config.trained_with())
+    rows: Table = []
+    average = _Average()
+    clock = _Clock(0.0)
+
+    def go_on(values: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+        nonlocal rows, average, clock
+        rows = [{name: kind(row[name]) for name, kind in EVALUATION_COLUMNS.items()} for row in values["rows"]]
+        if values["averaged"]:
+            average = _Average(int(values["averaged"]), torch.from_numpy(arrays["average"]))
+        clock = _Clock(float(values["seconds"]))
+
+    found = checkpoints.restore(lambda: make_model(config, make_envs(config)), go_on)
     if found is None:
-        model, rows, average = make_model(config, make_envs(config)), [], _Average()
+        model = make_model(config, make_envs(config))
         if config.clone:
             _begin_with_a_clone(config, model)
     else:
-        model = _resume(config, found)
-        rows, average = found[1]["rows"], found[1]["average"]
+        model = found
         log.info("going on after %d steps", model.num_timesteps)
     bar = tqdm(total=config.total_steps, initial=model.num_timesteps, unit="step", disable=not config.progress)
     relative = find_wrapper(model.get_env(), RelativeReward)
@@ -730,7 +659,8 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
                 evaluate("train", config.eval_episodes)
             if time.monotonic() - self.saved >= config.checkpoint_every:
                 with clock.stopped():
-                    checkpoint.save(model, clock.seconds, rows, average)
+                    values = {"seconds": clock.seconds, "rows": rows, "averaged": average.count}
+                    checkpoints.save(model, values, average.arrays())
                 self.saved = time.monotonic()
             if done >= config.average_from * config.total_steps:  # after the checkpoint: gone on with, it is done anew
                 average.add(model.policy)
@@ -768,7 +698,7 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
         "versions": {"refine-env": __version__, **{name: metadata.version(name) for name in versions}},
     }
     write_atomically(config.out / "run.json", json.dumps(run, indent=1) + "\n")
-    checkpoint.remove()
+    checkpoints.remove()
     return config.out
 
 

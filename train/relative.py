@@ -85,6 +85,16 @@ class RelativeReward(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
             means: NDArray[np.float64] = self._sums / self._weights
         return means
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What the rewards to come depend on, apart from the environment: by name, to be read or filled in place."""
+        return {
+            "sums": self._sums,
+            "weights": self._weights,
+            "expected": self._expected,
+            "slots": self._slots,
+            "mse": self._mse,
+        }
+
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Start episodes."""
         observations, infos = self.env.reset(seed=seed, options=options)

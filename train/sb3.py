@@ -7,7 +7,7 @@ two episode by episode.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -54,6 +54,8 @@ class RefinementVecEnv(VecEnv):
         self._returns = np.zeros(envs.num_envs)
         self._lengths = np.zeros(envs.num_envs, dtype=np.int64)
         self._actions: NDArray[Any] = np.zeros(envs.num_envs, dtype=np.int64)
+        deadline = envs.unwrapped.config.deadline  # type: ignore[attr-defined]
+        self._taken = np.full((envs.num_envs, deadline), -1, dtype=np.int8)  # in the running episodes; -1: not yet
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> Any:
@@ -62,6 +64,7 @@ class RefinementVecEnv(VecEnv):
         observations, infos = self.envs.reset(seed=seeds, options=self._merged_options())
         self._returns[:] = 0.0
         self._lengths[:] = 0
+        self._taken[:] = -1
         self.reset_infos = self._split(infos, range(self.num_envs)) if self._all_infos else list(self._nothing)
         self._reset_seeds()
         self._reset_options()
@@ -86,6 +89,7 @@ class RefinementVecEnv(VecEnv):
         observations, rewards, dones, _, vector_infos = self.envs.step(self._actions)
         rewards = (self.reward_scale * rewards).astype(np.float32)
         self._returns += rewards
+        self._taken[np.arange(self.num_envs), self._lengths] = self._actions
         self._lengths += 1
         infos = list(self._nothing)
         if self._all_infos:
@@ -102,7 +106,34 @@ class RefinementVecEnv(VecEnv):
                 infos[i] = info
             self._returns[ended] = 0.0
             self._lengths[ended] = 0
+            self._taken[ended] = -1
         return observations, rewards, dones, infos
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What the running episodes are made of, in copies: :meth:`resume` goes on with them."""
+        inner: Any = self.envs.unwrapped
+        return {
+            "trajectories": inner.episode_trajectories,
+            "rates": inner.episode_rates,
+            "snrs_db": inner.episode_snrs_db,
+            "taken": self._taken.copy(),
+            "returns": self._returns.copy(),
+        }
+
+    def resume(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on in the middle of the episodes that :meth:`arrays` told of, instead of :meth:`reset`.
+
+        Raises:
+            ConfigurationError, ActionError: if they are not such episodes.
+            KeyError, ValueError: if an array is missing or has another shape.
+        """
+        taken = arrays["taken"]
+        self.envs.unwrapped.resume(  # type: ignore[attr-defined]
+            arrays["trajectories"], arrays["rates"], arrays["snrs_db"], taken
+        )
+        self._taken[:] = taken
+        self._lengths[:] = (taken >= 0).sum(axis=1)
+        self._returns[:] = arrays["returns"]
 
     @staticmethod
     def _split(infos: dict[str, Any], indices: Sequence[int]) -> list[dict[str, Any]]:

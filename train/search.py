@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import math
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +92,7 @@ def search(
         MissingExtraError: if a package of the ``train`` extra is not installed.
     """
     ppo.require_extra()
-    import_extra("optuna", "train")
+    optuna = import_extra("optuna", "train")
     out.mkdir(parents=True, exist_ok=True)
     study = _open(out, seed)
     if start_with_defaults and not study.trials:
@@ -99,11 +100,16 @@ def search(
         study.enqueue_trial(
             {name: str(value) if isinstance(SPACE[name][0], str) else value for name, value in _fields(defaults)}
         )
+    waiting = (optuna.trial.TrialState.WAITING,)
     if workers == 1:
         _work(out, trials, base, rival, seed, seed)
     else:
         with ppo.worker_pool(workers) as pool:
-            running = [pool.submit(_work, out, trials, base, rival, seed, seed + k) for k in range(workers)]
+            running = [pool.submit(_work, out, trials, base, rival, seed, seed)]
+            # Of trials that wait, two processes could claim the same one: SQLite has no row locks. New ones are safe.
+            while not running[0].done() and study.get_trials(deepcopy=False, states=waiting):
+                wait(running, timeout=0.1)
+            running += [pool.submit(_work, out, trials, base, rival, seed, seed + k) for k in range(1, workers)]
             for process in running:
                 process.result()
     write_trials(out, study)

@@ -16,13 +16,13 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save
 
+from refine_env._files import sync_file, sync_folder
 from refine_env.errors import CacheError, CacheFormatError
 from refine_env.trajectories.cache import (
     STAGING_SUFFIX,
@@ -295,13 +295,13 @@ class CacheWriter:
         """Rename the complete folder into place; the next writer repairs a kill between any two lines."""
         (self.staging / RECIPE_FILE).unlink(missing_ok=True)
         self._clear()
-        _sync_folder(self.staging)
+        sync_folder(self.staging)
         if (self.path / MANIFEST_FILE).is_file():
             os.rename(self.path, self._retired)
         elif self.path.exists():
             _remove_cache(self.path)
         os.rename(self.staging, self.path)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
         if self._retired.is_dir():
             _remove_cache(self._retired)
 
@@ -376,28 +376,9 @@ def _replace(file: Path, content: bytes) -> None:
     # A name of its own: the worker of an interrupted run may be about to write the same shard.
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
     temporary.write_bytes(content)
-    _sync_file(temporary)
+    sync_file(temporary)
     os.replace(temporary, file)
-    _sync_folder(file.parent)
-
-
-def _sync_file(file: Path) -> None:
-    with file.open("rb+") as handle:
-        os.fsync(handle.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut, where the platform can."""
-    flags: Any = getattr(os, "O_DIRECTORY", None)
-    if flags is None:
-        return
-    descriptor = os.open(folder, flags)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems do not sync folders
-        pass
-    finally:
-        os.close(descriptor)
+    sync_folder(file.parent)
 
 
 def _remove_cache(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -238,6 +239,23 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    renamed: list[int] = []
+    rename = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        assert os.stat(source).st_ino in synced
+        renamed.append(os.stat(source).st_ino)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(os, "replace", replace)
+    write_atomically(tmp_path / "table.csv", "new")
+    assert synced == [*renamed, tmp_path.stat().st_ino]
+    assert (tmp_path / "table.csv").stat().st_mode & 0o777 == 0o644
 
 
 def run_evaluate(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,11 +12,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import agents
 import refine_env
-from agents.learned import FORMAT, Learned
+from agents.learned import FORMAT, SHIPPED, Learned, read_policy
 from refine_env import ConfigurationError, SystemConfig
 from refine_env.evaluation import roll_out
 from refine_env.wrappers import ObservationEncoder
@@ -44,7 +45,6 @@ def folder(kwargs: dict[str, Any], tmp_path: Path) -> Path:
     for k in range(2):
         arrays[f"{k}.weight"] = rng.normal(0, 0.3, (sizes[k + 1], sizes[k])).astype(np.float32)
         arrays[f"{k}.bias"] = rng.normal(0, 0.3, sizes[k + 1]).astype(np.float32)
-    save_file(arrays, tmp_path / "policy.safetensors")
     description = {
         "format": FORMAT,
         "activation": "tanh",
@@ -53,7 +53,14 @@ def folder(kwargs: dict[str, Any], tmp_path: Path) -> Path:
         "system": config.to_dict(),
     }
     (tmp_path / "policy.json").write_text(json.dumps(description))
+    put_weights(tmp_path, arrays)
     return tmp_path
+
+
+def put_weights(folder: Path, arrays: dict[str, Any]) -> None:
+    """Other weights, with their hash."""
+    save_file(arrays, folder / "policy.safetensors")
+    change(folder, weights_sha256=hashlib.sha256((folder / "policy.safetensors").read_bytes()).hexdigest())
 
 
 def change(folder: Path, **values: Any) -> None:
@@ -152,7 +159,7 @@ def test_what_is_not_a_policy(folder: Path, kwargs: dict[str, Any], tmp_path: Pa
     with pytest.raises(ConfigurationError, match=r"got '.*nothing' without policy.json"):
         agents.env_kwargs(f"learned:{tmp_path / 'nothing'}")
     change(folder, format=0)
-    with pytest.raises(ConfigurationError, match=r"of format 1, got .* \(ValueError: format 0, activation tanh\)"):
+    with pytest.raises(ConfigurationError, match=r"of format 2, got .* \(ValueError: format 0, activation tanh\)"):
         Learned(config, path=folder)
     change(folder, format=FORMAT, encoder={"encoding": "normalized", "history": 0, "history_length": 60})
     with pytest.raises(ConfigurationError, match=r"`path` must hold weights from 6 numbers to 6 actions, got"):
@@ -165,10 +172,51 @@ def test_what_is_not_a_policy(folder: Path, kwargs: dict[str, Any], tmp_path: Pa
         Learned(config, path=folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("0.weight", lambda a: np.where(a == a.max(), np.nan, a), r"0\.weight must be finite float32, got nan"),
+        ("1.bias", lambda a: np.where(a == a.max(), -np.inf, a), r"1\.bias must be finite float32, got -inf"),
+        ("1.weight", lambda a: a.astype(np.float64), r"1\.weight must be finite float32, got float64"),
+        ("1.weight", lambda a: a[:, 1:], r"1\.weight must have shape \(outputs, 16\), got \(6, 15\)"),
+        ("0.weight", lambda a: a[0], r"0\.weight must have shape \(outputs, inputs\), got \(\d+,\)"),
+        ("0.bias", lambda a: a[1:], r"0\.bias must have shape \(16,\), got \(15,\)"),
+        ("0.bias", None, r"KeyError: '0\.bias'"),
+    ],
+)
+def test_weights_that_are_none(folder: Path, name: str, spoil: Any, message: str) -> None:
+    arrays = load_file(folder / "policy.safetensors")
+    array = arrays.pop(name)
+    if spoil is not None:
+        arrays[name] = np.ascontiguousarray(spoil(array)).astype(spoil(array).dtype)
+    put_weights(folder, arrays)
+    with pytest.raises(ConfigurationError, match=rf"got {str(folder)!r}, which cannot be read \(.*{message}"):
+        read_policy(folder)
+
+
+def test_weights_are_those_of_their_hash(folder: Path) -> None:
+    """Any flipped bit is seen; a policy of format 1 had no hash."""
+    read_policy(folder)
+    path = folder / "policy.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(
+        ConfigurationError, match=r"policy\.safetensors does not have the SHA-256 that policy\.json says"
+    ):
+        read_policy(folder)
+    change(folder, format=1)
+    read_policy(folder)
+
+
+def test_the_shipped_policies_have_a_hash() -> None:
+    for path in SHIPPED.parent.glob("*/policy.json"):
+        assert json.loads(path.read_text())["format"] == FORMAT
+        read_policy(path.parent)
+
+
 def test_the_shipped_policy_is_near_the_optimum_without_the_snr() -> None:
     """On the bundled cache's test split, 500 common draws; it is the one that its own log describes."""
     from agents.evaluate import evaluate
-    from agents.learned import SHIPPED
 
     assert {path.name for path in SHIPPED.iterdir()} >= {"policy.json", "policy.safetensors", "run.json"}
     snrs_db = tuple(range(0, 25, 3))

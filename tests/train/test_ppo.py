@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import copy
 import csv
+import io
 import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import agents
 import refine_env
@@ -25,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 for module in ("torch", "stable_baselines3", "sb3_contrib", "tensorboard"):
     pytest.importorskip(module, reason="the train extra is not installed")
 
-from train import ppo  # noqa: E402
+from train import checkpoint, ppo  # noqa: E402
 from train.hindsight import HindsightObservation  # noqa: E402
 
 
@@ -65,7 +73,7 @@ def test_what_a_run_writes(options: dict[str, Any], algorithm: str) -> None:
     config = ppo.Config(**{**options, "algorithm": algorithm, "tensorboard": True})
     folder = ppo.train(config)
     assert folder == config.out
-    assert not (folder / "checkpoint").exists()
+    assert not list(folder.glob("checkpoint*"))
     assert list((folder / "tensorboard").rglob("events.*"))
     description = json.loads((folder / "policy.json").read_text())
     assert description["system"]["snr_db"] == [0, 24]
@@ -146,8 +154,8 @@ def test_killed_and_resumed_it_is_the_same_policy(options: dict[str, Any], algor
     config = ppo.Config(**{**options, "out": options["out"] / "parts"})
     with pytest.raises(Killed, match=r"^\d+$"):
         ppo.train(config, on_rollout=kill)
-    assert (config.out / "checkpoint" / "state.pkl").is_file()
-    with pytest.raises(ConfigurationError, match=r"`--learning-rate` must be 0.0007 to go on with .*, got 0.5"):
+    assert (config.out / "checkpoint.safetensors").is_file()
+    with pytest.raises(ConfigurationError, match=r"`--learning-rate` must be '0.0007' to go on with .*, got '0.5'"):
         ppo.train(ppo.Config(**{**options, "out": config.out, "learning_rate": 0.5}))
     resumed_from: list[int] = []
     ppo.train(config, on_rollout=resumed_from.append)
@@ -157,7 +165,20 @@ def test_killed_and_resumed_it_is_the_same_policy(options: dict[str, Any], algor
     assert tables[0] == tables[1]
 
 
-def test_a_checkpoint_survives_a_kill_between_its_two_renamings(options: dict[str, Any]) -> None:
+def test_a_checkpoint_survives_a_kill_between_its_two_renamings(interrupted: ppo.Config) -> None:
+    config = interrupted
+    shutil.move(config.out / "checkpoint.safetensors", config.out / "checkpoint.previous.safetensors")
+    (config.out / "checkpoint.safetensors0815.tmp").write_bytes(b"half of i")
+    resumed_from: list[int] = []
+    ppo.train(config, on_rollout=resumed_from.append)
+    assert resumed_from[0] == 256
+    assert not list(config.out.glob("checkpoint*"))
+
+
+@pytest.fixture
+def interrupted(options: dict[str, Any]) -> ppo.Config:
+    """A run that was killed after two roll-outs, before the third: its checkpoints are of 256 and 128 steps."""
+
     def kill(steps: int) -> None:
         if steps >= 256:
             raise Killed(steps)
@@ -165,11 +186,154 @@ def test_a_checkpoint_survives_a_kill_between_its_two_renamings(options: dict[st
     config = ppo.Config(**options)
     with pytest.raises(Killed, match=r"^\d+$"):
         ppo.train(config, on_rollout=kill)
-    shutil.move(config.out / "checkpoint", config.out / "checkpoint.1.old")
-    resumed_from: list[int] = []
-    ppo.train(config, on_rollout=resumed_from.append)
-    assert resumed_from[0] == 256
-    assert not list(config.out.glob("checkpoint*"))
+    return config
+
+
+def first_step(config: ppo.Config) -> int:
+    """Where a run begins, or goes on; it is killed there."""
+
+    def kill(steps: int) -> None:
+        raise Killed(steps)
+
+    with pytest.raises(Killed, match=r"^\d+$") as info:
+        ppo.train(config, on_rollout=kill)
+    return int(str(info.value))
+
+
+def test_a_damaged_checkpoint_and_the_one_before_it(interrupted: ppo.Config, caplog: pytest.LogCaptureFixture) -> None:
+    newest, previous = (interrupted.out / f"checkpoint.{name}" for name in ("safetensors", "previous.safetensors"))
+    good, before = newest.read_bytes(), previous.read_bytes()
+    header = int.from_bytes(good[:8], "little")
+    rng = np.random.default_rng(0)
+    damages = {"empty": b"", "cut": good[:-1], "half": good[: len(good) // 2], "pickled": pickle.dumps("x")}
+    for k, place in enumerate([*rng.integers(0, 8 + header, 12), *rng.integers(8 + header, len(good), 12)]):
+        damages[f"flip {k}"] = good[:place] + bytes([good[place] ^ (1 << rng.integers(8))]) + good[place + 1 :]
+    for name, damaged in damages.items():
+        newest.write_bytes(damaged)
+        previous.write_bytes(before)
+        caplog.clear()
+        assert first_step(interrupted) == 128, name
+        assert f"{newest} cannot be read (" in caplog.text
+        assert f"going on from the one before it, {previous}" in caplog.text
+        assert previous.read_bytes() == before  # not overwritten with the damaged one
+    previous.unlink()
+    for damaged in damages.values():
+        newest.write_bytes(damaged)
+        with pytest.raises(ConfigurationError) as info:
+            ppo.train(interrupted)
+        assert str(info.value).startswith(f"`--out` must hold a checkpoint that can be read, got {str(newest)!r} (")
+        assert str(info.value).endswith("Delete it to begin anew, or give another --out.")
+    newest.unlink()
+    newest.mkdir()
+    with pytest.raises(ConfigurationError, match=r"`--out` must hold a checkpoint .* \(ValueError: not a file\)"):
+        ppo.train(interrupted)
+
+
+def test_the_checkpoint_before_leads_to_the_same_policy(interrupted: ppo.Config, options: dict[str, Any]) -> None:
+    whole = ppo.train(ppo.Config(**{**options, "out": options["out"] / "whole"}))
+    (interrupted.out / "checkpoint.safetensors").write_bytes(b"")
+    assert equal(weights(ppo.train(interrupted)), weights(whole))
+
+
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_hostile_folder_runs_nothing(options: dict[str, Any], tmp_path: Path) -> None:
+    """A pickle in the place of every file that a run folder may hold, of this version and of earlier ones."""
+    ran = tmp_path / "ran"
+    payload = pickle.dumps(Payload(ran))
+    pickle.loads(payload)
+    ran.rmdir()  # it would run
+    encoded = json.dumps({"policy_class": {":type:": "x", ":serialized:": base64.b64encode(payload).decode()}})
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("data", encoded)
+    planted = {
+        "checkpoint/state.pkl": payload,
+        "checkpoint/replay.pkl": payload,
+        "checkpoint/model.zip": archive.getvalue(),
+        "checkpoint.1.old/state.pkl": payload,
+        "checkpoint.safetensors": payload,
+        "checkpoint.previous.safetensors": payload,
+        "model.zip": archive.getvalue(),
+        "policy.json": payload,
+        "policy.safetensors": payload,
+        "run.json": payload,
+        "evaluations.csv": payload,
+    }
+    options["total_steps"], options["eval_every"] = 128, 0
+    for algorithm in ("maskable-ppo", "dqn"):
+        for name, content in planted.items():
+            config = ppo.Config(**{**options, "out": tmp_path / algorithm / name.replace("/", "-")})
+            path = config.out / name
+            path.parent.mkdir(parents=True)
+            path.write_bytes(content)
+            with suppress(ConfigurationError, Killed):
+                first_step(config)
+            with suppress(ConfigurationError):
+                read_policy(config.out)
+            with suppress(ConfigurationError):
+                ppo.read_evaluations(config.out)
+            assert not ran.exists(), name
+    config = ppo.Config(**{**options, "out": tmp_path / "maskable-ppo" / "checkpoint-state.pkl"})
+    with pytest.raises(ConfigurationError, match=r"`--out` must not hold a checkpoint of an earlier version, got '.*'"):
+        ppo.train(config)
+
+
+def test_numbers_that_no_training_wrote(interrupted: ppo.Config) -> None:
+    """A checkpoint with the right hash and wrong content is refused too, by name."""
+    path = interrupted.out / "checkpoint.safetensors"
+    (interrupted.out / "checkpoint.previous.safetensors").unlink()
+    state, arrays = checkpoint._read(path)
+
+    def refused(change: Any) -> str:
+        values, others = copy.deepcopy(state), dict(arrays)
+        change(values, others)
+        text = json.dumps(values)
+        save_file(others, path, {"state": text, "sha256": checkpoint._digest(text, others)})
+        with pytest.raises(ConfigurationError, match=r"^`--out` must hold a checkpoint that can be read, got ") as info:
+            ppo.train(interrupted)
+        return str(info.value)
+
+    def numpy_position(values: Any, others: Any) -> None:
+        values["numpy"]["state"]["pos"] = 10**6
+
+    def action(values: Any, others: Any) -> None:
+        others["envs.taken"] = np.full_like(others["envs.taken"], 77)
+
+    def trajectory(values: Any, others: Any) -> None:
+        others["envs.trajectories"] = others["envs.trajectories"] + 1000
+
+    def short(values: Any, others: Any) -> None:
+        others["last_obs"] = others["last_obs"][:, 1:].copy()
+
+    def rows(values: Any, others: Any) -> None:
+        values["training"]["rows"] = [{"steps": 1}]
+
+    def missing(values: Any, others: Any) -> None:
+        del others["torch"]
+
+    def options(values: Any, others: Any) -> None:
+        values["options"] = ["\x1b[2J"]
+
+    def letters(values: Any, others: Any) -> None:
+        values["generators"][0]["bit_generator"] = "\x1b[2J"
+
+    assert "options must be an object, got " in refused(options)
+    assert refused(letters).isprintable()
+    assert "pos of the Mersenne Twister must be in 0 … 624, got 1000000" in refused(numpy_position)
+    assert "`actions` must be in 0 … 5, got 77" in refused(action)
+    assert "`trajectory` must be in 0 … 15" in refused(trajectory)
+    assert "last_obs must be float32 (8, " in refused(short)
+    assert "KeyError: 'seconds'" in refused(rows)
+    assert "KeyError: 'torch'" in refused(missing)
 
 
 @pytest.mark.parametrize(

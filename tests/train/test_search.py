@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,26 @@ def test_two_processes_share_a_study(gaussian_cache: Path, tmp_path: Path) -> No
     assert 3 <= len(finished) <= 4  # both may be at their last one
     assert finished[0].params["learning_rate"] == ppo.Config().learning_rate
     assert len({trial.params["learning_rate"] for trial in study.trials}) == len(study.trials)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("claims", [True, False])
+def test_the_others_start_when_no_trial_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claims: bool) -> None:
+    """Two processes could claim the same waiting trial, and so its folder; one that claims none holds up nobody."""
+    waiting: dict[int, int] = {}
+
+    def work(out: Path, trials: int, base: object, rival: str, seed: int, sampler_seed: int) -> None:
+        study = search._open(out, sampler_seed)
+        waiting[sampler_seed] = sum(trial.state.name == "WAITING" for trial in study.trials)
+        if claims:
+            time.sleep(0.5)
+            study.ask()
+
+    monkeypatch.setattr(search, "_work", work)
+    monkeypatch.setattr(ppo, "worker_pool", ThreadPoolExecutor)
+    study = search.search(tmp_path, trials=3, base={}, workers=3, seed=7)
+    assert waiting == ({7: 1, 8: 0, 9: 0} if claims else {7: 1, 8: 1, 9: 1})
+    assert [trial.number for trial in study.trials] == ([0, 1, 2] if claims else [0])
 
 
 def test_the_space_is_of_options() -> None:
