@@ -379,6 +379,7 @@ class _ImageOptions(NamedTuple):
             "model": {"id": decoder.model_id, "revision": decoder.revision},
             "device": self.device,
             "max_psnr_db": MAX_PSNR_DB,
+            "lpips_weights": None if self.lpips_weights is None else str(self.lpips_weights),
             "lpips": {"net": lpips.net, "weights_sha256": lpips.sha256} if isinstance(lpips, LPIPS) else None,
             "versions": {
                 package: metadata.version(package)
