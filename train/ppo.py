@@ -189,7 +189,9 @@ class Config:
     eval_snr_db: Annotated[
         str, typer.Option(help="SNRs in dB of the evaluations; empty: the one SNR, or every 3 dB of the range.")
     ] = ""
-    rivals: Annotated[str, typer.Option(help="Policies to compare with, on the same draws; the paper's stay on the paper's coder.")] = "dp,lookahead"
+    rivals: Annotated[
+        str, typer.Option(help="Policies to compare with, on the same draws; the paper's stay on the paper's coder.")
+    ] = "dp,lookahead"
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard curves.")] = True
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True
 
