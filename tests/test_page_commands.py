@@ -116,7 +116,7 @@ def _command(place: str, words: list[str]) -> Command:
 
 def spoken(page: Path) -> Iterator[Command]:
     """Commands in the text, placeholders filled in."""
-    for text in re.findall(r"`([^`]+)`", without_blocks(page.read_text(encoding="utf-8"))):
+    for text in re.findall(r"(?<!`)`([^`]+)`(?!`)", without_blocks(page.read_text(encoding="utf-8"))):
         words = [PLACEHOLDERS.get(word, word) for word in text.split()]
         if words[:2] == ["python", "-m"] and len(words) > 2:
             yield _command(page.name, words)
@@ -219,7 +219,7 @@ def test_options_in_the_text_are_some_command_s() -> None:
                 for parameter in typer.main.get_command(app).params:
                     known |= {*parameter.opts, *parameter.secondary_opts}
     for page in PAGES:
-        for code in re.findall(r"`([^`\n]+)`", without_blocks(page.read_text(encoding="utf-8"))):
+        for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", without_blocks(page.read_text(encoding="utf-8"))):
             if not code.startswith(FOREIGN):
                 assert set(re.findall(r"(?<!\S)--[a-z][\w-]*", code)) <= known, f"{page.name}: {code}"
 
@@ -232,6 +232,7 @@ def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "cached_trajectories").mkdir()
     shutil.copy(ROOT / "cached_trajectories" / "default.prompts.txt", "cached_trajectories")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))  # which train.export_minari sets
     runner = Runner()
     for command in commands(page):
         if command.program in FOREIGN or command.longest_beginning_among(ONLY_READ):
@@ -283,6 +284,11 @@ class TestTheChecks:
         (command,) = commands(self.page(tmp_path, text))
         with pytest.raises(AssertionError, match=re.escape(text.split(" -m ")[-1])):
             read(command)
+
+    def test_commands_in_the_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "page.md"
+        path.write_text("```sh\na\n```\nWith `python -m\na.b --x N` or `python -m` and ``b`` more.\n")
+        assert [(command.program, command.words) for command in spoken(path)] == [("a.b", ["--x", "1"])]
 
     def test_the_longest_beginning(self) -> None:
         command = Command("", "agents.evaluate", ["--out", "x", "--study", "ladder"])
