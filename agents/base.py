@@ -27,9 +27,11 @@ class Agent(ABC):
         name: its name in tables and figures.
         config: the system.
         env_kwargs: environment arguments that the policy is made for.
+        plans_with_errors: whether it plans with the coding errors that the configuration's model predicts.
     """
 
     env_kwargs: ClassVar[Mapping[str, Any]] = {"coder": "forward", "payload": "latent"}
+    plans_with_errors: ClassVar[bool] = False
 
     def __init__(self, config: SystemConfig, *, name: str) -> None:
         if not isinstance(config, SystemConfig):

@@ -177,6 +177,7 @@ class Clairvoyant(Agent):
     """
 
     env_kwargs: ClassVar[Mapping[str, Any]] = {"coder": "closed_loop", "payload": "latent"}
+    plans_with_errors: ClassVar[bool] = True
     needs_rates: ClassVar[bool] = True
 
     def __init__(self, config: SystemConfig) -> None:

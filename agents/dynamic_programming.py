@@ -444,6 +444,7 @@ class DynamicProgramming(Agent):
     """
 
     env_kwargs: ClassVar[Mapping[str, Any]] = {"coder": "closed_loop", "payload": "latent"}
+    plans_with_errors: ClassVar[bool] = True
 
     def __init__(self, config: SystemConfig, *, current_rate: bool = False) -> None:
         name = "dp-current-rate" if current_rate else "dp"

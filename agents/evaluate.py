@@ -236,7 +236,9 @@ def print_table(summary: Table) -> None:
     )
     view.add_column("SNR\n[dB]", justify="right")
     for policy in policies:
-        view.add_column(policy.replace("-", "\n", 1).replace(" (", "\n("), justify="right", no_wrap=True)
+        agent, parenthesis, details = policy.partition(" (")
+        details = f"{parenthesis}{details}".replace(" ", "\n").replace("_", "\n")
+        view.add_column(agent.replace("-", "\n", 1) + details, justify="right", no_wrap=True)
     for snr_db in dict.fromkeys(row["snr_db"] for row in summary):
         best = min(cells[snr_db, policy]["latent_mse"] for policy in policies if (snr_db, policy) in cells)
         line = [f"{snr_db:g}"]
@@ -377,6 +379,7 @@ class _ImageOptions(NamedTuple):
             "model": {"id": decoder.model_id, "revision": decoder.revision},
             "device": self.device,
             "max_psnr_db": MAX_PSNR_DB,
+            "lpips_weights": None if self.lpips_weights is None else str(self.lpips_weights),
             "lpips": {"net": lpips.net, "weights_sha256": lpips.sha256} if isinstance(lpips, LPIPS) else None,
             "versions": {
                 package: metadata.version(package)

@@ -21,7 +21,9 @@ from refine_env.evaluation import SUMMARY_COLUMNS, Table, read_table
 from refine_env.metrics import MAX_PSNR_DB
 
 __all__ = [
+    "DASHES",
     "IMAGE_PANELS",
+    "MARKERS",
     "draw_all",
     "draw_fig2a",
     "draw_fig2b",
@@ -36,6 +38,26 @@ __all__ = [
     "styles_by_policy",
     "zero_floor",
 ]
+
+MARKERS = {
+    "o": "circle",
+    "s": "square",
+    "^": "triangle-up",
+    "v": "triangle-down",
+    "<": "triangle-left",
+    "D": "diamond",
+    "d": "diamond-tall",
+    "P": "cross",
+    "X": "x",
+    "x": "x-thin-open",  # lines alone
+    "2": "y-up-open",
+    "*": "star",
+    "p": "pentagon",
+    "h": "hexagon",
+    "H": "hexagon2",
+}
+"""Every marker that a style may have, and what it is called in a browser's figure; likewise the dashes."""
+DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 
 # Okabe and Ito's palette: distinguishable with any color vision; markers and dashes serve in print.
 _STYLES: dict[str, dict[str, Any]] = {
@@ -64,29 +86,30 @@ _STYLES: dict[str, dict[str, Any]] = {
 _SPARE_COLORS = ("#8B4513", "#7B68EE", "#2E8B57", "#B22222")
 
 
-def _style(agent: str, position: int) -> dict[str, Any]:
+def _style(agent: str, strangers: list[str]) -> dict[str, Any]:
+    """The style of an agent; ``strangers``, those that have none of their own, share what is spare."""
     if agent in _STYLES:
         return dict(_STYLES[agent])
     persistent = re.fullmatch(r"persistent-q(\d+)", agent)
-    label = f"Persistent-Q ({persistent[1]} bit)" if persistent else agent
-    return {"label": label, "color": _SPARE_COLORS[position % len(_SPARE_COLORS)], "marker": "h"}
+    dashes, color = divmod(strangers.index(agent), len(_SPARE_COLORS))
+    return {
+        "label": f"Persistent-Q ({persistent[1]} bit)" if persistent else agent,
+        "color": _SPARE_COLORS[color],
+        "marker": "h",
+        "linestyle": list(DASHES)[dashes % len(DASHES)],
+    }
 
 
 def rows_by_policy(rows: Table) -> dict[str, Table]:
     """Rows of a summary by policy, in order of appearance.
 
-    A policy goes by its agent's name; an agent under several coders or payloads is several policies, named, for
-    example, ``lookahead (closed_loop)``.
+    A policy goes by its agent's name. Where the rows differ in coder or payload, whose numbers do not compare as those
+    of one system do, it is named, too: for example ``lookahead (forward)``.
     """
-    varied = {
-        agent: [
-            column for column in ("coder", "payload") if len({row[column] for row in rows if row["agent"] == agent}) > 1
-        ]
-        for agent in dict.fromkeys(row["agent"] for row in rows)
-    }
+    varied = [column for column in ("coder", "payload") if len({row[column] for row in rows}) > 1]
     policies: dict[str, Table] = {}
     for row in rows:
-        details = ", ".join(str(row[column]) for column in varied[row["agent"]])
+        details = ", ".join(str(row[column]) for column in varied)
         policies.setdefault(f"{row['agent']} ({details})" if details else row["agent"], []).append(row)
     return policies
 
@@ -95,10 +118,11 @@ def styles_by_policy(policies: dict[str, Table]) -> dict[str, dict[str, Any]]:
     """How to draw every policy; those of one agent share its color and differ in marker fill and dashes."""
     styles: dict[str, dict[str, Any]] = {}
     seen: dict[str, int] = {}
+    strangers = list(dict.fromkeys(rows[0]["agent"] for rows in policies.values() if rows[0]["agent"] not in _STYLES))
     for policy, rows in policies.items():
         agent = rows[0]["agent"]
         repeat = seen[agent] = seen.get(agent, -1) + 1
-        style = {"linewidth": 1.3, "markersize": 5.0, **_style(agent, list(seen).index(agent))}
+        style = {"linewidth": 1.3, "markersize": 5.0, **_style(agent, strangers)}
         style["label"] += policy.removeprefix(agent)
         if repeat:
             style |= {"linestyle": ("--", ":", "-.")[(repeat - 1) % 3], "markerfacecolor": "white"}

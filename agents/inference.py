@@ -89,6 +89,7 @@ class InferringDynamicProgramming(Agent):
     """
 
     env_kwargs: ClassVar[Mapping[str, Any]] = {"coder": "closed_loop", "payload": "latent"}
+    plans_with_errors: ClassVar[bool] = True
 
     def __init__(self, config: SystemConfig, *, snrs_db: Sequence[float] | None = None) -> None:
         super().__init__(config, name="dp-inferred")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.figures import IMAGE_PANELS, rows_by_policy, styles_by_policy, zero_floor
+from agents.figures import DASHES, IMAGE_PANELS, MARKERS, rows_by_policy, styles_by_policy, zero_floor
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table
 from refine_env.settings import EnvSettings
@@ -32,21 +32,6 @@ EXTRA = "report"
 
 _MOST_POINTS = 200
 """Points of a distribution; of more episodes it shows as many quantiles."""
-
-_SYMBOLS = {
-    "o": "circle",
-    "s": "square",
-    "^": "triangle-up",
-    "v": "triangle-down",
-    "<": "triangle-left",
-    "D": "diamond",
-    "P": "cross",
-    "X": "x",
-    "x": "x-thin",
-    "*": "star",
-    "h": "hexagon",
-}
-_DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 
 
 def import_plotly() -> Any:
@@ -72,21 +57,21 @@ def _text(text: str) -> str:
 
 def _line_style(style: Mapping[str, Any]) -> dict[str, Any]:
     """A matplotlib style as plotly's."""
-    symbol = _SYMBOLS[style["marker"]]
-    hollow = style.get("markerfacecolor") == "white"
-    thin = symbol.endswith("-thin")  # has no face, only a line
+    symbol = MARKERS[style["marker"]]
+    if style.get("markerfacecolor") == "white" and not symbol.endswith("-open"):
+        symbol += "-open"
     return {
         "name": _text(style["label"]),
         "line": {
             "color": style["color"],
             "width": style["linewidth"] * 1.3,
-            "dash": _DASHES[style.get("linestyle", "-")],
+            "dash": DASHES[style.get("linestyle", "-")],
         },
         "marker": {
-            "symbol": f"{symbol}-open" if hollow or thin else symbol,
+            "symbol": symbol,
             "size": 8,
             "color": style["color"],
-            "line": {"width": 1.5 if hollow or thin else 0, "color": style["color"]},
+            "line": {"width": 1.5 if symbol.endswith("-open") else 0, "color": style["color"]},
         },
     }
 

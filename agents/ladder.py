@@ -197,7 +197,8 @@ def climb(
     found: dict[tuple[str, float], Table] = {}
     for snr_db in snrs_db:  # one after the other: the tables of all optimal policies of an SNR fit, those of all do not
         entries = [
-            Entry(partial(agents.make, agent), {**kwargs, "snr_db": float(snr_db)}) for _, agent, kwargs in played
+            Entry(partial(agents.make, agent, neglect_errors=True), {**kwargs, "snr_db": float(snr_db)})
+            for _, agent, kwargs in played
         ]
         tables = roll_out_many(entries, episodes=episodes, seed=seed, workers=workers, progress=progress)
         found |= {(label, snr_db): table for (label, _, _), table in zip(played, tables, strict=True)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from agents.base import Agent
@@ -45,12 +46,16 @@ def names(config: SystemConfig | None = None) -> list[str]:
     return [*_MAKERS, *(f"persistent-q{bits}" for bits in depths)]
 
 
-def make(name: str, config: SystemConfig, **options: Any) -> Agent:
+def make(name: str, config: SystemConfig, *, neglect_errors: bool = False, **options: Any) -> Agent:
     """The policy of that name, made for a system.
+
+    A policy that plans with the coding errors of the closed-loop coder (``dp`` and its kin, ``clairvoyant``) has a
+    model that neglects them on the paper's coder, and may end far above the look-ahead there: it warns, once.
 
     Args:
         name: one of :func:`names`.
         config: the system, for example ``env.unwrapped.config``.
+        neglect_errors: such a plan is meant; do not warn.
         **options: of that policy, for example ``seed`` of ``random``.
 
     Raises:
@@ -58,12 +63,24 @@ def make(name: str, config: SystemConfig, **options: Any) -> Agent:
     """
     kind, maker = _find(name)
     try:
-        return maker(config, **options)
+        agent = maker(config, **options)
     except TypeError as error:
         raise ConfigurationError(
             f"`options` must be those of {name}, got {', '.join(options) or 'none'} ({error}). "
             f"See help({kind.__module__}.{kind.__name__})."
         ) from None
+    if kind.plans_with_errors and config.coder == "forward" and not neglect_errors:
+        _warn_of_neglected_errors(name)
+    return agent
+
+
+@cache  # once in a process, however often filters change
+def _warn_of_neglected_errors(name: str) -> None:
+    warnings.warn(
+        f"{name} plans as if there were no coding errors on the paper's coder (coder='forward'), and may end far above "
+        "lookahead: use coder='closed_loop', or pass neglect_errors=True if that is meant.",
+        stacklevel=3,
+    )
 
 
 def env_kwargs(name: str) -> dict[str, Any]:

@@ -141,7 +141,10 @@ def replay_row(row: Mapping[str, Any], env_kwargs: Mapping[str, Any], *, latents
     name = row["agent"]
     own = {**agents.env_kwargs(name), "coder": row["coder"], "payload": row["payload"], "snr_db": row["snr_db"]}
     trace = trace_episode(
-        lambda config: agents.make(name, config), env_kwargs={**env_kwargs, **own}, seed=row["seed"], latents=latents
+        lambda config: agents.make(name, config, neglect_errors=True),  # as it was played
+        env_kwargs={**env_kwargs, **own},
+        seed=row["seed"],
+        latents=latents,
     )
     last = trace[-1]
     for column in ("trajectory", "uplink_slots", "num_deliveries", "device_step", "device_bits", "latent_mse"):

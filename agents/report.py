@@ -29,7 +29,7 @@ from refine_env.evaluation import EPISODE_COLUMNS, SUMMARY_COLUMNS, Table, read_
 from refine_env.metrics import MAX_PSNR_DB
 from refine_env.settings import EnvSettings
 
-__all__ = ["REPORT_FILE", "main", "read_run", "write_report"]
+__all__ = ["REPORT_FILE", "command_of", "main", "read_run", "write_report"]
 
 REPORT_FILE = "report.html"
 _CONFIG = {
@@ -292,9 +292,13 @@ def _floor_note(episodes: Table) -> str:
     return "; an MSE of exactly 0 is at the left end, a decade below the others" if zeros else ""
 
 
-def _command(run: Mapping[str, Any]) -> str:
-    """The command that repeats an evaluation."""
-    kwargs = run["env_kwargs"]
+def command_of(run: Mapping[str, Any]) -> str:
+    """The command that repeats an evaluation, its tables to the byte.
+
+    Args:
+        run: as :func:`read_run` gives it.
+    """
+    kwargs, images = run["env_kwargs"], run.get("images")
     options = {
         "--agents": ",".join(map(str, run["agents"])),
         "--snr-db": ",".join(str(snr_db).removesuffix(".0") for snr_db in run["snr_db"]),
@@ -304,9 +308,19 @@ def _command(run: Mapping[str, Any]) -> str:
         "--split": kwargs.get("split"),
         "--bit-depths": ",".join(map(str, kwargs.get("bit_depths") or [])) or None,
         "--deadline": kwargs.get("deadline"),
+        "--payload": kwargs.get("payload"),
+        "--moments": kwargs.get("moments"),
     }
+    if images:
+        options |= {
+            "--metrics": ",".join(map(str, images.get("metrics", []))) or None,
+            "--image-episodes": images.get("episodes"),
+            "--lpips-weights": images.get("lpips_weights"),
+            "--model": images.get("model", {}).get("id"),
+            "--device": images.get("device"),
+        }
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return shlex.join(["python", "-m", "agents.evaluate", *given])
+    return shlex.join(["python", "-m", "agents.evaluate", *given, *(["--images"] if images else [])])
 
 
 def _describe_run(run: dict[str, Any] | None, summary: Table) -> str:
@@ -336,7 +350,7 @@ def _describe_run(run: dict[str, Any] | None, summary: Table) -> str:
         "bit depths": ", ".join(map(str, kwargs.get("bit_depths") or [])) or None,
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
     }
-    return f"{heading}{_terms(terms)}<p>The same again:</p><pre>{escape(_command(run))}</pre>"
+    return f"{heading}{_terms(terms)}<p>The same again:</p><pre>{escape(command_of(run))}</pre>"
 
 
 def _terms(terms: Mapping[str, Any]) -> str:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import importlib
+import json
 import re
+import tomllib
 import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
+import numpy as np
 import pytest
 
+import agents
 import refine_env
 from refine_env.coding import base_distortion, entropy
 from refine_env.link import latency_quantile, rate_statistics
+from refine_env.settings import EnvSettings
+from refine_env.wrappers import ENCODINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("**/*.md")) + [
@@ -158,6 +166,18 @@ def table_rows(markdown: str, marker: str) -> list[list[str]]:
     return lines[2:]
 
 
+def rows_under(text: str, heading: str) -> list[list[str]]:
+    """The body of the first table after a heading, cell by cell, code marks taken off."""
+    body = text.split(f"{heading}\n", 1)[1]
+    lines = re.findall(r"^ *\|(.*)\|$", body.split("\n## ")[0].split("\n    ## ")[0], flags=re.MULTILINE)
+    return [[cell.strip().strip("`") for cell in line.split(" | ")] for line in lines[2:]]
+
+
+def names_in(rows: list[list[str]]) -> list[str]:
+    """The names in code of the first cells, several in some."""
+    return [name for row in rows for name in re.split(r"`?(?:, | … )`?", row[0])]
+
+
 def _page(name: str) -> str:
     return (ROOT / "docs" / name).read_text(encoding="utf-8")
 
@@ -218,6 +238,74 @@ def test_defaults_in_the_notation_are_those_of_the_code() -> None:
     assert checked >= 10
 
 
+class TestTablesOfNames:
+    """Tables that list what the code has list all of it, with its defaults."""
+
+    DOCSTRING = refine_env.LatentRefinementEnv.__doc__ or ""
+
+    def test_arguments_of_the_environment(self) -> None:
+        rows = rows_under(self.DOCSTRING, "## Arguments")
+        defaults = {field.name: field.default for field in dataclasses.fields(EnvSettings)}
+        assert {row[0]: row[1] for row in rows} == {
+            name: json.dumps(value) if isinstance(value, str | tuple) else str(value)
+            for name, value in {**defaults, "render_mode": None}.items()
+        }
+
+    def test_infos_and_observations(self) -> None:
+        env = gym.make(refine_env.ENV_ID)
+        observation, info = env.reset(seed=0)
+        infos = {row[0]: row[1] for row in rows_under(self.DOCSTRING, "## Info")}
+        assert {name: kind.split()[0] for name, kind in infos.items()} == {
+            name: str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
+            for name, value in info.items()
+        }
+        config = env.unwrapped.config  # type: ignore[attr-defined]
+        numbers = {"T_d": config.deadline, "T": config.num_steps, "history_length": config.deadline}
+        for name, space, _ in rows_under(self.DOCSTRING, "## Observation Space"):
+            own = env.observation_space[name]  # type: ignore[index]
+            if isinstance(own, gym.spaces.Discrete):
+                assert eval(space.removeprefix("Discrete"), {}, numbers) == own.n, name
+            else:
+                kind, dtype, shape = space.split(" ", 2)
+                assert (kind, dtype) == ("Box", str(own.dtype))
+                assert eval(shape, {}, numbers) == own.shape, name
+            assert np.asarray(observation[name]).shape == own.shape
+        listed = [row[0] for row in rows_under(self.DOCSTRING, "## Observation Space")]
+        assert set(listed) == set(env.observation_space)  # type: ignore[call-overload]
+        assert [row[0] for row in rows_under(_page("own-agent.md"), "## What an agent may know")] == listed
+
+    def test_fields_of_a_link(self) -> None:
+        defaults = {field.name: field.default for field in dataclasses.fields(refine_env.LinkConfig)}
+        for name, default, *_ in rows_under(_page("links.md"), "## The fields"):
+            value = defaults[name]
+            assert default == ("–" if value is None else json.dumps(value)), name
+
+    def test_policies(self) -> None:
+        rows = rows_under((ROOT / "README.md").read_text(encoding="utf-8"), "## The policies")
+        listed = {name for name in names_in(rows) if not name.startswith("persistent-q")}
+        assert listed == {name for name in agents.names() if not name.startswith("persistent-q")} | {
+            "learned",
+            "learned:PATH",
+        }
+        for row in rows_under(_page("closed-loop.md"), "## The optimum"):
+            assert agents.env_kwargs(row[0])["coder"] == "closed_loop"
+
+    def test_encodings(self) -> None:
+        assert [
+            row[0].split("`")[0].strip('"') for row in rows_under(_page("learning.md"), "## What the policy sees")
+        ] == [*ENCODINGS]
+
+    def test_extras(self) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        assert set(names_in(rows_under(readme, "## Installation"))) == set(project["optional-dependencies"])
+        core = re.search(r"the core needs (.*?) for its command line", readme, flags=re.DOTALL)
+        assert core is not None
+        assert {re.split("[<>=]", line)[0] for line in project["dependencies"]} == {
+            word.lower() for word in re.findall(r"\w+", core[1])
+        } - {"and"}
+
+
 def test_the_table_of_rate_statistics_is_computed() -> None:
     rows = table_rows(_page("model.md"), "rate-statistics")
     for row in rows:
@@ -251,6 +339,25 @@ def test_the_table_of_entropies_is_computed() -> None:
             expected += [str(size), f"{bits - size / dim:.3f}"]
         assert row[1:] == expected
     assert [int(row[0]) for row in rows] == list(range(1, 16))
+
+
+def test_how_much_larger_the_learned_policy_s_error_is_where_it_is_small() -> None:
+    """As the evaluation that is shipped with the policy has it."""
+    from agents.learned import SHIPPED
+
+    with (SHIPPED / "evaluations.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    mse = {(row["agent"], float(row["snr_db"])): float(row["latent_mse"]) for row in rows}
+    ratios = [f"{mse['learned', snr_db] / mse['dp-inferred', snr_db]:.1f}" for snr_db in (18.0, 21.0, 24.0)]
+    assert max(mse["learned", 18.0], mse["dp-inferred", 18.0]) < 1e-6
+    text = " ".join(_page("learning.md").split())
+    assert f"<!-- raw ratios -->{ratios[0]}, {ratios[1]} and {ratios[2]} times that of `dp-inferred`" in text
+    assert " and ".join(f"{mse['learned', snr_db]:.1e}".replace("e-0", "e-") for snr_db in (21.0, 24.0)) in text
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"from 18 dB on, where the MSE is below that, the learned policy's is {ratios[0]} to {ratios[2]} times"
+        in readme
+    )
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -174,7 +174,7 @@ def main(
     with exit_codes():
         snrs_db = parse_numbers("snr_db", snr_db, float)
         if out is not None:
-            os.environ["MINARI_DATASETS_PATH"] = str(out)
+            os.environ["MINARI_DATASETS_PATH"] = str(out.resolve())  # Minari takes a relative one twice
         kwargs = {
             "cache": cache,
             "split": split,

@@ -26,7 +26,7 @@ import multiprocessing
 import shlex
 import time
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -187,7 +187,9 @@ class Config:
     eval_snr_db: Annotated[
         str, typer.Option(help="SNRs in dB of the evaluations; empty: the one SNR, or every 3 dB of the range.")
     ] = ""
-    rivals: Annotated[str, typer.Option(help="Policies to compare with, on the same draws.")] = "dp,lookahead"
+    rivals: Annotated[
+        str, typer.Option(help="Policies to compare with, on the same draws; the paper's stay on the paper's coder.")
+    ] = "dp,lookahead"
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard curves.")] = True
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True
 
@@ -496,7 +498,7 @@ class Evaluation:
                 key = (name, repr(kwargs), episodes, self.config.eval_seed)
                 if key not in self._known:
                     rival = partial(agents.make, name)
-                    self._known[key] = self._score(rival, {**kwargs, **agents.env_kwargs(name)}, episodes)
+                    self._known[key] = self._score(rival, {**kwargs, **self.rival_kwargs(name)}, episodes)
                 scores[name] = self._known[key]
             rows += [
                 {
@@ -512,17 +514,26 @@ class Evaluation:
             ]
         return rows
 
+    def rival_kwargs(self, name: str) -> dict[str, Any]:
+        """Environment arguments of a rival: those of the training, but that the paper's stay on the paper's coder."""
+        own = agents.env_kwargs(name)
+        if own["coder"] == "forward":
+            return own
+        return {**own, "coder": self.config.coder, "payload": self.config.payload}
+
+    def describe(self, rows: Table) -> str:
+        """How the policy compares with each rival, whose coder is named where it is not the training's."""
+        parts = []
+        for rival in self.rivals:
+            mean, worst = geometric_mean_ratio(rows, "learned", rival)
+            coder = self.rival_kwargs(rival)["coder"]
+            other = f" ({coder})" if coder != self.config.coder else ""
+            parts.append(f"{mean:.3f} × {rival}{other} (worst {worst:.3f})")
+        return ", ".join(parts)
+
     def _score(self, make_policy: Callable[..., Any], kwargs: dict[str, Any], episodes: int) -> float:
         table = roll_out(make_policy, env_kwargs=kwargs, episodes=episodes, seed=self.config.eval_seed)
         return float(np.mean([row["latent_mse"] for row in table]))
-
-
-def _describe(rows: Table, rivals: Sequence[str]) -> str:
-    parts = []
-    for rival in rivals:
-        mean, worst = geometric_mean_ratio(rows, "learned", rival)
-        parts.append(f"{mean:.3f} × {rival} (worst {worst:.3f})")
-    return ", ".join(parts)
 
 
 # --- Training --------------------------------------------------------------------------------------
@@ -628,7 +639,7 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
             fresh = evaluation.rows(policy_files(config, model), split, episodes, model.num_timesteps, clock.seconds)
             rows.extend(fresh)
             write_table(config.out / "evaluations.csv", rows, EVALUATION_COLUMNS)
-        described = _describe(fresh, evaluation.rivals)
+        described = evaluation.describe(fresh)
         log.info("%d steps, %.0f s, %s: %s", model.num_timesteps, clock.seconds, split, described)
         bar.set_postfix_str(described)
         for rival in evaluation.rivals:

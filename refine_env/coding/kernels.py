@@ -546,7 +546,7 @@ class CoderTables(NamedTuple):
         variance: s² where the device has no error, float64 (T+1, T+1).
         error_gain: what the device's error adds to s², float64 (T+1, T+1).
         base_distortion: D_base(b), float64 (17,), 0 where b is not used.
-        cells: the quantizers' cells, one table under the other, float32 (rows, 3).
+        cells: the quantizers' cells, one table under the other, float32 (rows, 4).
         first_row: a quantizer's first row in ``cells``, int64 (17,).
         num_rows: its number of rows, int64 (17,).
         origin: float32 (17,).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import agents
 import refine_env
+from agents import registry
 from refine_env import ConfigurationError, LatentRefinementVectorEnv, SystemConfig
 
 NAMES = agents.names()
@@ -20,8 +22,8 @@ CAUSAL = [name for name in NAMES if name != "clairvoyant"]
 def make(name: str, config: SystemConfig) -> agents.Agent:
     """With the rates of generous slots for the one that knows them, and a narrow prior for the one that infers."""
     if name == "dp-inferred":
-        return agents.make(name, config, snrs_db=(5.0, 10.0))
-    agent = agents.make(name, config)
+        return agents.make(name, config, neglect_errors=True, snrs_db=(5.0, 10.0))
+    agent = agents.make(name, config, neglect_errors=True)
     if isinstance(agent, agents.Clairvoyant):
         agent.reset(1, rates=np.full((1, config.deadline), float(config.latent_dim)))
     return agent
@@ -60,7 +62,7 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_name_and_env_kwargs(name: str) -> None:
-    agent = agents.make(name, config=SystemConfig(snr_db=6.0))
+    agent = agents.make(name, config=SystemConfig(snr_db=6.0), neglect_errors=True)
     assert agent.name == name
     closed_loop = name == "lookahead-closed-loop" or name.startswith(("dp", "clairvoyant"))
     assert agents.env_kwargs(name) == {"coder": "closed_loop" if closed_loop else "forward", "payload": "latent"}
@@ -142,6 +144,26 @@ def test_unknown_name(name: Any) -> None:
 def test_config_of_another_type(name: str, config: Any) -> None:
     with pytest.raises(ConfigurationError, match="`config` must be a SystemConfig, got"):
         agents.make(name, config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_plans_with_errors_warns_once_of_a_model_without_them(name: str) -> None:
+    def warnings_of(**options: Any) -> list[str]:
+        config = SystemConfig(snr_db=12.0, coder=options.pop("coder", "forward"))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            agents.make(name, config, **options)
+        return [str(warning.message) for warning in caught]
+
+    registry._warn_of_neglected_errors.cache_clear()
+    assert warnings_of(coder="closed_loop") == warnings_of(neglect_errors=True) == []
+    told = warnings_of()
+    if name in ("dp", "dp-current-rate", "dp-inferred", "clairvoyant"):
+        assert len(told) == 1
+        assert told[0].startswith(f"{name} plans as if there were no coding errors on the paper's coder")
+    else:
+        assert told == []
+    assert warnings_of() == []
 
 
 def test_unknown_option() -> None:

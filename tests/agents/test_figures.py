@@ -73,22 +73,27 @@ def lines(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
 
 class TestPolicies:
     def test_one_coder_needs_no_mention(self) -> None:
-        rows = [summary_row("lookahead", 0.0), summary_row("final-only", 0.0, coder="closed_loop")]
+        rows = [summary_row("lookahead", 0.0), summary_row("final-only", 0.0)]
         assert list(rows_by_policy(rows)) == ["lookahead", "final-only"]
+
+    def test_coder_and_payload_are_named_wherever_rows_differ_in_them(self) -> None:
+        rows = [summary_row("lookahead", 0.0), summary_row("dp", 0.0, coder="closed_loop")]
+        assert list(rows_by_policy(rows)) == ["lookahead (forward)", "dp (closed_loop)"]
+        rows.append(summary_row("clairvoyant", 0.0, coder="closed_loop", payload="posterior_mean"))
+        assert list(rows_by_policy(rows)) == [
+            "lookahead (forward, latent)",
+            "dp (closed_loop, latent)",
+            "clairvoyant (closed_loop, posterior_mean)",
+        ]
 
     def test_one_agent_under_two_coders_or_payloads_is_two_policies(self) -> None:
         rows = [
             summary_row("lookahead", snr_db, coder=coder)
             for snr_db in (0.0, 3.0)
             for coder in ("forward", "closed_loop")
-        ] + [summary_row("dp", 0.0, payload=payload) for payload in ("latent", "posterior_mean")]
-        policies = rows_by_policy(rows)
-        assert list(policies) == [
-            "lookahead (forward)",
-            "lookahead (closed_loop)",
-            "dp (latent)",
-            "dp (posterior_mean)",
         ]
+        policies = rows_by_policy(rows)
+        assert list(policies) == ["lookahead (forward)", "lookahead (closed_loop)"]
         assert [row["coder"] for row in policies["lookahead (closed_loop)"]] == ["closed_loop"] * 2
         both = [
             summary_row("a", 0.0, coder=coder, payload=payload)
@@ -117,9 +122,7 @@ class TestPolicies:
         }
         print_table(rows)
         text = capsys.readouterr().out
-        assert "(forward)" in text
-        assert "(closed_loop)" in text
-        assert all(value in text for value in ("2.00e-1", "1.00e-1", "2.00e-2", "–"))
+        assert all(value in text for value in ("(forward)", "(closed", "loop)", "2.00e-1", "1.00e-1", "2.00e-2", "–"))
 
 
 class TestFig3b:

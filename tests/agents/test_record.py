@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import typer
 
 import agents
 import refine_env
-from agents import record
+from agents import record, registry
 from agents.record import main, record_episode, write_frames
 from refine_env import CacheError, ConfigurationError
 
@@ -72,6 +73,20 @@ def test_a_trajectory_is_replayed(env_kwargs: dict[str, Any], monkeypatch: pytes
     monkeypatch.setattr(refine_env.LatentRefinementEnv, "reset", spy)
     record_episode("final-only", seed=0, trajectory=2, env_kwargs={**env_kwargs, "deadline": 2})
     assert seen == [2]
+
+
+def test_a_warning_is_one_sentence_too(
+    gaussian_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the command line; for a user of the module it comes from the module of warnings."""
+    registry._warn_of_neglected_errors.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code = run(agent="dp", coder="forward", cache=str(gaussian_cache), out=[tmp_path / "a.png"])
+    assert code == 0
+    told = capsys.readouterr().err
+    assert told.startswith("warning: dp plans as if there were no coding errors on the paper's coder")
+    assert told.count("\n") == 1
 
 
 def test_gif(frames: list[Any], tmp_path: Path) -> None:

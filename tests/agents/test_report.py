@@ -278,7 +278,7 @@ class TestStructure:
         }
         assert any(text.startswith("Random is not here, or not at every SNR.") for text in page.texts)
 
-    def test_the_command_repeats_the_run(self, page: Page, gaussian_cache: Path) -> None:
+    def test_the_command_is_printed(self, page: Page, gaussian_cache: Path) -> None:
         (command,) = [text for text in page.texts if text.startswith("python -m agents.evaluate")]
         assert command == (
             "python -m agents.evaluate --agents lookahead,persistent-q3,final-only,random --snr-db 0,6,30 --episodes 9 "

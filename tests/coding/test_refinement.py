@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from refine_env import ConfigurationError, NoiseSchedule
+from refine_env import ConfigurationError, NoiseSchedule, SystemConfig
 from refine_env.coding import ForwardCoder, LloydMax, base_distortion, kernels, make_coder
 from refine_env.distortion import residual_variance
 from refine_env.simulator import STATE_DTYPE
@@ -145,3 +147,20 @@ def test_max_error_bounds_every_delivery() -> None:
 def test_unknown_coder() -> None:
     with pytest.raises(ConfigurationError, match="`coder` must be one of 'forward', 'closed_loop', got 'nearest'"):
         make_coder("nearest", SCHEDULE, BIT_DEPTHS)
+
+
+@pytest.mark.parametrize("coder", ["forward", "closed_loop"])
+def test_tables_are_what_their_docstring_says(coder: str) -> None:
+    """Kinds and shapes of what the kernels read."""
+    config = SystemConfig(snr_db=6.0, coder=coder, entropy_coding=coder == "closed_loop")
+    tables = config.make_coder()._tables(config.latent_dim)
+    sizes = {"T": config.num_steps, "rows": len(tables.cells)}
+    said = re.findall(
+        r"^ +(\w+): .*?(float32|float64|int32|int64) (\([^)]*\))", type(tables).__doc__ or "", re.MULTILINE
+    )
+    assert len(said) >= 8
+    for name, kind, shape in said:
+        array = getattr(tables, name)
+        assert str(array.dtype) == kind, name
+        if coder == "closed_loop" or name not in ("costs", "longest"):
+            assert array.shape == eval(shape, {}, sizes), name

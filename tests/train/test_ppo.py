@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 import agents
 import refine_env
-from agents.learned import Learned, read_policy
+from agents.learned import Learned, PolicyFiles, read_policy
 from refine_env import ConfigurationError
 from refine_env.evaluation import roll_out
 from refine_env.wrappers import VectorEncodeObservation
@@ -362,6 +362,28 @@ def test_the_variants_train(options: dict[str, Any], changes: dict[str, Any]) ->
     observations, infos = envs.reset(seed=0)
     for _ in range(60):
         observations, _, _, _, infos = envs.step(agent.select_action(observations, infos))
+
+
+@pytest.mark.parametrize(
+    ("coder", "payload"), [("forward", "latent"), ("closed_loop", "latent"), ("closed_loop", "posterior_mean")]
+)
+def test_rivals_play_on_the_coder_of_the_training(
+    options: dict[str, Any], coder: str, payload: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But those that the paper's coder is their own, who are named with it."""
+    names = agents.names()
+    config = ppo.Config(**{**options, "coder": coder, "payload": payload, "rivals": ",".join(names)})
+    monkeypatch.setattr(ppo.Evaluation, "_known", {})
+    monkeypatch.setattr(ppo.Evaluation, "_score", lambda self, make, kwargs, episodes: played.append(kwargs) or 0.5)
+    played: list[dict[str, Any]] = []
+    evaluation = ppo.Evaluation(config)
+    rows = evaluation.rows(PolicyFiles({}, []), "test", 4, 0, 0.0)
+    told = evaluation.describe(rows).split(", ")
+    assert len(told) == len(names) == len(played) // 2 - 1
+    for name, kwargs, sentence in zip(names, played[1:], told, strict=False):
+        own = coder if agents.env_kwargs(name)["coder"] == "closed_loop" else "forward"
+        assert (kwargs["coder"], kwargs["payload"]) == (own, payload if own == "closed_loop" else "latent"), name
+        assert sentence == f"1.000 × {name}{'' if own == coder else ' (forward)'} (worst 1.000)"
 
 
 def test_options_that_cannot_be(options: dict[str, Any]) -> None:
