@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
+from refine_env._validation import check_integer, shown
 from refine_env.config import SystemConfig
 from refine_env.errors import RenderModeError
 from refine_env.process import INTEGERS, DecisionProcess
@@ -28,9 +29,9 @@ def check_render_mode(
     render_mode: str | None, known: tuple[str, ...] = RENDER_MODES, advice: str = "Choose one of them."
 ) -> str | None:
     """``render_mode`` if it is known; raises RenderModeError otherwise."""
-    if render_mode is not None and render_mode not in known:
+    if render_mode is not None and (not isinstance(render_mode, str) or render_mode not in known):
         raise RenderModeError(
-            f"`render_mode` must be one of {', '.join(map(repr, known))} or None, got {render_mode!r}. {advice}"
+            f"`render_mode` must be one of {', '.join(map(repr, known))} or None, got {shown(render_mode)}. {advice}"
         )
     return render_mode
 
@@ -214,8 +215,10 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
             options: ``"trajectory"`` and ``"rates"`` to replay, see Starting State.
 
         Raises:
-            ConfigurationError: if an option is unknown or out of range.
+            ConfigurationError: if the seed or an option is unknown or out of range.
         """
+        if seed is not None:
+            seed = check_integer("seed", seed, 0, advice="Give a non-negative seed, or None.")
         checked = self._process.check_options(options)
         super().reset(seed=seed)
         self._process.begin((0,), (self.np_random,), checked)

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "coding": BASE | {"schedule", "distortion"},
     "config": BASE | {"schedule", "distortion", "link", "coding"},
     "simulator": BASE | {"config", "coding"},
-    "settings": BASE | {"config", "distortion", "trajectories"},
+    "settings": BASE | {"coding", "config", "distortion", "trajectories"},
     "process": BASE | {"config", "coding", "link", "settings", "simulator", "trajectories"},
     "render": BASE | {"config", "simulator", "trajectories"},
     "env": BASE | {"config", "process", "render", "settings", "trajectories"},
