@@ -88,7 +88,7 @@ def check_integer(name: str, value: Any, minimum: int, maximum: int | None = Non
 def check_finite(name: str, value: Any, *, advice: str) -> float:
     """``value`` as a finite float; raises ConfigurationError otherwise."""
     number = math.nan
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if not isinstance(value, bool) and isinstance(value, Real):
         try:
             number = float(value)
         except OverflowError:  # of an integer or a fraction beyond all floats

@@ -149,8 +149,9 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
             first = check_integer("seed", seed, 0, advice="Give a non-negative seed, or None.")
             seeds: list[Any] = [first + i for i in range(self.num_envs)]
         else:
-            several = seed.ndim == 1 if isinstance(seed, np.ndarray) else isinstance(seed, (list, tuple))
-            seeds = list(seed) if several else []  # type: ignore[arg-type]
+            given: Any = seed
+            several = given.ndim == 1 if isinstance(given, np.ndarray) else isinstance(given, (list, tuple))
+            seeds = list(given) if several else []
         for one in seeds:
             if one is not None:
                 check_integer("seed", one, 0, advice="Give a non-negative seed, or None.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -29,7 +29,19 @@ from refine_env.config import SystemConfig
 from refine_env.errors import ConfigurationError
 from refine_env.link import rate_statistics
 
-__all__ = ["ENCODINGS", "EncodeObservation", "ObservationEncoder", "VectorEncodeObservation", "check_same_step"]
+__all__ = [
+    "ENCODINGS",
+    "AnyVectorWrapper",
+    "EncodeObservation",
+    "ObservationEncoder",
+    "VectorEncodeObservation",
+    "check_same_step",
+]
+
+if TYPE_CHECKING:
+    AnyVectorWrapper: TypeAlias = VectorWrapper[Any, Any, Any, Any, NDArray[Any]]
+else:
+    AnyVectorWrapper = VectorWrapper  # which takes no parameters in Gymnasium 1.2
 
 ENCODINGS = ("summary", "normalized", "one-hot")
 _SMALLEST_ERROR = 1e-8  # where the logarithms of errors end; that of the "log" reward
@@ -398,7 +410,7 @@ class EncodeObservation(
         return masks
 
 
-class VectorEncodeObservation(VectorWrapper[NDArray[np.float32], Any, dict[str, Any], Any, NDArray[Any]]):
+class VectorEncodeObservation(AnyVectorWrapper):
     """The vector environment with vectors as observations, those in ``infos["final_obs"]`` included.
 
     Args:
