@@ -335,7 +335,8 @@ class SystemConfig:
         """
         if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits not in self.bit_depths:
             raise ConfigurationError(
-                f"`bits` must be one of the bit depths {list(self.bit_depths)}, got {shown(bits)}. Add it to `bit_depths`."
+                f"`bits` must be one of the bit depths {list(self.bit_depths)}, got {shown(bits)}. "
+                "Add it to `bit_depths`."
             )
         return self.bit_depths.index(bits) + 1
 

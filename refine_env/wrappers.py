@@ -27,7 +27,7 @@ from refine_env._validation import check_choice, check_integer
 from refine_env.coding import LOSSLESS_BITS, base_distortion
 from refine_env.config import SystemConfig
 from refine_env.errors import ConfigurationError
-from refine_env.link import rate_statistics
+from refine_env.link import rate_moments
 
 __all__ = [
     "ENCODINGS",
@@ -216,7 +216,7 @@ class ObservationEncoder:
     ============== ===========================================================================================
 
     The deviation of a slot's rate is that of the link with fixed power
-    (:attr:`refine_env.link.RateStatistics.fixed_power_std`) at the SNR whose mean rate is the history's.
+    (:func:`refine_env.link.rate_moments`) at the SNR whose mean rate is the history's.
 
     Args:
         config: the system, ``env.unwrapped.config``.
@@ -258,11 +258,12 @@ class ObservationEncoder:
         if encoding == "summary":
             link = config.link
             grid = [
-                rate_statistics(float(snr_db), link.num_subchannels, config.symbols_per_slot, link.snr_reference)
+                rate_moments(
+                    float(snr_db), link.num_subchannels, config.symbols_per_slot, link.snr_reference, link.channel
+                )
                 for snr_db in _SNR_GRID_DB
             ]
-            self._grid_means = np.array([statistics.mean for statistics in grid]) / config.latent_dim
-            self._grid_deviations = np.array([statistics.fixed_power_std for statistics in grid]) / config.latent_dim
+            self._grid_means, self._grid_deviations = np.array(grid).T.copy() / config.latent_dim
 
     def _state_names(self) -> tuple[str, ...]:
         config = self.config
