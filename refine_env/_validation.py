@@ -32,9 +32,9 @@ _LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: its representation, cut where it is long; its type where there is none."""
+    """A value as a message shows it: its representation in one line, cut where it is long; its type if it has none."""
     try:
-        text = repr(value)
+        text = " ".join(line.strip() for line in repr(value).splitlines())
     except Exception:  # nested too deep, an integer of too many digits, or whatever an object of the caller's raises
         return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} …"

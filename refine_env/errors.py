@@ -12,6 +12,7 @@ __all__ = [
     "CacheFormatError",
     "ConfigurationError",
     "MissingExtraError",
+    "NamesAdapter",
     "RenderModeError",
     "TransportError",
     "import_extra",
@@ -52,6 +53,16 @@ class RenderModeError(ConfigurationError, TypeError):
 
 class MissingExtraError(ImportError):
     """A feature whose optional dependencies are not installed."""
+
+
+class NamesAdapter(type):
+    """The type of vector environments: its representation names the adapter to Stable-Baselines3.
+
+    That library refuses Gymnasium's vector environments, and the type is all that its message tells of them.
+    """
+
+    def __repr__(cls) -> str:
+        return f"{super().__repr__()} (a vector environment: put train.sb3.RefinementVecEnv around it)"
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

@@ -259,8 +259,7 @@ class DecisionProcess:
             if rates is None or rates.shape not in ((deadline,), (count, deadline)):
                 got = "what is no array of numbers" if rates is None else f"shape {rates.shape}"
                 raise ConfigurationError(
-                    f"`rates` must have length T_d = {deadline}, got {got}. "
-                    "Give the bits that every slot carries."
+                    f"`rates` must have length T_d = {deadline}, got {got}. Give the bits that every slot carries."
                 )
             if not (np.isfinite(rates).all() and (rates >= 0.0).all()):
                 raise ConfigurationError(

@@ -74,7 +74,8 @@ class EnvSettings:
         unknown = sorted(set(kwargs) - set(known))
         if unknown:
             of_link = {item.name: f"link={{'{item.name}': …}}" for item in fields(LinkConfig)}
-            likely = did_you_mean(unknown, {**of_link, **{name: f"`{name}`" for name in known}})
+            of_others = {"max_episode_steps": "`deadline`"}
+            likely = did_you_mean(unknown, {**of_others, **of_link, **{name: f"`{name}`" for name in known}})
             raise ConfigurationError(
                 f"Environment arguments must be among {', '.join(known)}, got {', '.join(unknown)}. "
                 f"{likely}Correct the spelling or leave it out."

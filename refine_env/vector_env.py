@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from refine_env._validation import check_choice, check_integer, shown
 from refine_env.config import SystemConfig
 from refine_env.env import RENDER_MODES, LatentRefinementEnv, check_render_mode, make_viewer
-from refine_env.errors import ConfigurationError
+from refine_env.errors import ConfigurationError, NamesAdapter
 from refine_env.process import DecisionProcess, Look, split_look
 from refine_env.render import EpisodeViewer, ansi_frame
 from refine_env.settings import EnvSettings
@@ -32,7 +32,7 @@ _MOST_ENVIRONMENTS = 1_000_000
 _AUTORESET_MODES = {"NextStep": AutoresetMode.NEXT_STEP, "SameStep": AutoresetMode.SAME_STEP}
 
 
-class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDArray[Any]]):
+class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDArray[Any]], metaclass=NamesAdapter):
     """N episodes of :class:`refine_env.env.LatentRefinementEnv` at once, in one compiled loop.
 
     Equal bit for bit to ``SyncVectorEnv`` over N single environments: each episode has its own generator,

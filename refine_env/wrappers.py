@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from scipy import special
 
 from refine_env._compiled import kernel
-from refine_env._validation import check_choice, check_integer
+from refine_env._validation import check_choice, check_integer, shown
 from refine_env.coding import LOSSLESS_BITS, base_distortion
 from refine_env.config import SystemConfig
-from refine_env.errors import ConfigurationError
+from refine_env.errors import ConfigurationError, NamesAdapter
 from refine_env.link import rate_moments
 
 __all__ = [
@@ -375,7 +375,20 @@ def check_same_step(envs: VectorEnv[Any, Any, Any]) -> None:
 
 
 def _encoder_of(env: Any, encoding: str, history: int | None) -> ObservationEncoder:
-    length = env.unwrapped.settings.history_length
+    """The encoder of an environment, single or vector, whose observation is still the dictionary."""
+    inner = env.unwrapped
+    if not isinstance(getattr(inner, "config", None), SystemConfig):
+        raise ConfigurationError(
+            f"`env` must be an environment of this package, wrapped or not, got {inner}. "
+            "Make it with gym.make(refine_env.ENV_ID), or gym.make_vec for a vector environment."
+        )
+    name = "single_observation_space" if isinstance(env, VectorEnv) else "observation_space"
+    if getattr(env, name) != getattr(inner, name):
+        raise ConfigurationError(
+            f"`env` must show the environment's own dictionary, got the observation {shown(getattr(env, name))}. "
+            "Put the encoding around the environment first, once, and what else changes observations around that."
+        )
+    length = inner.settings.history_length
     return ObservationEncoder(env.unwrapped.config, encoding, history=history, history_length=length)
 
 
@@ -391,11 +404,19 @@ class EncodeObservation(
 
     Attributes:
         encoder: the encoder.
+
+    Raises:
+        ConfigurationError: if the environment is another one, or its observation is not the dictionary.
     """
 
     def __init__(
         self, env: gym.Env[dict[str, Any], Any], encoding: str = "summary", history: int | None = None
     ) -> None:
+        given: Any = env
+        if isinstance(given, VectorEnv):
+            raise ConfigurationError(
+                f"`env` must be a single environment, got {env}. Use VectorEncodeObservation for a vector environment."
+            )
         gym.utils.RecordConstructorArgs.__init__(self, encoding=encoding, history=history)
         super().__init__(env)
         self.encoder = _encoder_of(env, encoding, history)
@@ -411,7 +432,7 @@ class EncodeObservation(
         return masks
 
 
-class VectorEncodeObservation(AnyVectorWrapper):
+class VectorEncodeObservation(AnyVectorWrapper, metaclass=NamesAdapter):
     """The vector environment with vectors as observations, those in ``infos["final_obs"]`` included.
 
     Args:
@@ -423,6 +444,9 @@ class VectorEncodeObservation(AnyVectorWrapper):
     Attributes:
         encoder: the encoder.
         observations: the last observations as they were before, the dictionary.
+
+    Raises:
+        ConfigurationError: if the environment is another one, or its observation is not the dictionary.
     """
 
     def __init__(
@@ -431,6 +455,11 @@ class VectorEncodeObservation(AnyVectorWrapper):
         encoding: str = "summary",
         history: int | None = None,
     ) -> None:
+        given: Any = env
+        if isinstance(given, gym.Env):
+            raise ConfigurationError(
+                f"`env` must be a vector environment, got {env}. Use EncodeObservation for a single environment."
+            )
         super().__init__(env)
         self.encoder = _encoder_of(env, encoding, history)
         self.single_observation_space = self.encoder.space

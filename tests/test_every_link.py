@@ -94,8 +94,13 @@ def test_the_summary_s_deviation_is_that_of_the_link(
         history = np.zeros(deadline, dtype=np.float32)
         history[-slot:] = mean
         observation = {
-            **{"slot": slot, "server_step": 2, "device_step": 4, "device_bits": 0, "channel_history": history},
-            **{"remaining_bits": np.zeros(1, np.float32), "device_error": np.zeros(1, np.float32)},
+            "slot": slot,
+            "server_step": 2,
+            "device_step": 4,
+            "device_bits": 0,
+            "channel_history": history,
+            "remaining_bits": np.zeros(1, np.float32),
+            "device_error": np.zeros(1, np.float32),
         }
         margin = 5.0 * float(encoder.encode_one(observation)[encoder.names.index("margin[8]")])
         if 0.05 < abs(margin) < 4.9:

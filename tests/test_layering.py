@@ -51,7 +51,17 @@ HANDED_ON = {
     if name in refine_env.__all__ and not isinstance(value, ModuleType)
 } | {"__version__": "version", "ENV_ID": "env"}
 # What the policies may use of the package: descriptions and models, never the simulator or a cache.
-AGENTS_ALLOWED = {"_compiled", "errors", "coding", "distortion", "link", "schedule", "config", "wrappers"}
+AGENTS_ALLOWED = {
+    "_compiled",
+    "_validation",
+    "errors",
+    "coding",
+    "distortion",
+    "link",
+    "schedule",
+    "config",
+    "wrappers",
+}
 TOOLS_ALLOWED = AGENTS_ALLOWED | {
     "evaluation",
     "settings",
@@ -61,7 +71,6 @@ TOOLS_ALLOWED = AGENTS_ALLOWED | {
     "transport",
     "metrics",
     "trajectories",
-    "_validation",
 }
 AGENT_TOOLS = {
     "benchmark.py",

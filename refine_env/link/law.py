@@ -356,9 +356,7 @@ def _simulate(
     return rates, summaries
 
 
-def simulated_moments(
-    channel: ChannelModel, num_subchannels: int, power: float, slots: int
-) -> tuple[float, float]:
+def simulated_moments(channel: ChannelModel, num_subchannels: int, power: float, slots: int) -> tuple[float, float]:
     """Mean and standard deviation of a slot's rate [bit/symbol], of so many independent slots, always the same.
 
     Args:
