@@ -14,6 +14,13 @@ from refine_env import ConfigurationError, SystemConfig
 __all__ = ["Agent"]
 
 
+def _check_type(config: SystemConfig) -> None:
+    if not isinstance(config, SystemConfig):
+        raise ConfigurationError(
+            f"`config` must be a SystemConfig, got {type(config).__name__}. Pass env.unwrapped.config."
+        )
+
+
 class Agent(ABC):
     """A causal policy made for one system.
 
@@ -34,12 +41,11 @@ class Agent(ABC):
     plans_with_errors: ClassVar[bool] = False
 
     def __init__(self, config: SystemConfig, *, name: str) -> None:
-        if not isinstance(config, SystemConfig):
-            raise ConfigurationError(
-                f"`config` must be a SystemConfig, got {type(config).__name__}. Pass env.unwrapped.config."
-            )
+        _check_type(config)
         self.name = name
         self.config = config
+        # What the channel history's length must be; None: whatever it is, once the system is known to be the right one.
+        self._history_length: int | None = config.deadline
 
     def reset(self, num_envs: int = 1) -> None:  # noqa: B027 - most policies remember nothing
         """Forget all episodes; ``num_envs`` new ones begin."""
@@ -83,9 +89,13 @@ class Agent(ABC):
     def check_config(self, config: SystemConfig) -> None:
         """Refuse to act in another system than the one the agent was made for.
 
+        Worth a call before a loop of your own: :meth:`select_action` sees of the system no more than an observation
+        shows, which is neither the SNR nor the link nor the coder.
+
         Raises:
             ConfigurationError: naming the first setting that differs.
         """
+        _check_type(config)
         mine, theirs = self.config.to_dict(), config.to_dict()
         for key, value in mine.items():
             if theirs[key] != value:
@@ -95,6 +105,7 @@ class Agent(ABC):
                     f"`config` must be the one that {self.name} was made for ({key} {made_for}), got {shown}. "
                     "Make the agent with env.unwrapped.config."
                 )
+        self._history_length = None
 
     def _check(self, batch: Mapping[str, NDArray[Any]], mask: NDArray[Any]) -> None:
         config = self.config
@@ -110,6 +121,21 @@ class Agent(ABC):
                     f"`device_bits` must be 0 just where `device_step` is {config.num_steps}, and else one of the bit "
                     f"depths {list(config.bit_depths)} that {self.name} was made for, got {bits.tolist()[:4]} at "
                     f"steps {step.tolist()[:4]}. Make the agent with env.unwrapped.config."
+                )
+        length = np.shape(batch["channel_history"])[-1] if "channel_history" in batch else None
+        if length is not None and self._history_length is not None and length != self._history_length:
+            raise ConfigurationError(
+                f"`channel_history` must have the length of the deadline that {self.name} was made for, "
+                f"{self._history_length}, got {length}. Make the agent with env.unwrapped.config; where the "
+                "environment has a `history_length`, call agent.check_config(env.unwrapped.config) once."
+            )
+        if "remaining_bits" in batch:
+            prompt, sent = config.uplink_bits / config.latent_dim, batch["remaining_bits"][batch["slot"] == 1]
+            if (np.abs(sent - prompt) > 1e-5 * prompt).any():
+                raise ConfigurationError(
+                    f"`remaining_bits` must be the prompt's in slot 1, {prompt:g} bits per dimension for the system "
+                    f"that {self.name} was made for, got {float(sent.flat[0]):g}. "
+                    "Make the agent with env.unwrapped.config."
                 )
         for key, bound in (
             ("slot", config.deadline + 1),

@@ -133,6 +133,7 @@ class Learned(Agent):
                     f"Train a policy for it with: {_COMMAND}"
                 )
         self.encoder = ObservationEncoder(config, **files.description["encoder"])
+        self._history_length = None  # the encoder knows it
         self.layers = files.layers
         self._tanh = files.description["activation"] == "tanh"
         widths = [len(self.encoder.names), *(len(bias) for _, bias in self.layers)]

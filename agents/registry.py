@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from agents.inference import InferringDynamicProgramming
 from agents.learned import SHIPPED, Learned, read_policy
 from agents.lookahead import ClosedLoopLookahead, Lookahead
 from refine_env import ConfigurationError, SystemConfig
+from refine_env._validation import did_you_mean, shown
 from refine_env.config import PAPER_BIT_DEPTHS
 
 __all__ = ["env_kwargs", "make", "names"]
@@ -65,9 +67,10 @@ def make(name: str, config: SystemConfig, *, neglect_errors: bool = False, **opt
     try:
         agent = maker(config, **options)
     except TypeError as error:
+        known = [option for option in inspect.signature(maker).parameters if option != "config"]
         raise ConfigurationError(
             f"`options` must be those of {name}, got {', '.join(options) or 'none'} ({error}). "
-            f"See help({kind.__module__}.{kind.__name__})."
+            f"{did_you_mean(options.keys() - set(known), known)}See help({kind.__module__}.{kind.__name__})."
         ) from None
     if kind.plans_with_errors and config.coder == "forward" and not neglect_errors:
         _warn_of_neglected_errors(name)
@@ -101,7 +104,10 @@ def _find(name: str) -> tuple[type[Agent], Callable[..., Agent]]:
         return PersistentQ, partial(PersistentQ, bits=int(persistent[1]))
     if isinstance(name, str) and (name == _LEARNED or name.startswith(f"{_LEARNED}:")):
         return Learned, partial(Learned, path=name.removeprefix(f"{_LEARNED}:") if name != _LEARNED else SHIPPED)
-    if name not in _MAKERS:
-        known = ", ".join([*names(), _LEARNED, f"{_LEARNED}:PATH"])
-        raise ConfigurationError(f"`name` must be one of {known}, got {name!r}. Choose one of them.")
+    if not isinstance(name, str) or name not in _MAKERS:
+        known = [*names(), _LEARNED, f"{_LEARNED}:PATH"]
+        advice = f"{did_you_mean([name], known)}Choose one of them."
+        if isinstance(name, SystemConfig):
+            advice = "The name comes first: agents.make(name, config)."
+        raise ConfigurationError(f"`name` must be one of {', '.join(known)}, got {shown(name)}. {advice}")
     return _MAKERS[name]

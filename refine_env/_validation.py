@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from refine_env.errors import ConfigurationError
 
@@ -17,9 +21,55 @@ __all__ = [
     "check_positive",
     "check_quantile",
     "check_snr_db",
+    "did_you_mean",
+    "integer_array",
+    "real_array",
+    "shown",
 ]
 
 SNR_DB_LIMIT = 200.0
+_LONGEST_SHOWN = 200  # characters of a value in a message
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: its representation in one line, cut where it is long; its type if it has none."""
+    try:
+        text = " ".join(line.strip() for line in repr(value).splitlines())
+    except Exception:  # nested too deep, an integer of too many digits, or whatever an object of the caller's raises
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} …"
+
+
+def did_you_mean(unknown: Iterable[Any], known: Mapping[str, str] | Iterable[str]) -> str:
+    """A sentence that names what unknown names are likely to stand for, with a space at its end; or nothing.
+
+    Args:
+        unknown: the names.
+        known: the names that there are, or a mapping from them to what the sentence is to show.
+    """
+    forms = dict(known) if isinstance(known, Mapping) else {name: f"`{name}`" for name in known}
+    found = [difflib.get_close_matches(name, forms, n=1) for name in unknown if isinstance(name, str)]
+    likely = dict.fromkeys(forms[name] for names in found for name in names)
+    return f"Did you mean {', '.join(likely)}? " if likely else ""
+
+
+def integer_array(value: Any) -> NDArray[Any] | None:
+    """An array or nested sequence of integers, of whatever width; None for whatever is none."""
+    try:
+        array = np.asarray(value)
+    except Exception:  # ragged, nested too deep, or whatever an object of the caller's raises
+        return None
+    return array if array.dtype.kind in "iu" else None
+
+
+def real_array(value: Any) -> NDArray[np.float64] | None:
+    """An array or nested sequence of real numbers as float64; None for whatever is none."""
+    try:
+        array = np.asarray(value)
+    except Exception:  # as above
+        return None
+    with np.errstate(over="ignore"):  # of a wider float
+        return array.astype(np.float64) if array.dtype.kind in "iuf" else None
 
 
 def check_integer(name: str, value: Any, minimum: int, maximum: int | None = None, *, advice: str) -> int:
@@ -31,22 +81,28 @@ def check_integer(name: str, value: Any, minimum: int, maximum: int | None = Non
         or (maximum is not None and int(value) > maximum)
     ):
         span = f">= {minimum}" if maximum is None else f"in {minimum} … {maximum}"
-        raise ConfigurationError(f"`{name}` must be an integer {span}, got {value!r}. {advice}")
+        raise ConfigurationError(f"`{name}` must be an integer {span}, got {shown(value)}. {advice}")
     return int(value)
 
 
 def check_finite(name: str, value: Any, *, advice: str) -> float:
     """``value`` as a finite float; raises ConfigurationError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ConfigurationError(f"`{name}` must be a finite number, got {value!r}. {advice}")
-    return float(value)
+    number = math.nan
+    if not isinstance(value, bool) and isinstance(value, Real):
+        try:
+            number = float(value)
+        except OverflowError:  # of an integer or a fraction beyond all floats
+            number = math.inf
+    if not math.isfinite(number):
+        raise ConfigurationError(f"`{name}` must be a finite number, got {shown(value)}. {advice}")
+    return number
 
 
 def check_positive(name: str, value: Any, *, advice: str) -> float:
     """``value`` as a finite float above 0; raises ConfigurationError otherwise."""
     number = check_finite(name, value, advice=advice)
     if number <= 0.0:
-        raise ConfigurationError(f"`{name}` must be > 0, got {value!r}. {advice}")
+        raise ConfigurationError(f"`{name}` must be > 0, got {shown(value)}. {advice}")
     return number
 
 
@@ -55,7 +111,7 @@ def check_quantile(value: float, name: str = "quantile") -> float:
     number = check_positive(name, value, advice="Give a probability, for example 0.9.")
     if number >= 1.0:
         raise ConfigurationError(
-            f"`{name}` must lie strictly between 0 and 1, got {value!r}. Give a probability, for example 0.9."
+            f"`{name}` must lie strictly between 0 and 1, got {shown(value)}. Give a probability, for example 0.9."
         )
     return number
 
@@ -65,7 +121,7 @@ def check_snr_db(value: Any, name: str = "snr_db") -> float:
     number = check_finite(name, value, advice="Give the mean SNR per subchannel in dB, for example 6.0.")
     if abs(number) > SNR_DB_LIMIT:
         raise ConfigurationError(
-            f"`{name}` must lie in -{SNR_DB_LIMIT:g} … {SNR_DB_LIMIT:g} dB, got {value!r}. "
+            f"`{name}` must lie in -{SNR_DB_LIMIT:g} … {SNR_DB_LIMIT:g} dB, got {shown(value)}. "
             "Give the mean SNR per subchannel in dB, for example 6.0."
         )
     return number
@@ -73,14 +129,14 @@ def check_snr_db(value: Any, name: str = "snr_db") -> float:
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """``value`` if it is one of ``choices``; raises ConfigurationError otherwise."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ConfigurationError(f"`{name}` must be one of {listed}, got {value!r}. Choose one of them.")
+        raise ConfigurationError(f"`{name}` must be one of {listed}, got {shown(value)}. Choose one of them.")
     return str(value)
 
 
 def check_flag(name: str, value: Any) -> bool:
     """``value`` if it is a bool; raises ConfigurationError otherwise."""
     if not isinstance(value, bool):
-        raise ConfigurationError(f"`{name}` must be True or False, got {value!r}. Choose one of them.")
+        raise ConfigurationError(f"`{name}` must be True or False, got {shown(value)}. Choose one of them.")
     return value

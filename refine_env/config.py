@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refine_env._validation import check_choice, check_flag, check_integer, check_positive, check_quantile, check_snr_db
+from refine_env._validation import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_positive,
+    check_quantile,
+    check_snr_db,
+    did_you_mean,
+    shown,
+)
 from refine_env.coding import CODERS, LOSSLESS_BITS, Coder, check_entropy_coding, make_coder
 from refine_env.distortion import RefinementModel, SecondMoments
 from refine_env.errors import ConfigurationError
@@ -136,22 +145,25 @@ class LinkConfig:
             return settings
         known = [item.name for item in fields(cls)]
         if not isinstance(settings, Mapping) or not set(settings) <= set(known):
+            likely = did_you_mean(set(settings) - set(known), known) if isinstance(settings, Mapping) else ""
             raise ConfigurationError(
-                f"`link` must be an object with keys among {', '.join(known)}, got {settings!r}. "
-                "Leave out what should keep its default."
+                f"`link` must be an object with keys among {', '.join(known)}, got {shown(settings)}. "
+                f"{likely}Leave out what should keep its default."
             )
         return cls(**settings)
 
 
 def _is_list(value: Any) -> bool:
     """Whether a value is a list of numbers in some form: not a text, and not one number."""
-    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes)) and np.ndim(value) > 0
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _check_bit_depths(value: Any) -> tuple[int, ...]:
     advice = "Give ascending bit depths without repetition in 1 … 16, for example [3, 4, 8, 10, 16]."
     if not _is_list(value) or len(value) == 0:
-        raise ConfigurationError(f"`bit_depths` must be a non-empty sequence, got {value!r}. {advice}")
+        raise ConfigurationError(f"`bit_depths` must be a non-empty sequence, got {shown(value)}. {advice}")
     depths = tuple(check_integer("bit_depths", depth, 1, LOSSLESS_BITS, advice=advice) for depth in value)
     if any(a >= b for a, b in itertools.pairwise(depths)):
         raise ConfigurationError(f"`bit_depths` must be strictly ascending, got {list(depths)}. {advice}")
@@ -162,7 +174,7 @@ def _check_snr_range(value: Any) -> float | tuple[float, float]:
     if _is_list(value):
         if len(value) != 2:
             raise ConfigurationError(
-                f"`snr_db` must be one number or a pair [low, high], got {value!r}. "
+                f"`snr_db` must be one number or a pair [low, high], got {shown(value)}. "
                 "Give for example 6.0, or [0, 24] to draw the SNR of every episode."
             )
         low, high = (check_snr_db(end) for end in value)
@@ -224,7 +236,7 @@ class SystemConfig:
         set_field(
             self,
             "latent_dim",
-            check_integer("latent_dim", self.latent_dim, 1, advice="Give M, for example 16384."),
+            check_integer("latent_dim", self.latent_dim, 1, 2**62, advice="Give M, for example 16384."),
         )
         if not isinstance(self.schedule, NoiseSchedule):
             raise ConfigurationError(
@@ -323,7 +335,8 @@ class SystemConfig:
         """
         if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits not in self.bit_depths:
             raise ConfigurationError(
-                f"`bits` must be one of the bit depths {list(self.bit_depths)}, got {bits!r}. Add it to `bit_depths`."
+                f"`bits` must be one of the bit depths {list(self.bit_depths)}, got {shown(bits)}. "
+                "Add it to `bit_depths`."
             )
         return self.bit_depths.index(bits) + 1
 

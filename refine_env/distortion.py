@@ -83,7 +83,7 @@ class SecondMoments:
         advice = "Take them from a trajectory cache, or from SecondMoments.forward_process."
         try:
             moments = np.array(values, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             moments = np.empty(())
         if moments.ndim != 2 or moments.shape[0] != moments.shape[1] or moments.shape[0] < 2:
             raise ConfigurationError(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import operator
+import sys
+from types import FrameType
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
+from refine_env._validation import check_integer, shown
 from refine_env.config import SystemConfig
-from refine_env.errors import RenderModeError
+from refine_env.errors import ConfigurationError, RenderModeError
 from refine_env.process import INTEGERS, DecisionProcess
 from refine_env.render import EpisodeViewer, ansi_frame
 from refine_env.settings import EnvSettings
@@ -28,9 +32,9 @@ def check_render_mode(
     render_mode: str | None, known: tuple[str, ...] = RENDER_MODES, advice: str = "Choose one of them."
 ) -> str | None:
     """``render_mode`` if it is known; raises RenderModeError otherwise."""
-    if render_mode is not None and render_mode not in known:
+    if render_mode is not None and (not isinstance(render_mode, str) or render_mode not in known):
         raise RenderModeError(
-            f"`render_mode` must be one of {', '.join(map(repr, known))} or None, got {render_mode!r}. {advice}"
+            f"`render_mode` must be one of {', '.join(map(repr, known))} or None, got {shown(render_mode)}. {advice}"
         )
     return render_mode
 
@@ -95,7 +99,9 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
 
     ## Episode End
 
-    The episode terminates after slot T_d: the deadline is part of the problem. It is never truncated.
+    The episode terminates after slot T_d: the deadline is part of the problem. It is never truncated; a
+    ``TimeLimit`` below the deadline (``gym.make(..., max_episode_steps=...)``), under which nothing would be paid,
+    is refused at reset.
 
     ## Arguments
 
@@ -214,8 +220,12 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
             options: ``"trajectory"`` and ``"rates"`` to replay, see Starting State.
 
         Raises:
-            ConfigurationError: if an option is unknown or out of range.
+            ConfigurationError: if the seed or an option is unknown or out of range, or a ``TimeLimit`` around the
+                environment would end the episode before the deadline.
         """
+        if seed is not None:
+            seed = check_integer("seed", seed, 0, advice="Give a non-negative seed, or None.")
+        self._refuse_time_limit()
         checked = self._process.check_options(options)
         super().reset(seed=seed)
         self._process.begin((0,), (self.np_random,), checked)
@@ -224,6 +234,26 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
             self._show()
         observation, info, _ = self._look()
         return observation, info
+
+    def _refuse_time_limit(self) -> None:
+        """Raise ConfigurationError if a wrapper ends episodes before the deadline, where they would pay nothing.
+
+        Gymnasium tells an environment nothing of the wrappers around it, but a reset comes through them: they are
+        among its callers.
+        """
+        caller: FrameType | None = sys._getframe(2)
+        while caller is not None:
+            wrapper = caller.f_locals.get("self")
+            around = isinstance(wrapper, gym.Wrapper) and wrapper.unwrapped is self
+            if around and isinstance(wrapper, TimeLimit) and wrapper._max_episode_steps < self.config.deadline:
+                raise ConfigurationError(
+                    f"`max_episode_steps` must be at least the deadline, {self.config.deadline}, got "
+                    f"{wrapper._max_episode_steps}: cut off before it, an episode pays nothing. Leave it out, or make "
+                    "the environment with another `deadline`."
+                )
+            if not around and not caller.f_globals.get("__name__", "").startswith("gymnasium."):
+                return
+            caller = caller.f_back
 
     def step(self, action: np.int64 | int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Act in the current slot and pass to the next.

@@ -12,6 +12,7 @@ __all__ = [
     "CacheFormatError",
     "ConfigurationError",
     "MissingExtraError",
+    "NamesAdapter",
     "RenderModeError",
     "TransportError",
     "import_extra",
@@ -70,6 +71,16 @@ def printable(text: object, limit: int = 200) -> str:
         for character in whole[:limit]
     )
     return shown if len(whole) <= limit and len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+class NamesAdapter(type):
+    """The type of vector environments: its representation names the adapter to Stable-Baselines3.
+
+    That library refuses Gymnasium's vector environments, and the type is all that its message tells of them.
+    """
+
+    def __repr__(cls) -> str:
+        return f"{super().__repr__()} (a vector environment: put train.sb3.RefinementVecEnv around it)"
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

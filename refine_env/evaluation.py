@@ -285,6 +285,24 @@ def roll_out_many(
     return tables
 
 
+def _made(entry: Entry, config: SystemConfig) -> Policy:
+    """The entry's policy, which has what a roll-out asks of one."""
+    if not callable(entry.make_policy):
+        raise ConfigurationError(
+            f"`make_policy` must be a function that makes a policy from a SystemConfig, got a "
+            f"{type(entry.make_policy).__name__}. "
+            "Give for example lambda config: agents.make('lookahead', config)."
+        )
+    policy = entry.make_policy(config)
+    missing = [name for name in ("name", "reset", "select_action", "check_config") if not hasattr(policy, name)]
+    if missing:
+        raise ConfigurationError(
+            f"`make_policy` must make a policy with name, reset, select_action and check_config, got a "
+            f"{type(policy).__name__} without {', '.join(missing)}. Wrap it as docs/own-agent.md does a plain function."
+        )
+    return policy
+
+
 class _Crew:
     """The threads that carry out deliveries; one is the calling thread itself.
 
@@ -350,7 +368,7 @@ class _Player:
         self._crew = crew
         self.process = DecisionProcess(self._settings, batch_size, latents=False, cache=self._cache)
         config = self.process.config
-        self._policy = entry.make_policy(config)
+        self._policy = _made(entry, config)
         self._policy.check_config(config)
         self._snr_db = config.single_snr_db("an evaluation")
         self._needs_latents = self.process.episodes.coder.error_needs_latents

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from refine_env._compiled import kernel
+from refine_env._validation import integer_array, real_array, shown
 from refine_env.coding import LOSSLESS_BITS
 from refine_env.config import SystemConfig
 from refine_env.errors import ActionError, ConfigurationError
@@ -232,38 +234,32 @@ class DecisionProcess:
         """
         if options is not None and (not isinstance(options, Mapping) or not set(options) <= set(_OPTION_KEYS)):
             raise ConfigurationError(
-                f"`options` must be a dict with keys among {', '.join(_OPTION_KEYS)}, got {options!r:.100}. "
+                f"`options` must be a dict with keys among {', '.join(_OPTION_KEYS)}, got {shown(options)}. "
                 "Correct the spelling or leave it out."
             )
         given = dict(options or {})
         count = len(self.episodes)
         checked: dict[str, Any] = {}
         if given.get("trajectory") is not None:
-            try:
-                wanted = np.asarray(given["trajectory"])
-            except ValueError:  # ragged
-                wanted = np.empty(0)
-            if not np.issubdtype(wanted.dtype, np.integer) or wanted.shape not in ((), (count,)):
+            wanted = integer_array(given["trajectory"])
+            if wanted is None or wanted.shape not in ((), (count,)):
                 raise ConfigurationError(
-                    f"`trajectory` must be an integer (or one per environment), got {given['trajectory']!r}. "
+                    f"`trajectory` must be an integer (or one per environment), got {shown(given['trajectory'])}. "
                     "Give an index of the cache."
                 )
             if (wanted < 0).any() or (wanted >= len(self.cache)).any():
                 raise ConfigurationError(
-                    f"`trajectory` must be in 0 … {len(self.cache) - 1}, got {given['trajectory']!r}. "
+                    f"`trajectory` must be in 0 … {len(self.cache) - 1}, got {shown(given['trajectory'])}. "
                     f"The cache {self.settings.cache!r} has {len(self.cache)} trajectories."
                 )
             checked["trajectory"] = np.broadcast_to(wanted, (count,))
         if given.get("rates") is not None:
-            try:
-                rates = np.asarray(given["rates"], dtype=np.float64)
-            except (TypeError, ValueError):
-                rates = np.empty(0)
+            rates = real_array(given["rates"])
             deadline = self.config.deadline
-            if rates.shape not in ((deadline,), (count, deadline)):
+            if rates is None or rates.shape not in ((deadline,), (count, deadline)):
+                got = "what is no array of numbers" if rates is None else f"shape {rates.shape}"
                 raise ConfigurationError(
-                    f"`rates` must have length T_d = {deadline}, got shape {rates.shape}. "
-                    "Give the bits that every slot carries."
+                    f"`rates` must have length T_d = {deadline}, got {got}. Give the bits that every slot carries."
                 )
             if not (np.isfinite(rates).all() and (rates >= 0.0).all()):
                 raise ConfigurationError(
@@ -337,11 +333,11 @@ class DecisionProcess:
         Raises:
             ActionError: if they are not N integers, or one is not in the action space.
         """
-        values = np.array(actions)
+        values = integer_array(actions)
         count = len(self.episodes)
-        if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer):
+        if values is None or values.shape != (count,):
             raise ActionError(
-                f"`actions` must be {count} integers in 0 … {self.config.num_actions - 1}, got {actions!r}. "
+                f"`actions` must be {count} integers in 0 … {self.config.num_actions - 1}, got {shown(actions)}. "
                 "Give one action per environment."
             )
         outside = (values < 0) | (values >= self.config.num_actions)
@@ -351,9 +347,11 @@ class DecisionProcess:
 
     def action_outside(self, name: str, value: Any) -> ActionError:
         """The error for a value that is not in the action space."""
+        integer = isinstance(value, Integral) and not isinstance(value, bool)
+        kind = "" if integer else f", a {type(value).__name__}"
         return ActionError(
-            f"`{name}` must be in 0 … {self.config.num_actions - 1}, got {value!r}. "
-            "0 is WAIT, i is TRANSMIT(bit_depths[i - 1])."
+            f"`{name}` must be in 0 … {self.config.num_actions - 1}, got {shown(value)}{kind}. "
+            "Give an integer: 0 is WAIT, i is TRANSMIT(bit_depths[i - 1])."
         )
 
     def _refuse_illegal(self, actions: NDArray[np.int64]) -> None:

@@ -33,7 +33,7 @@ class NoiseSchedule:
     def __init__(self, alpha_bar: ArrayLike) -> None:
         try:
             values = np.array(alpha_bar, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             values = np.empty(())
         if values.ndim != 1 or values.size < 2:
             raise ConfigurationError(

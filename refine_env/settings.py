@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from refine_env._validation import check_choice, check_flag, check_integer
+from refine_env._validation import check_choice, check_flag, check_integer, did_you_mean, shown
+from refine_env.coding import CODERS
 from refine_env.config import (
     PAPER_BIT_DEPTHS,
     PAPER_DEADLINE,
     PAPER_LATENCY_QUANTILE,
+    PAYLOADS,
     LinkConfig,
     SystemConfig,
 )
@@ -71,9 +73,12 @@ class EnvSettings:
         known = [item.name for item in fields(cls)]
         unknown = sorted(set(kwargs) - set(known))
         if unknown:
+            of_link = {item.name: f"link={{'{item.name}': …}}" for item in fields(LinkConfig)}
+            of_others = {"max_episode_steps": "`deadline`"}
+            likely = did_you_mean(unknown, {**of_others, **of_link, **{name: f"`{name}`" for name in known}})
             raise ConfigurationError(
                 f"Environment arguments must be among {', '.join(known)}, got {', '.join(unknown)}. "
-                "Correct the spelling or leave it out."
+                f"{likely}Correct the spelling or leave it out."
             )
         return cls(**kwargs)
 
@@ -82,18 +87,22 @@ class EnvSettings:
             object.__setattr__(self, "cache", fspath(self.cache))
         if not isinstance(self.cache, str):
             raise ConfigurationError(
-                f"`cache` must be a cache's name or folder, got {self.cache!r}. Give for example 'default'."
+                f"`cache` must be a cache's name or folder, got {shown(self.cache)}. Give for example 'default'."
             )
         check_choice("split", self.split, SPLITS)
+        check_choice("coder", self.coder, CODERS)
+        check_choice("payload", self.payload, PAYLOADS)
         check_choice("reward", self.reward, REWARDS)
         check_choice("illegal_action", self.illegal_action, ILLEGAL_ACTIONS)
         check_choice("moments", self.moments, MOMENTS)
         check_flag("decision_epochs", self.decision_epochs)
         if not isinstance(self.render_decoder, str) or not self.render_decoder:
             raise ConfigurationError(
-                f"`render_decoder` must be 'auto', 'none' or a model, got {self.render_decoder!r}. "
+                f"`render_decoder` must be 'auto', 'none' or a model, got {shown(self.render_decoder)}. "
                 "Give a model's folder or hub id, or 'none' to show no images."
             )
+        if self.latent_dim is not None:
+            check_integer("latent_dim", self.latent_dim, 1, 2**62, advice="Give the cache's M, or leave it out.")
         if self.history_length is not None:
             check_integer(
                 "history_length",

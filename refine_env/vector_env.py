@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from refine_env._validation import check_choice, check_integer
+from refine_env._validation import check_choice, check_integer, shown
 from refine_env.config import SystemConfig
 from refine_env.env import RENDER_MODES, LatentRefinementEnv, check_render_mode, make_viewer
-from refine_env.errors import ConfigurationError
+from refine_env.errors import ConfigurationError, NamesAdapter
 from refine_env.process import DecisionProcess, Draws, Look, split_look
 from refine_env.render import EpisodeViewer, ansi_frame
 from refine_env.settings import EnvSettings
@@ -27,10 +28,11 @@ __all__ = ["LatentRefinementVectorEnv"]
 VECTOR_RENDER_MODES = tuple(mode for mode in RENDER_MODES if mode != "human")
 """There is one window, and there are many environments."""
 
+_MOST_ENVIRONMENTS = 1_000_000
 _AUTORESET_MODES = {"NextStep": AutoresetMode.NEXT_STEP, "SameStep": AutoresetMode.SAME_STEP}
 
 
-class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDArray[Any]]):
+class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDArray[Any]], metaclass=NamesAdapter):
     """N episodes of :class:`refine_env.env.LatentRefinementEnv` at once, in one compiled loop.
 
     Equal bit for bit to ``SyncVectorEnv`` over N single environments: each episode has its own generator,
@@ -61,7 +63,9 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         render_mode: str | None = None,
         **kwargs: Any,
     ) -> None:
-        self.num_envs = check_integer("num_envs", num_envs, 1, advice="Give the number of environments.")
+        advice = "Give the number of environments."
+        self.num_envs = check_integer("num_envs", num_envs, 1, advice=advice)
+        check_integer("num_envs", self.num_envs, 1, _MOST_ENVIRONMENTS, advice=advice)
         # Accept the enum too, but document the string: the enum breaks EnvSpec.to_json.
         mode = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
         self._autoreset = _AUTORESET_MODES[check_choice("autoreset_mode", mode, tuple(_AUTORESET_MODES))]
@@ -150,16 +154,19 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         self._ensure_generators()
         if seed is None:
             return
-        if isinstance(seed, (int, np.integer)):
-            seeds: list[Any] = [int(seed) + i for i in range(self.num_envs)]
+        if isinstance(seed, Integral):
+            first = check_integer("seed", seed, 0, advice="Give a non-negative seed, or None.")
+            seeds: list[Any] = [first + i for i in range(self.num_envs)]
         else:
-            seeds = list(seed) if isinstance(seed, (list, tuple, np.ndarray)) else []
+            given: Any = seed
+            several = given.ndim == 1 if isinstance(given, np.ndarray) else isinstance(given, (list, tuple))
+            seeds = list(given) if several else []
         for one in seeds:
             if one is not None:
                 check_integer("seed", one, 0, advice="Give a non-negative seed, or None.")
         if len(seeds) != self.num_envs:
             raise ConfigurationError(
-                f"`seed` must be one integer or {self.num_envs} of them, got {seed!r}. Give one per environment."
+                f"`seed` must be one integer or {self.num_envs} of them, got {shown(seed)}. Give one per environment."
             )
         for i in np.flatnonzero(selected):
             own = seeds[i]
@@ -195,7 +202,7 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
             or not selected.any()
         ):
             raise ConfigurationError(
-                f"`reset_mask` must be a bool array of shape ({self.num_envs},) with a True, got {mask!r}. "
+                f"`reset_mask` must be a bool array of shape ({self.num_envs},) with a True, got {shown(mask)}. "
                 "Mark the environments to reset."
             )
         checked = self._process.check_options(given)

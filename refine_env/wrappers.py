@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -23,13 +23,25 @@ from numpy.typing import NDArray
 from scipy import special
 
 from refine_env._compiled import kernel
-from refine_env._validation import check_choice, check_integer
+from refine_env._validation import check_choice, check_integer, shown
 from refine_env.coding import LOSSLESS_BITS, base_distortion
 from refine_env.config import SystemConfig
-from refine_env.errors import ConfigurationError
-from refine_env.link import rate_statistics
+from refine_env.errors import ConfigurationError, NamesAdapter
+from refine_env.link import rate_moments
 
-__all__ = ["ENCODINGS", "EncodeObservation", "ObservationEncoder", "VectorEncodeObservation", "check_same_step"]
+__all__ = [
+    "ENCODINGS",
+    "AnyVectorWrapper",
+    "EncodeObservation",
+    "ObservationEncoder",
+    "VectorEncodeObservation",
+    "check_same_step",
+]
+
+if TYPE_CHECKING:
+    AnyVectorWrapper: TypeAlias = VectorWrapper[Any, Any, Any, Any, NDArray[Any]]
+else:
+    AnyVectorWrapper = VectorWrapper  # which takes no parameters in Gymnasium 1.2
 
 ENCODINGS = ("summary", "normalized", "one-hot")
 _SMALLEST_ERROR = 1e-8  # where the logarithms of errors end; that of the "log" reward
@@ -204,7 +216,7 @@ class ObservationEncoder:
     ============== ===========================================================================================
 
     The deviation of a slot's rate is that of the link with fixed power
-    (:attr:`refine_env.link.RateStatistics.fixed_power_std`) at the SNR whose mean rate is the history's.
+    (:func:`refine_env.link.rate_moments`) at the SNR whose mean rate is the history's.
 
     Args:
         config: the system, ``env.unwrapped.config``.
@@ -246,11 +258,12 @@ class ObservationEncoder:
         if encoding == "summary":
             link = config.link
             grid = [
-                rate_statistics(float(snr_db), link.num_subchannels, config.symbols_per_slot, link.snr_reference)
+                rate_moments(
+                    float(snr_db), link.num_subchannels, config.symbols_per_slot, link.snr_reference, link.channel
+                )
                 for snr_db in _SNR_GRID_DB
             ]
-            self._grid_means = np.array([statistics.mean for statistics in grid]) / config.latent_dim
-            self._grid_deviations = np.array([statistics.fixed_power_std for statistics in grid]) / config.latent_dim
+            self._grid_means, self._grid_deviations = np.array(grid).T.copy() / config.latent_dim
 
     def _state_names(self) -> tuple[str, ...]:
         config = self.config
@@ -362,7 +375,20 @@ def check_same_step(envs: VectorEnv[Any, Any, Any]) -> None:
 
 
 def _encoder_of(env: Any, encoding: str, history: int | None) -> ObservationEncoder:
-    length = env.unwrapped.settings.history_length
+    """The encoder of an environment, single or vector, whose observation is still the dictionary."""
+    inner = env.unwrapped
+    if not isinstance(getattr(inner, "config", None), SystemConfig):
+        raise ConfigurationError(
+            f"`env` must be an environment of this package, wrapped or not, got {inner}. "
+            "Make it with gym.make(refine_env.ENV_ID), or gym.make_vec for a vector environment."
+        )
+    name = "single_observation_space" if isinstance(env, VectorEnv) else "observation_space"
+    if getattr(env, name) != getattr(inner, name):
+        raise ConfigurationError(
+            f"`env` must show the environment's own dictionary, got the observation {shown(getattr(env, name))}. "
+            "Put the encoding around the environment first, once, and what else changes observations around that."
+        )
+    length = inner.settings.history_length
     return ObservationEncoder(env.unwrapped.config, encoding, history=history, history_length=length)
 
 
@@ -378,11 +404,19 @@ class EncodeObservation(
 
     Attributes:
         encoder: the encoder.
+
+    Raises:
+        ConfigurationError: if the environment is another one, or its observation is not the dictionary.
     """
 
     def __init__(
         self, env: gym.Env[dict[str, Any], Any], encoding: str = "summary", history: int | None = None
     ) -> None:
+        given: Any = env
+        if isinstance(given, VectorEnv):
+            raise ConfigurationError(
+                f"`env` must be a single environment, got {env}. Use VectorEncodeObservation for a vector environment."
+            )
         gym.utils.RecordConstructorArgs.__init__(self, encoding=encoding, history=history)
         super().__init__(env)
         self.encoder = _encoder_of(env, encoding, history)
@@ -398,7 +432,7 @@ class EncodeObservation(
         return masks
 
 
-class VectorEncodeObservation(VectorWrapper[NDArray[np.float32], Any, dict[str, Any], Any, NDArray[Any]]):
+class VectorEncodeObservation(AnyVectorWrapper, metaclass=NamesAdapter):
     """The vector environment with vectors as observations, those in ``infos["final_obs"]`` included.
 
     Args:
@@ -410,6 +444,9 @@ class VectorEncodeObservation(VectorWrapper[NDArray[np.float32], Any, dict[str, 
     Attributes:
         encoder: the encoder.
         observations: the last observations as they were before, the dictionary.
+
+    Raises:
+        ConfigurationError: if the environment is another one, or its observation is not the dictionary.
     """
 
     def __init__(
@@ -418,6 +455,11 @@ class VectorEncodeObservation(VectorWrapper[NDArray[np.float32], Any, dict[str, 
         encoding: str = "summary",
         history: int | None = None,
     ) -> None:
+        given: Any = env
+        if isinstance(given, gym.Env):
+            raise ConfigurationError(
+                f"`env` must be a vector environment, got {env}. Use EncodeObservation for a single environment."
+            )
         super().__init__(env)
         self.encoder = _encoder_of(env, encoding, history)
         self.single_observation_space = self.encoder.space

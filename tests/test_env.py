@@ -239,6 +239,69 @@ def test_actions_outside_the_space(make_env: MakeEnv, action: Any) -> None:
         env.step(action)
 
 
+def test_an_action_of_another_type_is_named(make_env: MakeEnv) -> None:
+    env = make_env()
+    env.reset(seed=0)
+    for action, message in (
+        (2.0, "got 2.0, a float. Give an integer"),
+        ("1", "got '1', a str"),
+        (True, "got True, a bool"),
+        (np.array([1]), r"got array\(\[1\]\), a ndarray"),
+        (np.float32(2), r"got np.float32\(2.0\), a float32"),
+        (7, "got 7. Give an integer"),
+    ):
+        with pytest.raises(ActionError, match=message):
+            env.step(action)
+
+
+class TestTimeLimit:
+    """One below the deadline would end episodes before they pay."""
+
+    @pytest.mark.parametrize("limit", [1, 30, 59])
+    @pytest.mark.parametrize("kwargs", [{}, {"decision_epochs": True}])
+    def test_refused_at_reset(self, make_env: MakeEnv, limit: int, kwargs: dict[str, Any]) -> None:
+        message = f"`max_episode_steps` must be at least the deadline, 60, got {limit}: cut off before it"
+        inner = make_env(**kwargs)
+        for env in (
+            make_env(max_episode_steps=limit, **kwargs),
+            gym.wrappers.TimeLimit(inner.unwrapped, limit),
+            gym.wrappers.RecordEpisodeStatistics(gym.wrappers.TimeLimit(inner, limit)),
+            gym.wrappers.TimeLimit(gym.wrappers.RecordEpisodeStatistics(inner), limit),
+        ):
+            with pytest.raises(ConfigurationError, match=message):
+                env.reset(seed=0)
+
+    def test_refused_in_many(self, gaussian_cache: Path) -> None:
+        kwargs = {"cache": str(gaussian_cache), "max_episode_steps": 30}
+        envs = gym.make_vec(refine_env.ENV_ID, num_envs=2, vectorization_mode="sync", **kwargs)
+        with pytest.raises(ConfigurationError, match="`max_episode_steps` must be at least the deadline, 60, got 30"):
+            envs.reset(seed=0)
+        with pytest.raises(ConfigurationError, match="got max_episode_steps. Did you mean `deadline`"):
+            gym.make_vec(refine_env.ENV_ID, num_envs=2, **kwargs)
+
+    def test_one_that_cuts_nothing_off(self, make_env: MakeEnv) -> None:
+        for limit in (60, 1000):
+            env = make_env(max_episode_steps=limit)
+            steps = play(env, lambda o, i: 0, seed=0)
+            assert steps[-1][1] == -steps[-1][4]["latent_mse"]
+
+    def test_with_wrappers_of_one_s_own_between(self, make_env: MakeEnv) -> None:
+        class Own(gym.Wrapper[Any, Any, Any, Any]):
+            def reset(self, **options: Any) -> Any:
+                return self.env.reset(**options)
+
+        with pytest.raises(ConfigurationError, match="`max_episode_steps` must be at least the deadline, 60, got 30"):
+            gym.wrappers.TimeLimit(Own(make_env()), 30).reset(seed=0)
+
+    def test_one_around_another_environment_does_not_count(self, make_env: MakeEnv) -> None:
+        class Outer(gym.Wrapper[Any, Any, Any, Any]):
+            def reset(self, **options: Any) -> Any:
+                make_env().reset(seed=0)
+                return self.env.reset(**options)
+
+        gym.wrappers.TimeLimit(Outer(gym.make("CartPole-v1").unwrapped), 30).reset(seed=0)
+
+
 def test_stepping_without_an_episode(make_env: MakeEnv) -> None:
     env = make_env().unwrapped
     with pytest.raises(ResetNeeded, match="must be running to step"):

@@ -342,3 +342,26 @@ def test_workers_of_the_command_change_no_table(gaussian_cache: Path) -> None:
     assert [(row["snr_db"], row["agent"], row["episode"]) for row in run()] == [
         (snr_db, name, k) for snr_db in SNRS_DB for name in ("lookahead", "random") for k in range(9)
     ]
+
+
+class Model:
+    """As Stable-Baselines3 has them."""
+
+    name = "ppo"
+
+    def predict(self, observation: Any) -> Any:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("lookahead", "`make_policy` must be a function that makes a policy from a SystemConfig, got a str. Give"),
+        (Model(), "`make_policy` must be a function that makes a policy from a SystemConfig, got a Model. Give"),
+        (lambda config: Model(), "got a Model without reset, select_action, check_config. Wrap it as docs/own-agent"),
+        (lambda config: None, "got a NoneType without name, reset, select_action, check_config"),
+    ],
+)
+def test_what_is_no_policy(gaussian_cache: Path, given: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        roll_out(given, env_kwargs={"cache": str(gaussian_cache)}, episodes=1)

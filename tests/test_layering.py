@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "coding": BASE | {"schedule", "distortion"},
     "config": BASE | {"schedule", "distortion", "link", "coding"},
     "simulator": BASE | {"config", "coding"},
-    "settings": BASE | {"config", "distortion", "trajectories"},
+    "settings": BASE | {"coding", "config", "distortion", "trajectories"},
     "process": BASE | {"config", "coding", "link", "settings", "simulator", "trajectories"},
     "render": BASE | {"config", "simulator", "trajectories"},
     "env": BASE | {"config", "process", "render", "settings", "trajectories"},
@@ -53,7 +53,17 @@ HANDED_ON = {
     if name in refine_env.__all__ and not isinstance(value, ModuleType)
 } | {"__version__": "version", "ENV_ID": "env"}
 # What the policies may use of the package: descriptions and models, never the simulator or a cache.
-AGENTS_ALLOWED = {"_compiled", "errors", "coding", "distortion", "link", "schedule", "config", "wrappers"}
+AGENTS_ALLOWED = {
+    "_compiled",
+    "_validation",
+    "errors",
+    "coding",
+    "distortion",
+    "link",
+    "schedule",
+    "config",
+    "wrappers",
+}
 TOOLS_ALLOWED = AGENTS_ALLOWED | {
     "evaluation",
     "settings",
@@ -64,7 +74,6 @@ TOOLS_ALLOWED = AGENTS_ALLOWED | {
     "metrics",
     "trajectories",
     "_store",
-    "_validation",
 }
 AGENT_TOOLS = {
     "benchmark.py",

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from scipy import special
+from scipy import optimize, special
 
 import refine_env
 from refine_env import ConfigurationError
@@ -139,6 +139,23 @@ def log_scale(error: float) -> float:
     return min(max(math.log10(max(error, 1e-8)) / 4 + 1, -1), 1)
 
 
+def rayleigh_moments(snr_db: float, num_subchannels: int, symbols: float) -> tuple[float, float]:
+    """Mean and deviation of a waterfilled slot with its power fixed, by sums over a fine grid of log-gains."""
+    x = np.linspace(-40.0, 4.0, 200_001)
+    gains = np.exp(x)
+    weights = np.exp(x - gains) * (x[1] - x[0])  # e^{-g} dg
+
+    def spent(log_cutoff: float) -> float:
+        return float(weights @ np.maximum(np.exp(-log_cutoff) - 1.0 / gains, 0.0))
+
+    log_cutoff = optimize.brentq(lambda c: math.log(spent(c)) - snr_db * math.log(10.0) / 10.0, -30.0, 2.5)
+    nats = np.maximum(x - log_cutoff, 0.0)
+    steadied = np.where(x > log_cutoff, nats - 1.0 + np.exp(np.minimum(log_cutoff - x, 0.0)), 0.0)
+    variance = weights @ steadied**2 - (weights @ steadied) ** 2
+    mean = symbols * num_subchannels * float(weights @ nats) / math.log(2.0)
+    return mean, symbols * math.sqrt(num_subchannels * variance) / math.log(2.0)
+
+
 @pytest.mark.parametrize(("slot", "server", "device"), [(30, 22, 35), (55, 0, 10)])
 def test_summary_by_hand(kwargs: dict[str, Any], slot: int, server: int, device: int) -> None:
     """Each number of one observation, from its own formula."""
@@ -159,11 +176,8 @@ def test_summary_by_hand(kwargs: dict[str, Any], slot: int, server: int, device:
     }
     mean, left = float(seen.astype(float).mean()), config.deadline - slot + 1
     capacity = seen[-1] + (left - 1) * mean
-    statistics = [refine_env.link.rate_statistics(s, 60, config.symbols_per_slot) for s in range(-20, 45, 4)]
-    deviation = np.interp(
-        mean * config.latent_dim, [s.mean for s in statistics], [s.fixed_power_std for s in statistics]
-    )
-    deviation /= config.latent_dim
+    moments = [rayleigh_moments(s, 60, config.symbols_per_slot) for s in range(-20, 45, 4)]
+    deviation = np.interp(mean * config.latent_dim, *np.transpose(moments)) / config.latent_dim
     spread = deviation * math.sqrt((left - 1) + (left - 1) ** 2 / slot)
     model = config.refinement_model
     residual = model.residual_variance(server, device, error)
@@ -258,3 +272,40 @@ def test_the_wrapped_environment_s_spec_makes_it_again(kwargs: dict[str, Any]) -
     env = EncodeObservation(gym.make(refine_env.ENV_ID, **kwargs), "normalized", history=4)
     again: Any = gym.make(env.spec)
     assert np.array_equal(again.reset(seed=3)[0], env.reset(seed=3)[0])
+
+
+def a_single(kwargs: dict[str, Any]) -> Any:
+    return gym.make(refine_env.ENV_ID, **kwargs)
+
+
+def a_vector(kwargs: dict[str, Any], **options: Any) -> Any:
+    return gym.make_vec(refine_env.ENV_ID, num_envs=2, **options, **kwargs)
+
+
+DICTIONARY = r"`env` must show the environment's own dictionary, got the observation Box"
+OF_THIS_PACKAGE = "`env` must be an environment of this package, wrapped or not, got "
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda k: EncodeObservation(gym.wrappers.FlattenObservation(a_single(k))), DICTIONARY),
+        (lambda k: EncodeObservation(EncodeObservation(a_single(k), "one-hot")), DICTIONARY),
+        (lambda k: VectorEncodeObservation(VectorEncodeObservation(a_vector(k))), DICTIONARY),
+        (lambda k: VectorEncodeObservation(gym.wrappers.vector.FlattenObservation(a_vector(k))), DICTIONARY),
+        (lambda k: EncodeObservation(a_vector(k)), "`env` must be a single environment, got LatentRefinementVectorEnv"),
+        (lambda k: VectorEncodeObservation(a_single(k)), "`env` must be a vector environment, got <OrderEnforcing"),
+        (lambda k: VectorEncodeObservation(a_vector(k, vectorization_mode="sync")), OF_THIS_PACKAGE + "SyncVectorEnv"),
+        (lambda k: EncodeObservation(gym.make("CartPole-v1")), OF_THIS_PACKAGE + ".*CartPole"),
+    ],
+)
+def test_what_cannot_be_encoded(kwargs: dict[str, Any], wrap: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        wrap(kwargs)
+
+
+def test_what_leaves_the_dictionary_may_be_inside(kwargs: dict[str, Any]) -> None:
+    env = EncodeObservation(gym.wrappers.RecordEpisodeStatistics(a_single(kwargs)))
+    assert env.reset(seed=0)[0] in env.observation_space
+    envs = VectorEncodeObservation(gym.wrappers.vector.RecordEpisodeStatistics(a_vector(kwargs)))
+    assert envs.reset(seed=0)[0] in envs.observation_space

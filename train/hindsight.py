@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import VectorWrapper
 from numpy.typing import NDArray
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from refine_env._compiled import kernel
-from refine_env.wrappers import VectorEncodeObservation
+from refine_env.wrappers import AnyVectorWrapper, VectorEncodeObservation
 
 __all__ = ["AsymmetricPolicy", "HindsightObservation", "MaskableAsymmetricPolicy"]
 
@@ -58,7 +57,7 @@ def _fill(
             out[i, column + depths] = np.log2(carried / 16.0 + 1e-3) / 4.0
 
 
-class HindsightObservation(VectorWrapper[NDArray[np.float32], Any, NDArray[np.float32], Any, NDArray[Any]]):
+class HindsightObservation(AnyVectorWrapper):
     """The encoded observation with, at its end, columns on the channel to come.
 
     Args:

@@ -18,10 +18,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from refine_env.wrappers import check_same_step
+from refine_env.wrappers import AnyVectorWrapper, check_same_step
 from train.risk import MissProbability
 
 __all__ = ["FLOOR", "RelativeReward"]
@@ -32,7 +32,7 @@ FLOOR = 2e-7
 _BINS_PER_DB = 2
 
 
-class RelativeReward(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
+class RelativeReward(AnyVectorWrapper):
     """Pay −min((MSE + floor)/(mean + floor), cap)^p/p after the last slot.
 
     The mean is a running one over the episodes played so far, by their SNR, interpolated between bins of 0.5 dB.

@@ -5,7 +5,7 @@ from refine_env.link.channel import ChannelModel
 from refine_env.link.fading import draw_gains, draw_rates, draw_rates_of_many, slot_rates
 from refine_env.link.latency import latency_quantile, latency_quantiles
 from refine_env.link.law import RateLaw, RateLevels, rate_law
-from refine_env.link.statistics import RateStatistics, rate_statistics
+from refine_env.link.statistics import RateStatistics, rate_moments, rate_statistics
 from refine_env.link.waterfilling import total_power, waterfill
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "latency_quantiles",
     "rate_chain",
     "rate_law",
+    "rate_moments",
     "rate_statistics",
     "slot_rates",
     "total_power",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, special
 
-from refine_env._validation import check_choice, check_finite, check_integer, check_positive
+from refine_env._validation import check_choice, check_finite, check_integer, check_positive, shown
 from refine_env.errors import ConfigurationError
 from refine_env.link.gains import GainLaw, NakagamiGains, RayleighGains, RicianGains
 from refine_env.link.kernels import accumulate_states, fill_powers, fill_rates, fill_rates_at_powers, mix_slots
@@ -73,7 +73,7 @@ class ChannelModel:
             if getattr(self, field) != choice:
                 if value is not None:
                     raise ConfigurationError(
-                        f"`{name}` must be left out where `{field}` is not {choice!r}, got {value!r} with "
+                        f"`{name}` must be left out where `{field}` is not {choice!r}, got {shown(value)} with "
                         f"{getattr(self, field)!r}. Leave it out, or choose {field}={choice!r}."
                     )
                 continue
@@ -95,17 +95,17 @@ class ChannelModel:
         if name == "k_factor_db":
             number = check_finite(name, value, advice=advice)
             if abs(number) > 60.0:
-                raise ConfigurationError(f"`{name}` must lie in -60 … 60 dB, got {value!r}. {advice}")
+                raise ConfigurationError(f"`{name}` must lie in -60 … 60 dB, got {shown(value)}. {advice}")
             return number
         if name == "correlation_coefficient":
             number = check_finite(name, value, advice=advice)
             if not 0.0 <= number < 1.0:
-                raise ConfigurationError(f"`{name}` must be >= 0 and < 1, got {value!r}. {advice}")
+                raise ConfigurationError(f"`{name}` must be >= 0 and < 1, got {shown(value)}. {advice}")
             return number
         number = check_positive(name, value, advice=advice)
         low, high = (0.5, 1e6) if name == "nakagami_m" else (1e-6, 1e6)
         if not low <= number <= high:
-            raise ConfigurationError(f"`{name}` must lie in {low:g} … {high:g}, got {value!r}. {advice}")
+            raise ConfigurationError(f"`{name}` must lie in {low:g} … {high:g}, got {shown(value)}. {advice}")
         return number
 
     @property

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy import integrate, optimize, special
@@ -15,13 +15,14 @@ from refine_env._validation import check_positive
 from refine_env.link.channel import ChannelModel
 from refine_env.link.fading import RAYLEIGH
 from refine_env.link.gains import GainLaw, RayleighGains, gain_support
-from refine_env.link.law import rate_law
+from refine_env.link.law import rate_law, simulated_moments
 from refine_env.link.slot_law import log_gain_rule
 from refine_env.link.waterfilling import total_power
 
-__all__ = ["RateStatistics", "rate_statistics"]
+__all__ = ["RateStatistics", "rate_moments", "rate_statistics"]
 
 _LARGEST_GAIN = 745.0  # e^{−g} underflows beyond
+_DELAYED_SLOTS = 4096  # simulated for the moments of a link with delayed channel knowledge
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,29 @@ def rate_statistics(
         mean = symbols * num_subchannels * _mean_nats(channel.gain_law, cutoff) / math.log(2.0)
         std = _slot_std(channel.gain_law, cutoff, num_subchannels, symbols, lambda u: u / math.log(2.0))
     return RateStatistics(cutoff, mean, std, num_subchannels, symbols, channel)
+
+
+@lru_cache(maxsize=256)
+def rate_moments(
+    snr_db: float, num_subchannels: int, symbols_per_slot: float, snr_reference: str, channel: ChannelModel
+) -> tuple[float, float]:
+    """Mean and standard deviation of what a slot of the simulated link carries, with its power fixed [bit/slot].
+
+    They are ``mean`` and ``fixed_power_std`` of :class:`RateStatistics`. With delayed channel knowledge, where these
+    come of millions of simulated slots, they are those of 4096: the deviation is right to about 1 %.
+
+    Args:
+        snr_db, num_subchannels, symbols_per_slot, snr_reference, channel: see :func:`rate_statistics`.
+
+    Raises:
+        ConfigurationError: if an argument is out of range.
+    """
+    if channel.csi_delay:
+        power = total_power(snr_db, num_subchannels, snr_reference)
+        mean, std = simulated_moments(channel, num_subchannels, power, _DELAYED_SLOTS)
+        return symbols_per_slot * mean, symbols_per_slot * std
+    statistics = rate_statistics(snr_db, num_subchannels, symbols_per_slot, snr_reference, channel)
+    return statistics.mean, statistics.fixed_power_std
 
 
 def _cutoff(law: GainLaw, snr: float) -> float:

@@ -171,6 +171,26 @@ def test_unknown_option() -> None:
         agents.make("lookahead", SystemConfig(snr_db=6.0), foo=1)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda config: agents.make(config, "lookahead"),
+            r"got SystemConfig.* The name comes first: agents.make\(name",
+        ),
+        (lambda config: agents.make(["lookahead"], config), r"got \['lookahead'\]. Choose one of them"),
+        (lambda config: agents.make("lookahed", config), "got 'lookahed'. Did you mean `lookahead`\\?"),
+        (lambda config: agents.make("random", config, sed=1), "got sed .* Did you mean `seed`\\? See help"),
+        (lambda config: agents.make("lookahead", config, Literal=True), "got Literal .* Did you mean `literal`\\?"),
+        (lambda config: agents.make("lookahead", gym.make("CartPole-v1")), "got OrderEnforcing|got TimeLimit"),
+        (lambda config: agents.make("lookahead", config).check_config({}), "must be a SystemConfig, got dict"),
+    ],
+)
+def test_a_slip_gets_a_sentence(call: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        call(SystemConfig(snr_db=6.0))
+
+
 def test_missing_bit_depths() -> None:
     config = SystemConfig(snr_db=6.0, bit_depths=(3, 8))
     with pytest.raises(ConfigurationError, match=r"`bits` must be one of the bit depths \[3, 8\], got 16"):
@@ -218,6 +238,34 @@ class TestAnotherSystem:
     def test_other_config(self, agent: agents.Agent, change: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigurationError, match=message):
             agent.check_config(SystemConfig(**{"snr_db": 6.0, **change}))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"deadline": 40}, r"`channel_history` must have the length of the deadline that .*, 60, got 40\."),
+            ({"deadline": 80}, r"`channel_history` must have the length of the deadline that .*, 60, got 80\."),
+            ({"history_length": 5}, r"where the environment has a `history_length`, call agent.check_config\(env"),
+            ({"link": {"uplink_bits": 99.0}}, r"`remaining_bits` must be the prompt's in slot 1, 0.5 bits per dim"),
+            ({"bit_depths": [3, 8]}, "`action_mask` must have 6 actions"),
+        ],
+    )
+    @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("clairvoyant", "dp-inferred")])
+    def test_seen_in_the_first_slot_of_a_loop_of_one_s_own(
+        self, name: str, gaussian_cache: Path, change: dict[str, Any], message: str
+    ) -> None:
+        kwargs = {"cache": str(gaussian_cache), "snr_db": 9.0, **agents.env_kwargs(name)}
+        mine, theirs = (gym.make(refine_env.ENV_ID, **{**kwargs, **other}) for other in ({}, change))
+        agent = agents.make(name, mine.unwrapped.config)  # type: ignore[attr-defined]
+        agent.select_action(*mine.reset(seed=0))
+        with pytest.raises(ConfigurationError, match=message):
+            agent.select_action(*theirs.reset(seed=0))
+
+    def test_a_shorter_history_of_the_same_system(self, gaussian_cache: Path) -> None:
+        """Which an agent cannot tell from a shorter deadline, until it is told."""
+        env: Any = gym.make(refine_env.ENV_ID, cache=str(gaussian_cache), history_length=5)
+        agent = agents.make("lookahead", env.unwrapped.config)
+        agent.check_config(env.unwrapped.config)
+        assert agent.select_action(*env.reset(seed=0)) == 0
 
     def test_roll_out_checks(self, gaussian_cache: Path) -> None:
         from refine_env.evaluation import roll_out

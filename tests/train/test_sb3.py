@@ -12,7 +12,7 @@ import pytest
 
 import refine_env
 from refine_env import ConfigurationError
-from refine_env.wrappers import EncodeObservation
+from refine_env.wrappers import EncodeObservation, VectorEncodeObservation
 
 pytest.importorskip("stable_baselines3", reason="the train extra is not installed")
 sb3_contrib = pytest.importorskip("sb3_contrib", reason="the train extra is not installed")
@@ -168,3 +168,13 @@ def test_the_same_weights_as_on_dummy_vec_env(kwargs: dict[str, Any]) -> None:
         model = sb3_contrib.MaskablePPO("MlpPolicy", envs, n_steps=64, batch_size=64, seed=3, device="cpu").learn(512)
         weights.append(model.policy.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize("encoding", [None, "summary"])
+def test_without_the_adapter_the_message_names_it(kwargs: dict[str, Any], encoding: str | None) -> None:
+    envs: Any = gym.make_vec(refine_env.ENV_ID, num_envs=2, **kwargs)
+    policy = "MultiInputPolicy"
+    if encoding is not None:
+        envs, policy = VectorEncodeObservation(envs, encoding), "MlpPolicy"
+    with pytest.raises(ValueError, match=r"a vector environment: put train.sb3.RefinementVecEnv around it"):
+        PPO(policy, envs)
