@@ -12,9 +12,11 @@ __all__ = [
     "CacheFormatError",
     "ConfigurationError",
     "MissingExtraError",
+    "ModelNotFoundError",
     "RenderModeError",
     "TransportError",
     "import_extra",
+    "printable",
 ]
 
 
@@ -42,6 +44,10 @@ class CacheFormatError(CacheError):
     """A trajectory cache whose files do not match what its manifest, or this version, says."""
 
 
+class ModelNotFoundError(CacheError):
+    """A diffusion model whose weights are not here, or cannot be loaded."""
+
+
 class RenderModeError(ConfigurationError, TypeError):
     """A render mode that the environment does not have.
 
@@ -52,6 +58,23 @@ class RenderModeError(ConfigurationError, TypeError):
 
 class MissingExtraError(ImportError):
     """A feature whose optional dependencies are not installed."""
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """Text that somebody else wrote, as a message may show it: on one line, at most so long, and nothing but text.
+
+    What a terminal would obey, and what cannot be encoded, is escaped as Python's ``repr`` does it.
+
+    Args:
+        text: anything; its ``str``.
+        limit: characters; what is cut off leaves an ellipsis.
+    """
+    whole = str(text)
+    shown = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in whole[:limit]
+    )
+    return shown if len(whole) <= limit and len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

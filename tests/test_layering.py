@@ -40,9 +40,10 @@ ALLOWED: dict[str, set[str]] = {
     "wrappers": BASE | {"coding", "config", "link"},
     "evaluation": BASE | {"coding", "config", "process", "settings", "trajectories"},
     "metrics": BASE,
-    "cli": BASE | {"schedule", "trajectories"},
+    "commands": {"_validation", "errors"},
+    "cli": BASE | {"commands", "schedule", "trajectories"},
     "transport": BASE | {"coding", "config", "env", "evaluation"},
-    "receive": BASE | {"evaluation", "transport"},
+    "receive": BASE | {"commands", "evaluation", "transport"},
 }
 # What `from refine_env import …` hands on: the room that each name comes from.
 HANDED_ON = {
@@ -53,6 +54,7 @@ HANDED_ON = {
 # What the policies may use of the package: descriptions and models, never the simulator or a cache.
 AGENTS_ALLOWED = {"_compiled", "errors", "coding", "distortion", "link", "schedule", "config", "wrappers"}
 TOOLS_ALLOWED = AGENTS_ALLOWED | {
+    "commands",
     "evaluation",
     "settings",
     "version",
@@ -65,7 +67,6 @@ TOOLS_ALLOWED = AGENTS_ALLOWED | {
 }
 AGENT_TOOLS = {
     "benchmark.py",
-    "commands.py",
     "distortion.py",
     "evaluate.py",
     "figures.py",

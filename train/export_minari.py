@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 import agents
 import refine_env
-from agents.commands import exit_codes
 from refine_env import ConfigurationError
 from refine_env._validation import check_integer
+from refine_env.commands import command, run
 from refine_env.errors import import_extra
 from refine_env.evaluation import episode_seeds
 
@@ -152,6 +152,7 @@ def export(
         )
 
 
+@command
 def main(
     dataset_id: Annotated[str, typer.Argument(help="Name, e.g. refine_env/latent-refinement/dp-6dB-v0.")],
     agent: Annotated[str, typer.Option(help="The policy.")] = "dp",
@@ -171,22 +172,19 @@ def main(
     """
     from train.ppo import parse_numbers
 
-    with exit_codes():
-        snrs_db = parse_numbers("snr_db", snr_db, float)
-        if out is not None:
-            os.environ["MINARI_DATASETS_PATH"] = str(out)
-        kwargs = {
-            "cache": cache,
-            "split": split,
-            "snr_db": snrs_db[0] if len(snrs_db) == 1 else list(snrs_db),
-            "decision_epochs": decision_epochs,
-            "reward": reward,
-        }
-        dataset = export(dataset_id, agent, kwargs, episodes=episodes, seed=seed)
-        typer.echo(f"wrote {dataset_id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
+    snrs_db = parse_numbers("snr_db", snr_db, float)
+    if out is not None:
+        os.environ["MINARI_DATASETS_PATH"] = str(out)
+    kwargs = {
+        "cache": cache,
+        "split": split,
+        "snr_db": snrs_db[0] if len(snrs_db) == 1 else list(snrs_db),
+        "decision_epochs": decision_epochs,
+        "reward": reward,
+    }
+    dataset = export(dataset_id, agent, kwargs, episodes=episodes, seed=seed)
+    typer.echo(f"wrote {dataset_id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)

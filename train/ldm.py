@@ -38,7 +38,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refine_env.errors import ConfigurationError, MissingExtraError, import_extra
+from refine_env.commands import command, run
+from refine_env.errors import ConfigurationError, import_extra
 from refine_env.trajectories.generate import sample_seed
 from train import emoji
 
@@ -1000,20 +1001,17 @@ def train(config: Config, glyphs: Sequence[emoji.Glyph] | None = None, on_step: 
     return config.out
 
 
+@command
 def main(**options: Any) -> None:
     """Train and evaluate the emoji model, or go on where an interrupted run with the same options stopped."""
     from train import evaluate
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     config = Config(**options)
-    try:
-        require_extra()
-        glyphs, groups = evaluate.sources(config.font, config.emoji_test)  # what is missing is said before the training
-        folder = train(config, glyphs)
-        evaluate.evaluate(folder, config.trajectory_prompts, config.sheet, glyphs, groups, device=config.device)
-    except (ConfigurationError, MissingExtraError, FileNotFoundError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+    require_extra()
+    glyphs, groups = evaluate.sources(config.font, config.emoji_test)  # what is missing is said before the training
+    folder = train(config, glyphs)
+    evaluate.evaluate(folder, config.trajectory_prompts, config.sheet, glyphs, groups, device=config.device)
 
 
 # Typer reads the options off the signature: here they are the fields of Config, so that each is written once.
@@ -1029,4 +1027,4 @@ main.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 main.__annotations__ = {field.name: _hints[field.name] for field in dataclasses.fields(Config)}
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

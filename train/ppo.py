@@ -40,10 +40,10 @@ import numpy as np
 import typer
 
 import agents
-from agents.commands import exit_codes
 from agents.learned import ACTIVATIONS, FORMAT, Learned, PolicyFiles
 from refine_env import ConfigurationError, __version__
 from refine_env._validation import check_choice
+from refine_env.commands import command, run
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table, read_table, roll_out, write_atomically, write_table
@@ -816,6 +816,7 @@ class _Stopped:
         self._clock._frozen = None
 
 
+@command
 def main(**options: Any) -> None:
     """Train a policy, or go on where an interrupted run with the same options stopped.
 
@@ -823,8 +824,7 @@ def main(**options: Any) -> None:
     train extra is not installed.
     """
     show_log()
-    with exit_codes():
-        train(Config(**options))
+    train(Config(**options))
 
 
 # Typer reads the options off the signature: here they are the fields of Config, so that each is written once.
@@ -840,6 +840,4 @@ main.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 main.__annotations__ = {field.name: _hints[field.name] for field in dataclasses.fields(Config)}
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)
