@@ -134,7 +134,7 @@ def _exit(sentence: str, code: int) -> typer.Exit:
 
 
 def _say(kind: str, sentence: str) -> None:
-    """Write a sentence on stderr, of a bounded length; a value that is too long is cut where it stands, in the middle."""
+    """Write a sentence on stderr, of a bounded length: what is too long is cut in the middle, where the value stands."""
     line = " ".join(sentence.split())
     if len(line) > _MOST_CHARACTERS:
         line = f"{line[:_FIRST_CHARACTERS]} … {line[_FIRST_CHARACTERS - _MOST_CHARACTERS :]}"

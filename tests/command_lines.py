@@ -40,7 +40,7 @@ MEMORY = 12 << 30  # address space of the process; torch's libraries alone take 
 _TRAIN = (
     "--out {out} --cache tiny --total-steps 4 --num-envs 2 --rollout-steps 2 --batch-size 2 --epochs 1 --actor 2 "
     "--critic 2 --deadline 4 --bit-depths 3 --eval-snr-db 9 --snr-db 9 --eval-episodes 1 --test-episodes 1 "
-    "--rivals final-only --no-progress --no-tensorboard --checkpoint-every 0 --clone-decisions 8"
+    "--rivals persistent-q3 --no-progress --no-tensorboard --checkpoint-every 0 --clone-decisions 8"
 )
 BASE = {
     "refine_env.cli generate gaussian": "-n 1 --latent-shape 1,1,2 --num-steps 2 --out {out}",
@@ -58,7 +58,7 @@ BASE = {
     "agents.record": "--agent final-only --cache tiny --deadline 3 --decoder none --out {out}.png",
     "agents.report": "tables --out {out}.html",
     "agents.send": "--agent final-only --cache tiny --port 1 --timeout 0.01",
-    "train.evaluate": "--model nowhere --prompts prompts.txt --sheet {out}.png",
+    "train.evaluate": "--model nowhere --prompts prompts.txt --sheet {out}.png --font nowhere",
     "train.export_minari": "{out}-v0 --agent final-only --cache tiny --episodes 1 --out datasets",
     "train.ldm": "--out {out} --work {out}-work --sheet {out}.png --trajectory-prompts {out}.txt --font nowhere",
     "train.ppo": _TRAIN,
@@ -251,7 +251,7 @@ def run(module: str, arguments: list[str]) -> dict[str, Any]:
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            runpy.run_module(module, run_name="__main__", alter_sys=False)
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = 0 if end.code is None else end.code
     except (Exception, TookTooLongError) as error:

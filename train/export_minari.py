@@ -33,6 +33,7 @@ from refine_env.evaluation import episode_seeds
 
 __all__ = ["export", "main", "roll_out_episodes"]
 
+_LONGEST_ID = 200
 _DATA_FORMAT = "hdf5"  # Minari 0.5.4 cannot read back scalar infos in its arrow format
 
 
@@ -124,17 +125,19 @@ def export(
     buffers = import_extra("minari.data_collector.episode_buffer", "train")
     import_extra("h5py", "train")
     parse_dataset_id = import_extra("minari.dataset.minari_dataset", "train").parse_dataset_id
-    if dataset_id in minari.list_local_datasets():
-        raise ConfigurationError(
-            f"`dataset_id` must be a new dataset, got {dataset_id!r}, which exists. Choose another name or version."
-        )
     try:
+        if len(dataset_id) > _LONGEST_ID:  # which Minari would take very long to look at
+            raise ValueError(f"more than {_LONGEST_ID} characters")
         parse_dataset_id(dataset_id)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # the former of a name without a version
         raise ConfigurationError(
             f"`dataset_id` must be of the form (namespace/)(environment/)name-vN, got {dataset_id!r} ({error}). "
             "Give for example refine_env/latent-refinement/dp-6dB-v0."
         ) from None
+    if dataset_id in minari.list_local_datasets():
+        raise ConfigurationError(
+            f"`dataset_id` must be a new dataset, got {dataset_id!r}, which exists. Choose another name or version."
+        )
     kwargs = {**env_kwargs, **agents.env_kwargs(name)}
     played = roll_out_episodes(name, kwargs, episodes=episodes, seed=seed)
     with warnings.catch_warnings():
@@ -174,7 +177,7 @@ def main(
 
     snrs_db = parse_numbers("snr_db", snr_db, float)
     if out is not None:
-        os.environ["MINARI_DATASETS_PATH"] = str(out)
+        os.environ["MINARI_DATASETS_PATH"] = str(out.resolve())  # Minari joins a relative one twice
     kwargs = {
         "cache": cache,
         "split": split,

@@ -26,6 +26,7 @@ import pickle
 import random
 import shlex
 import shutil
+import sys
 import time
 import typing
 from collections.abc import Callable, Sequence
@@ -194,6 +195,13 @@ class Config:
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not abs(value) <= _LARGEST:
+                raise ConfigurationError(
+                    f"`{field.name}` must be a number of at most {_LARGEST:g} in size, got {value!r}. The training "
+                    "computes in float32, which does not hold the square of a larger one."
+                )
         low, high = self.snr_range
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
@@ -268,6 +276,8 @@ class Config:
         return shlex.join(words)
 
 
+_LARGEST = 1e12
+_MOST_NUMBERS, _LARGEST_WIDTH = 100, 65536
 _RANGES: dict[str, tuple[float, float]] = {
     "relative_cap": (1.0, math.inf),
     "relative_power": (0.01, 1.0),
@@ -291,18 +301,22 @@ _CHOICES = {
 
 
 def parse_numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
-    """Numbers with commas between; integers have to be positive.
+    """Numbers with commas between, at most 100; integers have to be in 1 … 65536.
 
     Raises:
         ConfigurationError: if the text is no such list.
     """
     try:
-        values = tuple(kind(word) for word in text.split(","))
+        values = tuple(kind(word) for word in text.split(",", _MOST_NUMBERS))
     except ValueError:
         values = ()
-    if not values or not all(math.isfinite(value) for value in values) or (kind is int and min(values) < 1):
-        what = "positive integers" if kind is int else "numbers"
-        raise ConfigurationError(f"`{name}` must be {what} with commas between, got {text!r}. Give e.g. 64,64 or 0,24.")
+    least, most = (1, _LARGEST_WIDTH) if kind is int else (-sys.float_info.max, sys.float_info.max)
+    if not values or not all(least <= value <= most for value in values):
+        what, limit = ("positive integers", f", none above {most}") if kind is int else ("numbers", "")
+        raise ConfigurationError(
+            f"`{name}` must be {what} with commas between, got {text!r}. Give e.g. 64,64 or 0,24; at most "
+            f"{_MOST_NUMBERS}{limit}."
+        )
     return values
 
 
@@ -740,13 +754,21 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
         def _on_step(self) -> bool:
             return True
 
-    model.learn(
-        config.total_steps - model.num_timesteps,
-        callback=Keeper(),
-        reset_num_timesteps=found is None,
-        tb_log_name=config.algorithm,
-        log_interval=1,
-    )
+    try:
+        model.learn(
+            config.total_steps - model.num_timesteps,
+            callback=Keeper(),
+            reset_num_timesteps=found is None,
+            tb_log_name=config.algorithm,
+            log_interval=1,
+        )
+    except ValueError:  # of a distribution whose parameters are no numbers any more
+        if all(bool(weights.isfinite().all()) for weights in model.policy.parameters()):
+            raise
+        raise ConfigurationError(
+            f"`learning_rate` must keep the weights finite, got some that are not after {model.num_timesteps} steps. "
+            "Take a smaller one, or a smaller `reward_scale` or `max_grad_norm`."
+        ) from None
     average.add(model.policy)
     average.put_into(model.policy)
     training_seconds = clock.seconds
