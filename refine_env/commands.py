@@ -134,7 +134,7 @@ def _exit(sentence: str, code: int) -> typer.Exit:
 
 
 def _say(kind: str, sentence: str) -> None:
-    """Write a sentence on stderr, of a bounded length: what is too long is cut in the middle, where the value stands."""
+    """Write a sentence on stderr, cut in the middle, where the value stands, if it is too long."""
     line = " ".join(sentence.split())
     if len(line) > _MOST_CHARACTERS:
         line = f"{line[:_FIRST_CHARACTERS]} … {line[_FIRST_CHARACTERS - _MOST_CHARACTERS :]}"

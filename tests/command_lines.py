@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib
+import importlib.util
 import inspect
 import io
 import json
@@ -95,7 +95,7 @@ NUMBERS = [
     "9" * 5000,
     "٣",
 ]
-LISTS = ["100000000000,1,1", "1," * 5000 + "1", "[" * 5000, "{}"]
+LISTS = ["persistent-q" + "9" * 5000, "100000000000,1,1", "1," * 5000 + "1", "[" * 5000, "{}"]
 PATHS = ["/", "nowhere", "prompts.txt", "folder", "deep.json", "deep.csv", "/proc/nowhere/x", "y" * 5000]
 HOSTILE: dict[type, list[str]] = {
     int: [*WORDS, *NUMBERS],
@@ -201,7 +201,7 @@ def make_folder(folder: Path) -> None:
     if importlib.util.find_spec("diffusers") is not None:
         from tests.trajectories.models import save_tiny
 
-        save_tiny(folder / "model")
+        save_tiny(folder)
 
 
 def forbid(folder: Path) -> None:

@@ -134,7 +134,13 @@ def export(
             f"`dataset_id` must be of the form (namespace/)(environment/)name-vN, got {dataset_id!r} ({error}). "
             "Give for example refine_env/latent-refinement/dp-6dB-v0."
         ) from None
-    if dataset_id in minari.list_local_datasets():
+    try:
+        existing = minari.list_local_datasets()
+    except ValueError as error:  # of a folder that is no dataset's
+        raise ConfigurationError(
+            f"`--out` must be a folder of Minari datasets alone, got one with something else ({error}). Give another."
+        ) from None
+    if dataset_id in existing:
         raise ConfigurationError(
             f"`dataset_id` must be a new dataset, got {dataset_id!r}, which exists. Choose another name or version."
         )

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+import agents
 from refine_env import ConfigurationError
 from refine_env.commands import command, run
 from refine_env.errors import import_extra
@@ -89,9 +90,11 @@ def search(
 
     Raises:
         MissingExtraError: if a package of the ``train`` extra is not installed.
+        ConfigurationError: if there is no such policy, or an option is out of range.
     """
     ppo.require_extra()
     import_extra("optuna", "train")
+    agents.env_kwargs(rival)  # a trial without a rival has no score
     out.mkdir(parents=True, exist_ok=True)
     study = _open(out, seed)
     if start_with_defaults and not study.trials:
