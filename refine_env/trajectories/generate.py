@@ -501,10 +501,10 @@ def _check_shape(latent_shape: Sequence[int]) -> tuple[int, ...]:
     shape = tuple(latent_shape)
     if not 1 <= len(shape) <= _MOST_AXES:
         raise ConfigurationError(f"`latent_shape` must have 1 … {_MOST_AXES} dimensions, got {len(shape)}. {advice}")
-    shape = tuple(check_integer("latent_shape", size, 1, _LARGEST_LATENT, advice=advice) for size in shape)
+    shape = tuple(check_integer("latent_shape", size, 1, advice=advice) for size in shape)
     if math.prod(shape) > _LARGEST_LATENT:
         raise ConfigurationError(
-            f"`latent_shape` must make at most {_LARGEST_LATENT} numbers, as many as a message can carry, got {shape}. "
+            f"`latent_shape` must make at most {_LARGEST_LATENT} numbers, as many as a message can carry, got {shape!s:.200}. "
             f"{advice}"
         )
     return shape
