@@ -29,12 +29,12 @@ import numpy as np
 import typer
 
 import agents
-from agents.commands import exit_codes
 from agents.evaluate import DEFAULT_SNRS_DB, evaluate, parse_list, usable_cores
 from refine_env import ENV_ID, CacheError, ConfigurationError, SystemConfig, TrajectoryCache, __version__
 from refine_env._store import DIRECTORY_VARIABLE, store_directory
 from refine_env._validation import check_choice, check_integer
 from refine_env.coding import LloydMax, base_distortion, kernels
+from refine_env.commands import command, run
 from refine_env.distortion import total_distortion
 from refine_env.evaluation import episode_seeds, write_atomically
 from refine_env.settings import EnvSettings
@@ -646,6 +646,7 @@ def insert_table(page: str, table: str) -> str:
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
+@command
 def main(
     rows: Annotated[str, typer.Option(help="Comma-separated rows.")] = ",".join(ROWS),
     repetitions: Annotated[int, typer.Option(help="Of everything that is compared, in turns.")] = 5,
@@ -664,37 +665,34 @@ def main(
 
     Exit codes: 0 done, 2 an argument is wrong, 3 the cache or the output cannot be written.
     """
-    with exit_codes(out, "file"):
-        options = Options(
-            repetitions=check_integer("--repetitions", repetitions, 1, advice="Give for example 5."),
-            seconds=seconds,
-            num_envs=parse_list("--num-envs", num_envs, int, "1,256"),
-            episodes=check_integer("--episodes", episodes, 1, advice="Give for example 500."),
-            workers=check_integer(
-                "--workers", usable_cores() if workers is None else workers, 1, advice="Give a number of threads."
-            ),
-            cache=fig3_cache,
-            twin_episodes=check_integer("--twin-episodes", twin_episodes, 1, advice="Give for example 1."),
-        )
-        text = "" if page is None else insert_table(page.read_text(encoding="utf-8"), "")
-        machine = describe_machine()
-        measurements = []
-        for one in measure(parse_list("--rows", rows, str, "step,vector"), options):
-            typer.echo(f"{one.row}: {one.case}: {_shown(one.ratio)}× {one.against}", err=True)
-            measurements.append(one)
-        print_measurements(measurements)
-        if machine["load_average"] is not None and machine["load_average"] > _BUSY:
-            typer.echo(f"The machine was busy when this began: load average {machine['load_average']:.1f}.")
-        content = {"machine": machine, "measurements": [asdict(one) for one in measurements]}
-        if out is not None:
-            write_atomically(out, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-            typer.echo(f"wrote {out}")
-        if page is not None:
-            write_atomically(page, insert_table(text, markdown_table(content)))
-            typer.echo(f"wrote {page}")
+    options = Options(
+        repetitions=check_integer("--repetitions", repetitions, 1, advice="Give for example 5."),
+        seconds=seconds,
+        num_envs=parse_list("--num-envs", num_envs, int, "1,256"),
+        episodes=check_integer("--episodes", episodes, 1, advice="Give for example 500."),
+        workers=check_integer(
+            "--workers", usable_cores() if workers is None else workers, 1, advice="Give a number of threads."
+        ),
+        cache=fig3_cache,
+        twin_episodes=check_integer("--twin-episodes", twin_episodes, 1, advice="Give for example 1."),
+    )
+    text = "" if page is None else insert_table(page.read_text(encoding="utf-8"), "")
+    machine = describe_machine()
+    measurements = []
+    for one in measure(parse_list("--rows", rows, str, "step,vector"), options):
+        typer.echo(f"{one.row}: {one.case}: {_shown(one.ratio)}× {one.against}", err=True)
+        measurements.append(one)
+    print_measurements(measurements)
+    if machine["load_average"] is not None and machine["load_average"] > _BUSY:
+        typer.echo(f"The machine was busy when this began: load average {machine['load_average']:.1f}.")
+    content = {"machine": machine, "measurements": [asdict(one) for one in measurements]}
+    if out is not None:
+        write_atomically(out, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        typer.echo(f"wrote {out}")
+    if page is not None:
+        write_atomically(page, insert_table(text, markdown_table(content)))
+        typer.echo(f"wrote {page}")
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)

@@ -16,11 +16,11 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from agents.commands import exit_codes
 from agents.images import Decoder, decode, open_decoder
 from refine_env import ConfigurationError, MissingExtraError, TrajectoryCache, __version__
 from refine_env._validation import check_integer
 from refine_env.coding import ForwardCoder
+from refine_env.commands import command, run
 from refine_env.distortion import diffusion_distortion
 from refine_env.evaluation import Table, bootstrap_interval, read_table, write_atomically, write_table
 from refine_env.metrics import mean_square_error
@@ -215,6 +215,7 @@ def _parse_bit_depths(text: str) -> tuple[int, ...]:
     return depths
 
 
+@command
 def main(
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
     split: Annotated[str, typer.Option(help="Trajectories: train, test or all.")] = "test",
@@ -237,8 +238,7 @@ def main(
     Exit codes: 0 done, 2 an argument is wrong, 3 a cache or model is missing or damaged, or the output cannot be
     written.
     """
-    with exit_codes():
-        _run(cache, split, _parse_bit_depths(bit_depths), trajectories, images, model, device, out, figures)
+    _run(cache, split, _parse_bit_depths(bit_depths), trajectories, images, model, device, out, figures)
 
 
 def _run(
@@ -295,6 +295,4 @@ def _run(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)

@@ -20,10 +20,10 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 import agents
-from agents.commands import exit_codes
 from agents.images import ImageScorer, open_decoder, open_metrics
 from refine_env import CacheError, ConfigurationError, MissingExtraError, SystemConfig, TrajectoryCache, __version__
 from refine_env._validation import check_choice, check_integer
+from refine_env.commands import command, run
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAYLOADS
 from refine_env.evaluation import (
     EPISODE_COLUMNS,
@@ -256,6 +256,7 @@ def print_table(summary: Table) -> None:
     console.print("Second line: 95 % bootstrap interval, in the mean's power of ten. Bold: lowest.", style="dim")
 
 
+@command
 def main(
     agent_names: Annotated[
         str | None,
@@ -316,42 +317,41 @@ def main(
     written, 4 what decodes images is not installed.
     """
     scoring = _ImageOptions(metrics, image_episodes, lpips_weights, model, device) if images else None
-    with exit_codes():
-        if check_choice("--study", study, _STUDIES) != "fig3a":
-            for option, given in (("--agents", agent_names), ("--html", html), ("--images", images)):
-                if given:
-                    raise ConfigurationError(
-                        f"`{option}` must be left out of --study {study}, got {given!r}. Its policies are fixed; "
-                        "use --study fig3a."
-                    )
-            _run_ladder(
-                study,
-                snr_db or ",".join(map(str, range(16) if study == "ladder" else range(0, 25, 3))),
-                300 if episodes is None else episodes,
-                seed,
-                out or Path("results", study),
-                {"cache": cache, "split": split, "deadline": deadline},
-                workers,
-                figures,
-            )
-            return
-        _run(
-            agent_names or ",".join(DEFAULT_AGENTS),
-            snr_db or _DEFAULT_SNR_LIST,
-            200 if episodes is None else episodes,
+    if check_choice("--study", study, _STUDIES) != "fig3a":
+        for option, given in (("--agents", agent_names), ("--html", html), ("--images", images)):
+            if given:
+                raise ConfigurationError(
+                    f"`{option}` must be left out of --study {study}, got {given!r}. Its policies are fixed; "
+                    "use --study fig3a."
+                )
+        _run_ladder(
+            study,
+            snr_db or ",".join(map(str, range(16) if study == "ladder" else range(0, 25, 3))),
+            300 if episodes is None else episodes,
             seed,
-            out or Path("results/fig3a"),
-            cache,
-            split,
-            bit_depths,
-            deadline,
-            payload,
-            moments,
+            out or Path("results", study),
+            {"cache": cache, "split": split, "deadline": deadline},
             workers,
             figures,
-            html,
-            scoring,
         )
+        return
+    _run(
+        agent_names or ",".join(DEFAULT_AGENTS),
+        snr_db or _DEFAULT_SNR_LIST,
+        200 if episodes is None else episodes,
+        seed,
+        out or Path("results/fig3a"),
+        cache,
+        split,
+        bit_depths,
+        deadline,
+        payload,
+        moments,
+        workers,
+        figures,
+        html,
+        scoring,
+    )
 
 
 class _ImageOptions(NamedTuple):
@@ -543,6 +543,4 @@ def _run(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)

@@ -12,10 +12,10 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from agents.commands import exit_codes
 from agents.distortion import DIFFUSION_COLUMNS, QUANTIZATION_COLUMNS, read_distortion_table
 from agents.images import read_tiles
 from refine_env import ConfigurationError
+from refine_env.commands import command, run
 from refine_env.errors import import_extra
 from refine_env.evaluation import SUMMARY_COLUMNS, Table, read_table
 from refine_env.metrics import MAX_PSNR_DB
@@ -506,6 +506,7 @@ def draw_all(folder: Path, out: Path, episode: int = 0) -> list[Path]:
     return written
 
 
+@command
 def main(
     folder: Annotated[
         Path, typer.Argument(help="Folder with the tables of agents.evaluate or agents.distortion.")
@@ -518,12 +519,9 @@ def main(
     Exit codes: 0 done, 2 a table is missing or not one, 3 the figures cannot be written, 4 matplotlib is not
     installed.
     """
-    with exit_codes(out or folder):
-        written = draw_all(folder, out or folder, episode)
+    written = draw_all(folder, out or folder, episode)
     typer.echo("wrote " + ", ".join(str(path) for path in written))
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 import agents
-from agents.commands import exit_codes
 from refine_env import ENV_ID, ConfigurationError, LatentRefinementEnv
 from refine_env._validation import check_integer, check_positive
+from refine_env.commands import command, run
 from refine_env.errors import import_extra
 from refine_env.evaluation import reset_policy, write_atomically
 
@@ -203,6 +203,7 @@ def _encode_mp4(frames: Sequence[Frame], fps: float) -> bytes:
         return file.read_bytes()
 
 
+@command
 def main(
     agent: Annotated[str, typer.Option(help="The policy.")] = "lookahead",
     snr_db: Annotated[float, typer.Option("--snr-db", help="Mean SNR per subchannel in dB.")] = 6.0,
@@ -241,16 +242,13 @@ def main(
         "render_decoder": decoder,
         **{name: value for name, value in chosen.items() if value is not None},
     }
-    with exit_codes():
-        for path in outs:
-            check_out(path)
-        frames = record_episode(agent, seed=seed, trajectory=trajectory, env_kwargs=env_kwargs)
-        for path in outs:
-            written = write_frames(frames, path, fps=fps, slot=slot)
-            typer.echo(f"wrote {written}")
+    for path in outs:
+        check_out(path)
+    frames = record_episode(agent, seed=seed, trajectory=trajectory, env_kwargs=env_kwargs)
+    for path in outs:
+        written = write_frames(frames, path, fps=fps, slot=slot)
+        typer.echo(f"wrote {written}")
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)

@@ -17,13 +17,13 @@ from typing import Annotated, Any
 
 import typer
 
-from agents.commands import exit_codes
 from agents.figures import IMAGE_PANELS, format_mean, rows_by_policy, styles_by_policy
 from agents.images import Decoder, open_decoder
 from agents.interactive import EXTRA, draw_distribution, draw_fig3a, draw_fig3b, import_plotly
 from agents.player import make_player
 from refine_env import ConfigurationError, TrajectoryCache
 from refine_env._validation import check_integer
+from refine_env.commands import command, run
 from refine_env.errors import import_extra
 from refine_env.evaluation import EPISODE_COLUMNS, SUMMARY_COLUMNS, Table, read_table, write_atomically
 from refine_env.metrics import MAX_PSNR_DB
@@ -452,6 +452,7 @@ def _player_html(player: Mapping[str, Any]) -> list[str]:
     ]
 
 
+@command
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder with the tables of agents.evaluate.")] = Path("results/fig3a"),
     out: Annotated[Path | None, typer.Option(help="The file.", show_default="report.html beside the tables")] = None,
@@ -467,17 +468,14 @@ def main(
     Exit codes: 0 done, 2 a table is missing or not one, 3 the page cannot be written, or the cache or model is missing
     or damaged, 4 plotly is not installed, or what decodes images.
     """
-    with exit_codes(out or folder / REPORT_FILE, "file"):
-        decoder = None
-        if images:
-            run = read_run(folder)
-            name = EnvSettings.from_kwargs(run["env_kwargs"] if run else {}).cache
-            decoder = open_decoder(TrajectoryCache.open(name), model, device=device)
-        path = write_report(folder, out, player_episodes=player_episodes, decoder=decoder)
+    decoder = None
+    if images:
+        run = read_run(folder)
+        name = EnvSettings.from_kwargs(run["env_kwargs"] if run else {}).cache
+        decoder = open_decoder(TrajectoryCache.open(name), model, device=device)
+    path = write_report(folder, out, player_episodes=player_episodes, decoder=decoder)
     typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)

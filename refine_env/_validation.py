@@ -21,6 +21,7 @@ __all__ = [
     "check_positive",
     "check_quantile",
     "check_snr_db",
+    "check_text",
     "did_you_mean",
     "integer_array",
     "real_array",
@@ -139,4 +140,15 @@ def check_flag(name: str, value: Any) -> bool:
     """``value`` if it is a bool; raises ConfigurationError otherwise."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"`{name}` must be True or False, got {shown(value)}. Choose one of them.")
+    return value
+
+
+def check_text(name: str, value: str) -> str:
+    """``value`` if UTF-8 can hold it, as every file that keeps it must; raises ConfigurationError otherwise."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"`{name}` must be text that UTF-8 can hold, got {value!r:.200}. Write it without what is no character."
+        ) from None
     return value

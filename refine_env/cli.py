@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from refine_env.errors import CacheError, ConfigurationError, MissingExtraError, printable
+from refine_env.commands import command, run
+from refine_env.errors import ConfigurationError, printable
 from refine_env.schedule import NoiseSchedule
 from refine_env.trajectories import (
     TrajectoryCache,
@@ -28,14 +29,10 @@ from refine_env.trajectories import (
     read_manifest,
     read_prompts,
 )
-from refine_env.trajectories.pipeline import ModelNotFoundError
 
 __all__ = ["app", "main"]
 
 EXIT_DAMAGED = 1
-EXIT_USAGE = 2
-EXIT_CACHE = 3
-EXIT_MISSING = 4
 EXIT_INTERRUPTED = 130
 
 _EXIT_CODES = """
@@ -95,6 +92,7 @@ Cache = Annotated[
 
 
 @generate.command("gaussian", epilog=_EXIT_CODES)
+@command
 def _gaussian(
     out: Out,
     num_trajectories: Annotated[int, typer.Option("--num-trajectories", "-n", help="How many.")] = 128,
@@ -130,6 +128,7 @@ def _gaussian(
 
 
 @generate.command("forward-process", epilog=_EXIT_CODES)
+@command
 def _forward_process(
     clean_latents: Annotated[
         str,
@@ -185,6 +184,7 @@ def _forward_process(
 
 
 @generate.command("diffusers", epilog=_EXIT_CODES)
+@command
 def _diffusers(
     model: Annotated[
         str,
@@ -317,6 +317,7 @@ def _diffusers(
 
 
 @app.command("info", epilog=_EXIT_CODES)
+@command
 def _info(
     cache: Cache,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -341,6 +342,7 @@ def _info(
 
 
 @app.command("verify", epilog=_EXIT_CODES)
+@command
 def _verify(
     cache: Cache,
     deep: Annotated[
@@ -378,29 +380,12 @@ def _verify(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line; every error is one sentence on stderr and an exit code.
+    """Run the command line, see `refine_env.commands.run`.
 
     Args:
         arguments: default `sys.argv[1:]`.
     """
-    try:
-        app(args=None if arguments is None else list(arguments), prog_name="refine-env")
-    except ConfigurationError as error:
-        _fail(error, EXIT_USAGE)
-    except (MissingExtraError, ModelNotFoundError) as error:
-        _fail(error, EXIT_MISSING)
-    except MemoryError:
-        _fail(
-            ConfigurationError("The arguments must fit in memory, and do not. Ask for smaller latents or batches."), 2
-        )
-    except CacheError as error:  # after ModelNotFoundError, which is one
-        _fail(error, EXIT_CACHE)
-    sys.exit(0)
-
-
-def _fail(error: Exception, code: int) -> NoReturn:
-    _say(f"refine-env: {error}", error=True)
-    sys.exit(code)
+    run(app, arguments)
 
 
 def _say(text: str, *, error: bool = False) -> None:
@@ -449,7 +434,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, float, int], None]]:
     except KeyboardInterrupt:
         for bar in bars.values():
             bar.close()
-        _say("refine-env: interrupted. Run the same command again; a generation goes on where it stopped.", error=True)
+        _say("error: interrupted. Run the same command again; a generation goes on where it stopped.", error=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         for bar in bars.values():

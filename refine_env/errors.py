@@ -12,6 +12,7 @@ __all__ = [
     "CacheFormatError",
     "ConfigurationError",
     "MissingExtraError",
+    "ModelNotFoundError",
     "NamesAdapter",
     "RenderModeError",
     "TransportError",
@@ -42,6 +43,10 @@ class CacheError(Exception):
 
 class CacheFormatError(CacheError):
     """A trajectory cache whose files do not match what its manifest, or this version, says."""
+
+
+class ModelNotFoundError(CacheError):
+    """A diffusion model whose weights are not here, or cannot be loaded."""
 
 
 class RenderModeError(ConfigurationError, TypeError):

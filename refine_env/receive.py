@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from refine_env.errors import BitstreamError, ConfigurationError, MissingExtraError, TransportError
+from refine_env.commands import command, run
 from refine_env.evaluation import write_atomically
 from refine_env.transport import (
     DEFAULT_EPISODE_TIMEOUT,
@@ -34,6 +34,7 @@ def describe(reception: Reception) -> str:
     return "\n".join([*lines, f"deadline: the device holds x_{reception.device_step}{nothing}"])
 
 
+@command
 def main(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = DEFAULT_PORT,
@@ -48,28 +49,18 @@ def main(
     Exit codes: 0 done, 2 an argument is wrong, 3 the connection failed, or the output cannot be written, 4 the sender
     entropy-codes and the extra for that is not installed.
     """
-    try:
-        with Receiver(
-            host,
-            port,
-            timeout=timeout,
-            episode_timeout=episode_timeout,
-            max_latent_dim=max_latent_dim,
-            max_num_steps=max_num_steps,
-        ) as receiver:
-            typer.echo("listening on {}:{}".format(*receiver.address))
-            reception = receiver.receive()
-        if out is not None:
-            _save(out, reception)
-    except ConfigurationError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except (TransportError, BitstreamError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(3) from None
-    except MissingExtraError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(4) from None
+    with Receiver(
+        host,
+        port,
+        timeout=timeout,
+        episode_timeout=episode_timeout,
+        max_latent_dim=max_latent_dim,
+        max_num_steps=max_num_steps,
+    ) as receiver:
+        typer.echo("listening on {}:{}".format(*receiver.address))
+        reception = receiver.receive()
+    if out is not None:
+        _save(out, reception)
     typer.echo(describe(reception))
 
 
@@ -80,6 +71,4 @@ def _save(path: Path, reception: Reception) -> None:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)

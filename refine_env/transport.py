@@ -61,6 +61,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 _MAX_SYSTEM_BYTES = 1 << 22  # second moments of 400 steps; JSON takes up to 30 times its length in memory
 _BLOCK_BYTES = 1 << 20
 _MAX_PORT = 65535
+_MAX_TIMEOUT = 1e6  # seconds; the system's calls count milliseconds in 32 bits
 _SAME_VERSION = "Run the same version of refine-env at both ends."
 
 
@@ -439,7 +440,10 @@ def _digest(latent: NDArray[np.float32]) -> bytes:
 
 
 def _check_timeout(timeout: float) -> float:
-    return check_positive("timeout", timeout, advice="Give seconds, for example 10.")
+    advice = "Give seconds, for example 10."
+    if check_positive("timeout", timeout, advice=advice) > _MAX_TIMEOUT:
+        raise ConfigurationError(f"`timeout` must be at most {_MAX_TIMEOUT:.0f} s, 11 days, got {timeout!r}. {advice}")
+    return float(timeout)
 
 
 @contextlib.contextmanager

@@ -122,13 +122,13 @@ class TestGenerate:
 
         monkeypatch.setattr(cli, "generate_gaussian", interrupt)
         assert run("generate", "gaussian", "--out", tmp_path / "cache") == 130
-        assert error(capsys).startswith("refine-env: interrupted. Run the same command again")
+        assert error(capsys).startswith("error: interrupted. Run the same command again")
 
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
         [
             (["gaussian", "--latent-shape", "4,x"], 2, "`--latent-shape` must be integers C,H,W, got '4,x'"),
-            (["gaussian", "-n", "0"], 2, "`num_trajectories` must be an integer >= 1, got 0"),
+            (["gaussian", "-n", "0"], 2, "`num_trajectories` must be an integer in 1 … 10000000, got 0"),
             (["forward-process", "-c", "nowhere"], 3, "must be the name or the folder of a trajectory cache"),
             (["forward-process", "-c", "nowhere.npy"], 2, "`clean_latents` must be a readable .npy"),
             (["diffusers", "-m", "a/b", "-p", "nowhere.txt"], 2, "`prompts` must be a readable UTF-8 text file"),
@@ -259,5 +259,5 @@ def test_as_a_process_without_torch(tmp_path: Path) -> None:
         cwd=Path(refine_env.__file__).parent.parent,
     )
     assert done.returncode == 3
-    assert done.stderr.startswith("refine-env: `cache` must be")
+    assert done.stderr.startswith("error: `cache` must be")
     assert done.stderr.count("\n") == 1

@@ -42,9 +42,10 @@ ALLOWED: dict[str, set[str]] = {
     "wrappers": BASE | {"coding", "config", "link"},
     "evaluation": BASE | {"coding", "config", "process", "settings", "trajectories", "_files"},
     "metrics": BASE,
-    "cli": BASE | {"schedule", "trajectories"},
+    "commands": {"_validation", "errors"},
+    "cli": BASE | {"commands", "schedule", "trajectories"},
     "transport": BASE | {"coding", "config", "env", "evaluation"},
-    "receive": BASE | {"evaluation", "transport"},
+    "receive": BASE | {"commands", "evaluation", "transport"},
 }
 # What `from refine_env import …` hands on: the room that each name comes from.
 HANDED_ON = {
@@ -65,6 +66,7 @@ AGENTS_ALLOWED = {
     "wrappers",
 }
 TOOLS_ALLOWED = AGENTS_ALLOWED | {
+    "commands",
     "evaluation",
     "settings",
     "version",
@@ -77,7 +79,6 @@ TOOLS_ALLOWED = AGENTS_ALLOWED | {
 }
 AGENT_TOOLS = {
     "benchmark.py",
-    "commands.py",
     "distortion.py",
     "evaluate.py",
     "figures.py",

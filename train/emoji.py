@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refine_env.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -246,16 +248,21 @@ def read_glyphs(font: Path) -> list[Glyph]:
 
     Raises
     ------
-    ValueError
-        If the font has no bitmap strike.
+    ConfigurationError
+        If it is no font, or one without bitmap strike.
     """
-    from fontTools.ttLib import TTFont
+    from fontTools.ttLib import TTFont, TTLibError
 
-    with TTFont(font, lazy=True) as opened:
+    unusable = ConfigurationError(
+        f"font must hold color bitmaps (a CBDT table), got {font}. Use {FONT_FILE} of {FONT_PACKAGE}."
+    )
+    try:
+        file = TTFont(font, lazy=True)
+    except TTLibError:
+        raise unusable from None
+    with file as opened:
         if "CBDT" not in opened or "GSUB" not in opened:
-            raise ValueError(
-                f"font must hold color bitmaps (a CBDT table), got {font}. Use {FONT_FILE} of {FONT_PACKAGE}."
-            )
+            raise unusable
         sequences = _character_sequences(opened)
         bitmaps = {name: bytes(bitmap.imageData) for name, bitmap in opened["CBDT"].strikeData[0].items()}
     found: dict[str, Glyph] = {}

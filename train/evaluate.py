@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from refine_env.errors import ConfigurationError, MissingExtraError
+from refine_env.commands import command, run
+from refine_env.errors import ConfigurationError
 from train import emoji, ldm
 from train.groups import Groups, chance, find_emoji_test, match_rate, nearest, read_groups
 
@@ -421,6 +422,7 @@ python -m train.evaluate
 {remarks}"""
 
 
+@command
 def main(
     model: Annotated[Path, typer.Option(help="The model folder.")] = Path("refine_env/models/emoji"),
     prompts: Annotated[Path, typer.Option(help="File of prompts, one a line.")] = Path(
@@ -439,14 +441,10 @@ def main(
 ) -> None:
     """Evaluate a saved emoji model: sample, find the nearest glyphs, write table, figures, card and sheet."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        ldm.require_extra()
-        glyphs, groups = sources(font, emoji_test)
-        evaluate(model, prompts, sheet, glyphs, groups, device)
-    except (ConfigurationError, MissingExtraError, FileNotFoundError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+    ldm.require_extra()
+    glyphs, groups = sources(font, emoji_test)
+    evaluate(model, prompts, sheet, glyphs, groups, device)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -25,14 +25,15 @@ from numpy.typing import NDArray
 
 import agents
 import refine_env
-from agents.commands import exit_codes
 from refine_env import ConfigurationError
 from refine_env._validation import check_integer
+from refine_env.commands import command, run
 from refine_env.errors import import_extra
 from refine_env.evaluation import episode_seeds
 
 __all__ = ["export", "main", "roll_out_episodes"]
 
+_LONGEST_ID = 200
 _DATA_FORMAT = "hdf5"  # Minari 0.5.4 cannot read back scalar infos in its arrow format
 
 
@@ -124,17 +125,25 @@ def export(
     buffers = import_extra("minari.data_collector.episode_buffer", "train")
     import_extra("h5py", "train")
     parse_dataset_id = import_extra("minari.dataset.minari_dataset", "train").parse_dataset_id
-    if dataset_id in minari.list_local_datasets():
-        raise ConfigurationError(
-            f"`dataset_id` must be a new dataset, got {dataset_id!r}, which exists. Choose another name or version."
-        )
     try:
+        if len(dataset_id) > _LONGEST_ID:  # which Minari would take very long to look at
+            raise ValueError(f"more than {_LONGEST_ID} characters")
         parse_dataset_id(dataset_id)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # the former of a name without a version
         raise ConfigurationError(
             f"`dataset_id` must be of the form (namespace/)(environment/)name-vN, got {dataset_id!r} ({error}). "
             "Give for example refine_env/latent-refinement/dp-6dB-v0."
         ) from None
+    try:
+        existing = minari.list_local_datasets()
+    except ValueError as error:  # of a folder that is no dataset's
+        raise ConfigurationError(
+            f"`--out` must be a folder of Minari datasets alone, got one with something else ({error}). Give another."
+        ) from None
+    if dataset_id in existing:
+        raise ConfigurationError(
+            f"`dataset_id` must be a new dataset, got {dataset_id!r}, which exists. Choose another name or version."
+        )
     kwargs = {**env_kwargs, **agents.env_kwargs(name)}
     played = roll_out_episodes(name, kwargs, episodes=episodes, seed=seed)
     with warnings.catch_warnings():
@@ -152,6 +161,7 @@ def export(
         )
 
 
+@command
 def main(
     dataset_id: Annotated[str, typer.Argument(help="Name, e.g. refine_env/latent-refinement/dp-6dB-v0.")],
     agent: Annotated[str, typer.Option(help="The policy.")] = "dp",
@@ -171,22 +181,19 @@ def main(
     """
     from train.ppo import parse_numbers
 
-    with exit_codes():
-        snrs_db = parse_numbers("snr_db", snr_db, float)
-        if out is not None:
-            os.environ["MINARI_DATASETS_PATH"] = str(out.resolve())  # Minari takes a relative one twice
-        kwargs = {
-            "cache": cache,
-            "split": split,
-            "snr_db": snrs_db[0] if len(snrs_db) == 1 else list(snrs_db),
-            "decision_epochs": decision_epochs,
-            "reward": reward,
-        }
-        dataset = export(dataset_id, agent, kwargs, episodes=episodes, seed=seed)
-        typer.echo(f"wrote {dataset_id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
+    snrs_db = parse_numbers("snr_db", snr_db, float)
+    if out is not None:
+        os.environ["MINARI_DATASETS_PATH"] = str(out.resolve())  # Minari joins a relative one twice
+    kwargs = {
+        "cache": cache,
+        "split": split,
+        "snr_db": snrs_db[0] if len(snrs_db) == 1 else list(snrs_db),
+        "decision_epochs": decision_epochs,
+        "reward": reward,
+    }
+    dataset = export(dataset_id, agent, kwargs, episodes=episodes, seed=seed)
+    typer.echo(f"wrote {dataset_id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refine_env.errors import ConfigurationError
 from train import emoji
 
 if TYPE_CHECKING:
@@ -58,17 +59,22 @@ def read_groups(path: Path) -> Groups:
     by_prompt: dict[str, str] = {}
     by_family: dict[str, str] = {}
     group = ""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith(GROUP_LINE):
-            group = line.removeprefix(GROUP_LINE).strip()
-        elif group and line and not line.startswith("#"):
-            codepoints = [int(word, 16) for word in line.split(";")[0].split()]
-            by_prompt.setdefault(emoji.prompt_of(codepoints), group)
-            by_family.setdefault(emoji.family_of(codepoints), group)
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith(GROUP_LINE):
+                group = line.removeprefix(GROUP_LINE).strip()
+            elif group and line and not line.startswith("#"):
+                codepoints = [int(word, 16) for word in line.split(";")[0].split()]
+                by_prompt.setdefault(emoji.prompt_of(codepoints), group)
+                by_family.setdefault(emoji.family_of(codepoints), group)
+    except (ValueError, OverflowError):  # no text, or no numbers of characters
+        by_prompt.clear()
     for names in (by_prompt, by_family):
         names.pop("", None)  # sequences with a character that has no name
     if not by_prompt:
-        raise ValueError(f"emoji_test must hold lines {GROUP_LINE!r}, got {path}. Use {GROUPS_FILE} of Unicode.")
+        raise ConfigurationError(
+            f"emoji_test must hold lines {GROUP_LINE!r}, got {path}. Use {GROUPS_FILE} of Unicode."
+        )
     return Groups(by_prompt, by_family)
 
 

@@ -38,7 +38,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refine_env.errors import ConfigurationError, MissingExtraError, import_extra
+from refine_env.commands import command, run
+from refine_env.errors import ConfigurationError, import_extra
 from refine_env.trajectories.generate import sample_seed
 from train import emoji
 
@@ -97,12 +98,14 @@ class Config:
         typer.Option(help="Unicode's emoji-test.txt, for the groups; looked for in the usual folders if not given."),
     ] = None
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, ...")] = "cpu"
-    threads: Annotated[int, typer.Option(help="Torch threads; 0 leaves torch's own choice.", min=0)] = 0
+    threads: Annotated[int, typer.Option(help="Torch threads; 0 leaves torch's own choice.", min=0, max=1024)] = 0
     bf16: Annotated[bool, typer.Option(help="Run the networks under bfloat16 autocast.")] = True
-    seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.")] = 0
-    split_seed: Annotated[int, typer.Option(help="Seed of the held-out families and of the prompt choice.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.", min=0)] = 0
+    split_seed: Annotated[int, typer.Option(help="Seed of the held-out families and of the prompt choice.", min=0)] = 0
     held_out: Annotated[float, typer.Option(help="Part of the glyphs held out, by family.", min=0, max=0.5)] = 0.05
-    resolution: Annotated[int, typer.Option(help="Image side in pixels; the latents' side is a quarter of it.")] = 64
+    resolution: Annotated[
+        int, typer.Option(help="Image side in pixels; the latents' side is a quarter of it.", min=8, max=1024)
+    ] = 64
     log_every: Annotated[int, typer.Option(help="Steps between log lines with held-out figures.", min=1)] = 500
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 250
 
@@ -114,35 +117,46 @@ class Config:
         bool, typer.Option(help="Mirror, shift and recolor the VAE's training images at random.")
     ] = True
     vae_steps: Annotated[int, typer.Option(help="VAE steps.", min=0)] = 4000
-    vae_batch: Annotated[int, typer.Option(help="VAE images a step.", min=1)] = 16
-    vae_lr: Annotated[float, typer.Option(help="VAE peak learning rate (cosine decay to 0).")] = 2.5e-3
-    vae_kl: Annotated[float, typer.Option(help="Weight of the KL term, summed over a latent.")] = 1e-6
+    vae_batch: Annotated[int, typer.Option(help="VAE images a step.", min=1, max=65536)] = 16
+    vae_lr: Annotated[float, typer.Option(help="VAE peak learning rate (cosine decay to 0).", min=0, max=1)] = 2.5e-3
+    vae_kl: Annotated[float, typer.Option(help="Weight of the KL term, summed over a latent.", min=0, max=1e6)] = 1e-6
 
     unet_channels: Annotated[str, typer.Option(help="U-Net channels, one number a level.")] = "64,112,144"
-    unet_layers: Annotated[int, typer.Option(help="Residual layers a level.", min=1)] = 1
-    unet_heads: Annotated[int, typer.Option(help="Attention heads.", min=1)] = 3
+    unet_layers: Annotated[int, typer.Option(help="Residual layers a level.", min=1, max=65536)] = 1
+    unet_heads: Annotated[int, typer.Option(help="Attention heads.", min=1, max=65536)] = 3
     unet_steps: Annotated[int, typer.Option(help="U-Net steps.", min=0)] = 7000
-    unet_batch: Annotated[int, typer.Option(help="U-Net samples a step.", min=1)] = 32
-    unet_lr: Annotated[float, typer.Option(help="U-Net peak learning rate (cosine decay to 0).")] = 1e-3
+    unet_batch: Annotated[int, typer.Option(help="U-Net samples a step.", min=1, max=65536)] = 32
+    unet_lr: Annotated[float, typer.Option(help="U-Net peak learning rate (cosine decay to 0).", min=0, max=1)] = 1e-3
     unet_warmup: Annotated[int, typer.Option(help="Warm-up steps of the learning rate.", min=0)] = 300
-    text_vocab: Annotated[int, typer.Option(help="Largest vocabulary of the tokenizer.")] = 1536
-    text_length: Annotated[int, typer.Option(help="Tokens a prompt is padded or cut to.", min=4)] = 32
-    text_width: Annotated[int, typer.Option(help="Width of the text encoder.")] = 128
-    text_layers: Annotated[int, typer.Option(help="Layers of the text encoder.", min=1)] = 2
-    text_heads: Annotated[int, typer.Option(help="Attention heads of the text encoder.", min=1)] = 4
-    ema_decay: Annotated[float, typer.Option(help="Largest decay of the weights' moving average.")] = 0.999
-    snr_gamma: Annotated[float, typer.Option(help="Min-SNR loss weight's bound; 0 for no bound.", min=0)] = 5.0
+    text_vocab: Annotated[int, typer.Option(help="Largest vocabulary of the tokenizer.", min=1, max=65536)] = 1536
+    text_length: Annotated[int, typer.Option(help="Tokens a prompt is padded or cut to.", min=4, max=65536)] = 32
+    text_width: Annotated[int, typer.Option(help="Width of the text encoder.", min=1, max=65536)] = 128
+    text_layers: Annotated[int, typer.Option(help="Layers of the text encoder.", min=1, max=65536)] = 2
+    text_heads: Annotated[int, typer.Option(help="Attention heads of the text encoder.", min=1, max=65536)] = 4
+    ema_decay: Annotated[float, typer.Option(help="Largest decay of the weights' moving average.", min=0, max=1)] = (
+        0.999
+    )
+    snr_gamma: Annotated[float, typer.Option(help="Min-SNR loss weight's bound; 0 for no bound.", min=0, max=1e12)] = (
+        5.0
+    )
     snr_power: Annotated[
         float,
         typer.Option(help="The error of x_0 weighs as the bounded SNR to this power; 1 is Min-SNR.", min=0, max=1),
     ] = 0.25
-    prompt_dropout: Annotated[float, typer.Option(help="Part of the prompts emptied, for guidance.")] = 0.1
+    prompt_dropout: Annotated[float, typer.Option(help="Part of the prompts emptied, for guidance.", min=0, max=1)] = (
+        0.1
+    )
     prompt_signs: Annotated[
-        float, typer.Option(help="Weight with which a flag, sign or letter is drawn, a picture's being 1.", min=0)
+        float,
+        typer.Option(help="Weight with which a flag, sign or letter is drawn, a picture's being 1.", min=0, max=1e6),
     ] = 0.25
     family_power: Annotated[
         float,
-        typer.Option(help="A glyph is drawn with weight (family size)^-power: variants do not crowd out the rest."),
+        typer.Option(
+            help="A glyph is drawn with weight (family size)^-power: variants do not crowd out the rest.",
+            min=-10,
+            max=10,
+        ),
     ] = 1.0
 
     @property
@@ -1000,20 +1014,17 @@ def train(config: Config, glyphs: Sequence[emoji.Glyph] | None = None, on_step: 
     return config.out
 
 
+@command
 def main(**options: Any) -> None:
     """Train and evaluate the emoji model, or go on where an interrupted run with the same options stopped."""
     from train import evaluate
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     config = Config(**options)
-    try:
-        require_extra()
-        glyphs, groups = evaluate.sources(config.font, config.emoji_test)  # what is missing is said before the training
-        folder = train(config, glyphs)
-        evaluate.evaluate(folder, config.trajectory_prompts, config.sheet, glyphs, groups, device=config.device)
-    except (ConfigurationError, MissingExtraError, FileNotFoundError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+    require_extra()
+    glyphs, groups = evaluate.sources(config.font, config.emoji_test)  # what is missing is said before the training
+    folder = train(config, glyphs)
+    evaluate.evaluate(folder, config.trajectory_prompts, config.sheet, glyphs, groups, device=config.device)
 
 
 # Typer reads the options off the signature: here they are the fields of Config, so that each is written once.
@@ -1029,4 +1040,4 @@ main.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 main.__annotations__ = {field.name: _hints[field.name] for field in dataclasses.fields(Config)}
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -24,6 +24,7 @@ import logging
 import math
 import multiprocessing
 import shlex
+import sys
 import time
 import typing
 from collections.abc import Callable
@@ -38,10 +39,10 @@ import numpy as np
 import typer
 
 import agents
-from agents.commands import exit_codes
 from agents.learned import ACTIVATIONS, FORMAT, Learned, PolicyFiles
 from refine_env import ConfigurationError, __version__
 from refine_env._validation import check_choice
+from refine_env.commands import command, run
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table, read_table, roll_out, write_atomically, write_table
@@ -194,6 +195,13 @@ class Config:
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not abs(value) <= _LARGEST:
+                raise ConfigurationError(
+                    f"`{field.name}` must be a number of at most {_LARGEST:g} in size, got {value!r}. The training "
+                    "computes in float32, which does not hold the square of a larger one."
+                )
         low, high = self.snr_range
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
@@ -268,6 +276,8 @@ class Config:
         return shlex.join(words)
 
 
+_LARGEST = 1e12
+_MOST_NUMBERS, _LARGEST_WIDTH = 100, 65536
 _RANGES: dict[str, tuple[float, float]] = {
     "relative_cap": (1.0, math.inf),
     "relative_power": (0.01, 1.0),
@@ -291,18 +301,22 @@ _CHOICES = {
 
 
 def parse_numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
-    """Numbers with commas between; integers have to be positive.
+    """Numbers with commas between, at most 100; integers have to be in 1 … 65536.
 
     Raises:
         ConfigurationError: if the text is no such list.
     """
     try:
-        values = tuple(kind(word) for word in text.split(","))
+        values = tuple(kind(word) for word in text.split(",", _MOST_NUMBERS))
     except ValueError:
         values = ()
-    if not values or not all(math.isfinite(value) for value in values) or (kind is int and min(values) < 1):
-        what = "positive integers" if kind is int else "numbers"
-        raise ConfigurationError(f"`{name}` must be {what} with commas between, got {text!r}. Give e.g. 64,64 or 0,24.")
+    least, most = (1, _LARGEST_WIDTH) if kind is int else (-sys.float_info.max, sys.float_info.max)
+    if not values or not all(least <= value <= most for value in values):
+        what, limit = ("positive integers", f", none above {most}") if kind is int else ("numbers", "")
+        raise ConfigurationError(
+            f"`{name}` must be {what} with commas between, got {text!r}. Give e.g. 64,64 or 0,24; at most "
+            f"{_MOST_NUMBERS}{limit}."
+        )
     return values
 
 
@@ -681,13 +695,21 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
         def _on_step(self) -> bool:
             return True
 
-    model.learn(
-        config.total_steps - model.num_timesteps,
-        callback=Keeper(),
-        reset_num_timesteps=found is None,
-        tb_log_name=config.algorithm,
-        log_interval=1,
-    )
+    try:
+        model.learn(
+            config.total_steps - model.num_timesteps,
+            callback=Keeper(),
+            reset_num_timesteps=found is None,
+            tb_log_name=config.algorithm,
+            log_interval=1,
+        )
+    except ValueError:  # of a distribution whose parameters are no numbers any more
+        if all(bool(weights.isfinite().all()) for weights in model.policy.parameters()):
+            raise
+        raise ConfigurationError(
+            f"`learning_rate` must keep the weights finite, got some that are not after {model.num_timesteps} steps. "
+            "Take a smaller one, or a smaller `reward_scale` or `max_grad_norm`."
+        ) from None
     average.add(model.policy)
     average.put_into(model.policy)
     training_seconds = clock.seconds
@@ -757,6 +779,7 @@ class _Stopped:
         self._clock._frozen = None
 
 
+@command
 def main(**options: Any) -> None:
     """Train a policy, or go on where an interrupted run with the same options stopped.
 
@@ -764,8 +787,7 @@ def main(**options: Any) -> None:
     train extra is not installed.
     """
     show_log()
-    with exit_codes():
-        train(Config(**options))
+    train(Config(**options))
 
 
 # Typer reads the options off the signature: here they are the fields of Config, so that each is written once.
@@ -781,6 +803,4 @@ main.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 main.__annotations__ = {field.name: _hints[field.name] for field in dataclasses.fields(Config)}
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)

@@ -19,8 +19,9 @@ from typing import Annotated, Any
 
 import typer
 
-from agents.commands import exit_codes
+import agents
 from refine_env import ConfigurationError
+from refine_env.commands import command, run
 from refine_env.errors import import_extra
 from refine_env.evaluation import write_atomically
 from train import ppo
@@ -90,9 +91,11 @@ def search(
 
     Raises:
         MissingExtraError: if a package of the ``train`` extra is not installed.
+        ConfigurationError: if there is no such policy, or an option is out of range.
     """
     ppo.require_extra()
     optuna = import_extra("optuna", "train")
+    agents.env_kwargs(rival)  # a trial without a rival has no score
     out.mkdir(parents=True, exist_ok=True)
     study = _open(out, seed)
     if start_with_defaults and not study.trials:
@@ -200,6 +203,7 @@ def write_trials(out: Path, study: Any) -> None:
     write_atomically(out / "trials.csv", buffer.getvalue())
 
 
+@command
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/search"),
     trials: Annotated[int, typer.Option(help="Trials that the study is to have.", min=1)] = 40,
@@ -218,25 +222,22 @@ def main(
     train extra is not installed.
     """
     ppo.show_log()
-    with exit_codes():
-        if eval_every > total_steps:
-            raise ConfigurationError(
-                f"`--eval-every` must be at most --total-steps, got {eval_every}. A trial has no score without it."
-            )
-        base = {
-            "total_steps": total_steps,
-            "eval_every": eval_every,
-            "eval_episodes": eval_episodes,
-            "test_episodes": 1,
-            "cache": cache,
-            "coder": coder,
-        }
-        study = search(out, trials=trials, base=base, rival=rival, seed=seed, workers=workers)
-        best = study.best_trial
-        typer.echo(f"best of {len(study.trials)} trials: {best.number}, {best.user_attrs}, {best.params}")
+    if eval_every > total_steps:
+        raise ConfigurationError(
+            f"`--eval-every` must be at most --total-steps, got {eval_every}. A trial has no score without it."
+        )
+    base = {
+        "total_steps": total_steps,
+        "eval_every": eval_every,
+        "eval_episodes": eval_episodes,
+        "test_episodes": 1,
+        "cache": cache,
+        "coder": coder,
+    }
+    study = search(out, trials=trials, base=base, rival=rival, seed=seed, workers=workers)
+    best = study.best_trial
+    typer.echo(f"best of {len(study.trials)} trials: {best.number}, {best.user_attrs}, {best.params}")
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)

@@ -29,9 +29,9 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from agents.commands import exit_codes
 from agents.figures import save_figure
 from refine_env import ConfigurationError
+from refine_env.commands import command, run
 from refine_env.config import PAPER_BIT_DEPTHS
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table, write_table
@@ -392,6 +392,7 @@ def draw_ratios(name: str, folder: Path, out: Path) -> list[Path]:
     return save_figure(figure, out, "learning-ratios")
 
 
+@command
 def main(
     out: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("results/learning"),
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/study"),
@@ -409,34 +410,31 @@ def main(
     extra is not installed.
     """
     ppo.show_log()
-    with exit_codes():
-        names = list(VARIANTS) if variants == "all" else [name.strip() for name in variants.split(",")]
-        steps = total_steps or ppo.Config().total_steps
-        base = ppo.Config(
-            cache=cache,
-            total_steps=steps,
-            eval_every=max(1, steps // 12),
-            test_episodes=test_episodes,
-            eval_seed=eval_seed,
-            rivals=",".join(RIVALS),
-            progress=False,
-            tensorboard=False,
+    names = list(VARIANTS) if variants == "all" else [name.strip() for name in variants.split(",")]
+    steps = total_steps or ppo.Config().total_steps
+    base = ppo.Config(
+        cache=cache,
+        total_steps=steps,
+        eval_every=max(1, steps // 12),
+        test_episodes=test_episodes,
+        eval_seed=eval_seed,
+        rivals=",".join(RIVALS),
+        progress=False,
+        tensorboard=False,
+    )
+    run_variants(runs, names, seeds, base, workers=workers)
+    rows, summary, curves = summarize_runs(runs, names)
+    write_table(out / "runs.csv", rows, RUN_COLUMNS)
+    write_table(out / "variants.csv", summary, VARIANT_COLUMNS)
+    draw_curves(curves, out)
+    draw_scores(summary, out)
+    draw_ratios(summary[0]["variant"], runs, out)
+    for row in summary:
+        typer.echo(
+            f"{row['variant']}: IQM {row['iqm']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}], "
+            f"{row['ratio']:.3f} × {OPTIMUM}, {row['steps']} steps, {row['seconds']:.0f} s"
         )
-        run_variants(runs, names, seeds, base, workers=workers)
-        rows, summary, curves = summarize_runs(runs, names)
-        write_table(out / "runs.csv", rows, RUN_COLUMNS)
-        write_table(out / "variants.csv", summary, VARIANT_COLUMNS)
-        draw_curves(curves, out)
-        draw_scores(summary, out)
-        draw_ratios(summary[0]["variant"], runs, out)
-        for row in summary:
-            typer.echo(
-                f"{row['variant']}: IQM {row['iqm']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}], "
-                f"{row['ratio']:.3f} × {OPTIMUM}, {row['steps']} steps, {row['seconds']:.0f} s"
-            )
 
 
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    app()
+    run(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 
-from refine_env._validation import check_integer
+from refine_env._validation import check_integer, check_text
 from refine_env.errors import CacheError, ConfigurationError
 from refine_env.schedule import NoiseSchedule
 from refine_env.trajectories.cache import TrajectoryCache
@@ -33,6 +34,9 @@ __all__ = ["Progress", "generate_diffusers", "generate_forward_process", "genera
 
 DEFAULT_NUM_STEPS = 50
 DEFAULT_SHARD_SIZE = 16
+_MOST_TRAJECTORIES = 10_000_000  # each is an entry of the manifest, which is read whole
+_MOST_AXES = 16
+_LARGEST_LATENT = 2**31 - 1
 
 Progress = Callable[[str, float, int], None]
 """Called with what is being done (``"sampling"`` or ``"checking"``), the trajectories done (a fraction within
@@ -83,7 +87,13 @@ def generate_gaussian(
     """
     schedule = _resolve_schedule(schedule, num_steps)
     shape = _check_shape(latent_shape)
-    num_trajectories = check_integer("num_trajectories", num_trajectories, 1, advice="Ask for at least one trajectory.")
+    num_trajectories = check_integer(
+        "num_trajectories",
+        num_trajectories,
+        1,
+        _MOST_TRAJECTORIES,
+        advice="The manifest lists each; make several caches of more.",
+    )
     recipe = _recipe(
         source="gaussian",
         schedule=schedule,
@@ -437,6 +447,8 @@ def _recipe(
     seed = check_integer("seed", seed, 0, advice="Give a base seed such as 0.")
     if num_train is None:
         num_train = max(1, count // 2)
+    if details.get("note") is not None:
+        check_text("note", details["note"])
     return Recipe(
         source=source,
         alpha_bar=tuple(schedule.alpha_bar.tolist()),
@@ -473,14 +485,17 @@ def _resolve_schedule(schedule: NoiseSchedule | None, num_steps: int | None) -> 
 
 
 def _check_shape(latent_shape: Sequence[int]) -> tuple[int, ...]:
+    advice = "Give (C, H, W), for instance (4, 64, 64)."
     shape = tuple(latent_shape)
-    if not shape:
+    if not 1 <= len(shape) <= _MOST_AXES:
+        raise ConfigurationError(f"`latent_shape` must have 1 … {_MOST_AXES} dimensions, got {len(shape)}. {advice}")
+    shape = tuple(check_integer("latent_shape", size, 1, advice=advice) for size in shape)
+    if math.prod(shape) > _LARGEST_LATENT:
         raise ConfigurationError(
-            "`latent_shape` must have at least one dimension, got (). Give (C, H, W), for instance (4, 64, 64)."
+            f"`latent_shape` must make at most {_LARGEST_LATENT} numbers, as many as a message can carry, "
+            f"got {shape!s:.200}. {advice}"
         )
-    return tuple(
-        check_integer("latent_shape", size, 1, advice="Give (C, H, W), for instance (4, 64, 64).") for size in shape
-    )
+    return shape
 
 
 def _check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
@@ -488,7 +503,7 @@ def _check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
         raise ConfigurationError(
             f"`prompts` must be a sequence of at least one text, got {prompts!r:.60}. Give one prompt per sample."
         )
-    return tuple(prompts)
+    return tuple(check_text("prompts", prompt) for prompt in prompts)
 
 
 def _load_clean_latents(

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from refine_env._validation import check_choice, check_finite, check_integer
-from refine_env.errors import CacheError, ConfigurationError, import_extra
+from refine_env.errors import ConfigurationError, ModelNotFoundError, import_extra
 from refine_env.schedule import NoiseSchedule
 
 __all__ = ["BUNDLED_MODEL", "LatentDecoder", "LatentSampler", "ModelNotFoundError"]
@@ -36,10 +36,6 @@ UNUSED_COMPONENTS = {"safety_checker": None, "feature_extractor": None}
 
 _INDEX_FILE = "model_index.json"
 _MODEL_SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".bin")
-
-
-class ModelNotFoundError(CacheError):
-    """A diffusion model whose weights are not here, or cannot be loaded."""
 
 
 class LatentSampler:

@@ -108,7 +108,9 @@ def read_prompts(
         texts = (text for text, score in rows if max_nsfw is None or score <= max_nsfw)
         prompts, count = _choose(texts, num_prompts, seed, unique)
         sha256 = hash_file(file)
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:  # of text, JSON, or a number in it
+        if isinstance(error, ConfigurationError):
+            raise
         kind = "table" if is_table else "UTF-8 text file"
         raise ConfigurationError(
             f"`prompts` must be a readable {kind}, got {str(file)!r} ({_reason(error)}). Check the path and the file."
@@ -265,6 +267,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
+    if isinstance(error, UnicodeError):
         return "not UTF-8 text"
     return getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)

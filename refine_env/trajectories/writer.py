@@ -70,8 +70,8 @@ class CacheWriter:
     def __init__(self, path: str | os.PathLike[str], recipe: Recipe, *, overwrite: bool = False) -> None:
         self.path = Path(path).resolve()
         self.recipe = recipe
-        self.staging = self.path.with_name(self.path.name + STAGING_SUFFIX)
-        self._retired = self.path.with_name(self.path.name + RETIRED_SUFFIX)
+        self.staging = self.path.parent / (self.path.name + STAGING_SUFFIX)
+        self._retired = self.path.parent / (self.path.name + RETIRED_SUFFIX)
         self._lock: int | None = None
         self._owner = False
         self._summaries: dict[str, ShardSummary] = {}

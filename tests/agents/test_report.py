@@ -493,7 +493,7 @@ def test_command_lines(gaussian_cache: Path, tmp_path: Path) -> None:
         (lambda folder: (folder / "run.json").write_text("{"), (), 2, "`run.json` must be a JSON object"),
         (lambda folder: (folder / "run.json").write_text("[]"), (), 2, "`run.json` must have 'agents' as a JSON array"),
         (lambda folder: None, ("--player-episodes", "-1"), 2, "`player_episodes` must be an integer >= 0"),
-        (lambda folder: None, ("--out", "{folder}"), 3, "`--out` must be a file that can be written"),
+        (lambda folder: None, ("--out", "{folder}"), 3, "`{folder}` must be readable or writable here, and is not"),
         (lambda folder: None, ("--images",), 2, "`cache` must hold latents of a model to be decoded"),
     ],
 )
@@ -508,7 +508,7 @@ def test_what_is_wrong_is_said_in_one_sentence(
     spoil(write_tables(tmp_path, *evaluated))
     result = run_module("agents.report", str(tmp_path), *(word.format(folder=tmp_path) for word in arguments))
     assert result.returncode == code
-    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.startswith(f"error: {message.format(folder=tmp_path)}")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / REPORT_FILE).exists()
 

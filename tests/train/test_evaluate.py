@@ -246,7 +246,7 @@ def test_command_line_has_help_and_one_sentence_errors(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert failed.returncode == 1
+    assert failed.returncode == 3
     assert "Install unicode-data or correct --emoji-test." in failed.stderr
     assert "Traceback" not in failed.stderr
 

@@ -470,7 +470,7 @@ def test_command_line_has_help_and_one_sentence_errors(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert failed.returncode == 1
+    assert failed.returncode == 3
     assert "Install fonts-noto-color-emoji or correct --font." in failed.stderr
     assert "Traceback" not in failed.stderr
 
@@ -482,7 +482,7 @@ def test_missing_groups_are_said_before_the_training(tmp_path: Path, font: Path)
     failed = subprocess.run(
         [sys.executable, "-m", "train.ldm", *options], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert failed.returncode == 1
+    assert failed.returncode == 3
     assert "Install unicode-data or correct --emoji-test." in failed.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -237,8 +237,13 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("arguments", "match"),
         [
-            ({"num_trajectories": 0}, "`num_trajectories` must be an integer >= 1, got 0"),
-            ({"latent_shape": ()}, "`latent_shape` must have at least one dimension"),
+            ({"num_trajectories": 0}, "`num_trajectories` must be an integer in 1 … 10000000, got 0"),
+            ({"num_trajectories": 10**20}, "`num_trajectories` must be an integer in 1 … 10000000, got 1000"),
+            ({"latent_shape": ()}, "`latent_shape` must have 1 … 16 dimensions, got 0"),
+            ({"latent_shape": (1,) * 65}, "`latent_shape` must have 1 … 16 dimensions, got 65"),
+            ({"latent_shape": (10**11, 1, 1)}, "`latent_shape` must make at most 2147483647 numbers"),
+            ({"latent_shape": (10**400,)}, "`latent_shape` must make at most 2147483647 numbers"),
+            ({"note": "caf\udce9"}, "`note` must be text that UTF-8 can hold"),
             ({"latent_shape": (4, 0)}, "`latent_shape` must be an integer >= 1, got 0"),
             ({"num_steps": 0}, "`num_steps` must be an integer in 1 … 999, got 0"),
             ({"num_steps": 3, "schedule": SCHEDULE}, "`num_steps` must be the schedule's own 2, got 3"),

@@ -99,7 +99,7 @@ def test_without_the_weights(tmp_path: Path, offline: bool) -> None:
     done = run_apart(tmp_path, HUB_ID, offline=offline)
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"refine-env: `model` must be within reach, got '{HUB_ID}', which is neither in the")
+    assert done.stderr.startswith(f"error: `model` must be within reach, got '{HUB_ID}', which is neither in the")
     assert f"Run `hf download {HUB_ID} --local-dir FOLDER` on a connected machine" in done.stderr
     assert not (tmp_path / "cache").exists()
     assert not (tmp_path / "cache.partial").exists()

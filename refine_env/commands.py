@@ -1,0 +1,146 @@
+"""What all command lines have in common: an error is one sentence on stderr, and an exit code that says its kind.
+
+2: an argument or an input file is not valid. 3: a cache, a file or a connection cannot be used. 4: an optional
+dependency or a model's weights are missing. 130: interrupted. A warning is one sentence, too.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+
+from refine_env._validation import check_text
+from refine_env.errors import (
+    BitstreamError,
+    CacheError,
+    ConfigurationError,
+    MissingExtraError,
+    ModelNotFoundError,
+    TransportError,
+    printable,
+)
+
+__all__ = ["LARGEST_INTEGER", "command", "run"]
+
+LARGEST_INTEGER = 2**53
+"""Up to here every whole number is exact in JSON, and so in what the commands write."""
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_MOST_CHARACTERS, _FIRST_CHARACTERS = 600, 400  # of a sentence, before escaping
+# Some versions of typer bring a copy of click of their own: this is UsageError of the one in use.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+def command(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Make a function a command: wrong numbers are refused, and every error ends in ``typer.Exit``.
+
+    Args:
+        function: as typer wants it.
+
+    Returns:
+        The same with this around it. Numbers among its keyword arguments must be finite, and whole ones at most
+        2**53 in size.
+    """
+
+    @functools.wraps(function)
+    def guarded(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
+        with _exit_codes():
+            for name, value in options.items():
+                _check_number("--" + name.replace("_", "-"), value)
+            return function(*arguments, **options)
+
+    return guarded
+
+
+def run(program: typer.Typer | Callable[..., Any], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line and exit.
+
+    Args:
+        program: an application, or the function of a single command.
+        arguments: default ``sys.argv[1:]``.
+    """
+    if isinstance(program, typer.Typer):
+        app = program
+    else:
+        app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+        app.command()(program)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has every letter
+    code: int | None
+    try:
+        with _exit_codes():
+            for word in sys.argv[1:] if arguments is None else arguments:
+                check_text("arguments", word)
+            code = app(
+                args=None if arguments is None else list(arguments), prog_name=app.info.name, standalone_mode=False
+            )
+    except typer.Exit as end:
+        code = end.exit_code
+    sys.exit(code or 0)
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigurationError(f"`{name}` must be a finite number, got {value!r}. Give another.")
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise ConfigurationError(f"`{name}` must be at most 2**53 in size, got {value!r:.40}. Give a smaller number.")
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn every error that is the user's, or the machine's, into one sentence on stderr and ``typer.Exit``."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield
+    except _UsageError as error:
+        message = error.format_message()  # empty where the help was shown instead
+        raise _exit(message and f"{message.rstrip('.')}. See --help.", error.exit_code) from None
+    except (MissingExtraError, ModelNotFoundError) as error:
+        raise _exit(str(error), 4) from None
+    except ConfigurationError as error:
+        raise _exit(str(error), 2) from None
+    except MemoryError:
+        raise _exit("The arguments must fit in memory, and do not. Ask for less at once.", 2) from None
+    except (CacheError, TransportError, BitstreamError) as error:
+        raise _exit(str(error), 3) from None
+    except BrokenPipeError:
+        raise  # nobody reads on: typer ends silently
+    except OSError as error:
+        if error.errno is None:  # raised with a sentence
+            raise _exit(str(error), 3) from None
+        path = error.filename2 or error.filename
+        name = "A file" if path is None else f"`{path}`"
+        sentence = f"{name} must be readable or writable here, and is not ({error.strerror}). Choose another."
+        raise _exit(sentence, 3) from None
+    except KeyboardInterrupt:
+        raise _exit("interrupted.", 130) from None
+
+
+def _exit(sentence: str, code: int) -> typer.Exit:
+    if sentence:
+        _say("error", sentence)
+    return typer.Exit(code)
+
+
+def _say(kind: str, sentence: str) -> None:
+    """Write a sentence on stderr, cut in the middle, where the value stands, if it is too long."""
+    line = " ".join(sentence.split())
+    if len(line) > _MOST_CHARACTERS:
+        line = f"{line[:_FIRST_CHARACTERS]} … {line[_FIRST_CHARACTERS - _MOST_CHARACTERS :]}"
+    typer.echo(f"{kind}: {printable(line, 6 * len(line))}", err=True)
+
+
+def _show_warning(message: Warning | str, *place: object, **more: object) -> None:
+    """Without the line of code that it came from, which is none of the caller's."""
+    _say("warning", str(message))
