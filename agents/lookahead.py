@@ -117,8 +117,9 @@ class Lookahead(Agent):
         name = "lookahead" + ("-literal" if literal else "") + ("-tight" if tight else "")
         super().__init__(config, name=name)
         config.single_snr_db(name)
+        # Whatever takes longer than the deadline is late: how much longer does not matter.
         self.latency = latency_quantiles(
-            config.latent_dim, config.bit_depths, config.latency_law, config.latency_quantile
+            config.latent_dim, config.bit_depths, config.latency_law, config.latency_quantile, config.deadline + 1
         )
         distortion = total_distortion(config.schedule, np.array([base_distortion(bits) for bits in config.bit_depths]))
         self.table = _action_table(distortion, self.latency, config.deadline, int(tight), literal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +15,7 @@ from refine_env._validation import check_integer, check_positive, check_quantile
 from refine_env.errors import ConfigurationError
 from refine_env.link.channel import ChannelModel
 from refine_env.link.fading import RAYLEIGH, draw_rates_of_many
-from refine_env.link.law import RateLevels
+from refine_env.link.law import FOREVER, RateLevels, least_count
 from refine_env.link.slot_law import share_out
 from refine_env.link.waterfilling import total_power
 
@@ -29,6 +29,7 @@ _SIMULATED_GAINS = 60_000_000  # at most, whatever K
 _GROUPS = 8  # of episodes, whose spread gives the error
 _POINTS_PER_STD = 16  # of the grid of bits
 _MOST_POINTS = 1 << 16
+_MOST_SUM_POINTS = 1 << 14  # of the law of one sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,28 +130,50 @@ class RateChain:
         pmf = np.einsum("i,...ikj->...k", self.levels.probabilities, self.latency_pmf(bits, max_slots))
         return np.maximum(1.0 - np.cumsum(pmf, axis=-1), 0.0)
 
-    def latency_quantiles(self, bits: ArrayLike, quantile: float = 0.9) -> NDArray[np.int64]:
-        """The least N with P[T_dl <= N] >= q, from a stationary first slot [slots].
+    def _sum_below(self, count: int, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """P[R_1 + … + R_N < B] for each amount B, from a stationary first slot.
+
+        All slots at once: the spectrum of one to the N-th power, at the low frequencies that so wide a sum has.
+        """
+        from scipy.signal import czt
+
+        levels, grid = self.levels, self.masses
+        lowest, last = count * self.origin, count * (grid.shape[1] - 1)
+        certain = amounts > lowest + (last + 1) * self.spacing
+        if (certain | (amounts <= lowest)).all():
+            return certain.astype(np.float64)
+        points = np.arange(grid.shape[1])
+        own = levels.probabilities @ grid
+        std = math.sqrt(max(0.0, float(own @ (points - own @ points) ** 2)))
+        coarseness = max(int(std * math.sqrt(count) / _POINTS_PER_STD), math.ceil(last / _MOST_SUM_POINTS), 1)
+        size = 2 ** math.ceil(math.log2(last / coarseness + 2.0))
+        spectrum = czt(grid, size // 2 + 1, np.exp(-2j * math.pi / (size * coarseness)), axis=1)
+        power = np.linalg.matrix_power(spectrum.T[:, :, None] * levels.transition, count)
+        below = np.cumsum(np.fft.irfft(np.einsum("i,fij->f", levels.probabilities, power), size))
+        position = (amounts - lowest) / (self.spacing * coarseness) - 0.5
+        return np.interp(position, np.arange(size), np.clip(below, 0.0, 1.0), left=0.0)
+
+    def latency_quantiles(self, bits: ArrayLike, quantile: float = 0.9, max_slots: int = FOREVER) -> NDArray[np.int64]:
+        """The least N with P[T_dl <= N] >= q, from a stationary first slot [slots], but at most ``max_slots``.
 
         Args:
             bits: payloads B > 0 (B,).
             quantile: q.
+            max_slots: beyond which nobody asks; the work grows with it.
 
         Raises:
-            ConfigurationError: if a payload is not positive and finite or ``quantile`` not in (0, 1).
+            ConfigurationError: if a payload is not positive and finite, ``quantile`` not in (0, 1), or ``max_slots``
+                no integer >= 1.
         """
         payloads = [check_positive("bits", size, advice="Give the payload in bits, M·b.") for size in np.ravel(bits)]
         allowed = 1.0 - check_quantile(quantile)
-        most = math.ceil(1.25 * max(payloads) / self.mean) + 8
-        while True:
-            tail = self.latency_tail(payloads, most)
-            if (tail[:, -1] <= allowed).all():
-                return np.asarray(np.argmax(tail <= allowed, axis=1), dtype=np.int64)
-            most *= 2
+        most = check_integer("max_slots", max_slots, 1, advice="Give a number of slots.")
+        tail = cache(lambda count: self._sum_below(count, np.array(payloads)))
+        return np.array([least_count(lambda n, i=i: tail(n)[i] > allowed, most) for i in range(len(payloads))])
 
-    def latency_quantile(self, bits: float, quantile: float = 0.9) -> int:
+    def latency_quantile(self, bits: float, quantile: float = 0.9, max_slots: int = FOREVER) -> int:
         """:meth:`latency_quantiles` of one payload."""
-        return int(self.latency_quantiles([bits], quantile)[0])
+        return int(self.latency_quantiles([bits], quantile, max_slots)[0])
 
 
 def _simulate(

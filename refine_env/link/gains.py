@@ -120,9 +120,13 @@ class NakagamiGains:
 @lru_cache(maxsize=64)
 def gain_support(law: GainLaw) -> tuple[float, float]:
     """Gains below and above which there is less than rounding: P[g < low] <= 1e-17, P[g <= high] = 1."""
-    low, high = 1.0, 1.0
-    while law.probability_below(low) > 1e-17:
-        low /= 1.05
-    while law.probability_below(high) < 1.0:
-        high *= 1.05
-    return low, 1.05 * high
+    step = 1.05
+    while True:
+        low, high = 1.0, 1.0
+        while law.probability_below(low) > 1e-17:
+            low /= step
+        while law.probability_below(high) < 1.0:
+            high *= step
+        if high > low * step**20:
+            return low, step * high
+        step = math.sqrt(step)

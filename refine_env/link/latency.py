@@ -11,14 +11,12 @@ from scipy import special
 
 from refine_env._validation import check_positive, check_quantile
 from refine_env.link.chain import RateChain
-from refine_env.link.law import RateLaw
+from refine_env.link.law import FOREVER, RateLaw
 from refine_env.link.statistics import RateStatistics
 
 __all__ = ["LATENCY_MODELS", "latency_quantile", "latency_quantiles"]
 
 LATENCY_MODELS = ("paper", "exact")
-
-_FOREVER = 2**31  # slots: beyond any deadline, and still far from overflow when added to one
 
 
 def latency_quantile(bits: float, statistics: RateStatistics, quantile: float = 0.9) -> int:
@@ -49,15 +47,20 @@ def latency_quantile(bits: float, statistics: RateStatistics, quantile: float = 
 
 
 def latency_quantiles(
-    latent_dim: int, bit_depths: Iterable[int], statistics: RateStatistics | RateLaw | RateChain, quantile: float = 0.9
+    latent_dim: int,
+    bit_depths: Iterable[int],
+    statistics: RateStatistics | RateLaw | RateChain,
+    quantile: float = 0.9,
+    max_slots: int = FOREVER,
 ) -> NDArray[np.int64]:
-    """q-quantile of the slots that M·b bits take, for each bit depth b, never more than 2³¹.
+    """q-quantile of the slots that M·b bits take, for each bit depth b, but at most ``max_slots``.
 
     Args:
         latent_dim: M.
         bit_depths: b.
         statistics: of the link: the paper's, for Eq. 11, or the exact law or chain.
         quantile: q.
+        max_slots: beyond which nobody asks, such as T_d + 1: what takes longer is late anyway.
 
     Returns:
         Slots, shape (len(bit_depths),).
@@ -66,7 +69,7 @@ def latency_quantiles(
     if isinstance(statistics, RateStatistics):
         slots = [latency_quantile(size, statistics, quantile) for size in sizes]
     elif isinstance(statistics, RateChain):
-        slots = statistics.latency_quantiles(sizes, quantile).tolist()
+        slots = statistics.latency_quantiles(sizes, quantile, max_slots).tolist()
     else:
         slots = [statistics.latency_quantile(size, quantile) for size in sizes]
-    return np.array([min(value, _FOREVER) for value in slots], dtype=np.int64)
+    return np.array([min(value, max_slots) for value in slots], dtype=np.int64)

@@ -24,6 +24,7 @@ from refine_env.link.slot_law import (
     equal_power_law,
     quadrature_law,
     simulated_law,
+    steady_law,
 )
 from refine_env.link.waterfilling import total_power
 
@@ -39,6 +40,21 @@ _WINDOW = 32  # standard deviations of S_N, at least, within which its law is ke
 _FAR = 12.0  # standard deviations from the mean beyond which a sum is taken to be certain
 _MOST_SUMS = 1024  # laws of sums kept in memory
 _MANY = 16_384  # slots above which a sum is Gaussian but for its skewness
+
+FOREVER = 2**31
+"""Slots: beyond any deadline, and still far from overflow when added to one."""
+
+
+def least_count(fails: Callable[[int], bool], most: int) -> int:
+    """The least N >= 1 that does not fail, where all above it do not either; ``most`` if that is less."""
+    low, high = 0, 1  # fails(low), not fails(high)
+    while high < most and fails(high):
+        low, high = high, 2 * high
+    high = min(high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fails(middle) else (low, middle)
+    return high
 
 
 @dataclass(frozen=True)
@@ -299,13 +315,7 @@ class RateLaw:
         center = payload / self._unit.mean
         if not center < 2**53:  # the law of large numbers: more digits than an integer has in floating point
             return math.ceil(center)
-        low, high = 0, 1  # fails(low), not fails(high)
-        while fails(high):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fails(middle) else (low, middle)
-        return high
+        return least_count(fails, 2**60)
 
     def quantize(self, num_levels: int) -> RateLevels:
         """Levels of equal probability, for a policy with the current slot's rate in its state.
@@ -377,7 +387,7 @@ def _compute(channel: ChannelModel, num_subchannels: int, power: float) -> SlotL
         if law is not None:
             return law
     elif channel.csi_delay == 0:
-        law = quadrature_law(gains, num_subchannels, power)
+        law = steady_law(gains, num_subchannels, power) or quadrature_law(gains, num_subchannels, power)
         if law is not None:
             return law
         few = max(10_000, min(_CONTROLLED_SLOTS, _SIMULATED_GAINS // num_subchannels))

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ __all__ = [
     "quadrature_law",
     "share_out",
     "simulated_law",
+    "steady_law",
 ]
 
 POINTS_PER_STD = 128  # of the grid on which laws are tabulated
@@ -136,6 +137,40 @@ def equal_power_law(law: GainLaw, num_subchannels: int, total_power: float) -> S
     return _sum_law(np.log1p(share * np.exp(log_gains)), weights / weights.sum(), num_subchannels)
 
 
+def steady_law(law: GainLaw, num_subchannels: int, total_power: float) -> SlotLaw | None:
+    """The law of the waterfilled slot at so high an SNR that waterfilling gives every subchannel the same.
+
+    The rate is at least that of equal power, and by duality, see :func:`controlled_rates`, at most Φ at the level
+    P/K: both are sums of independent terms, and the law lies between theirs.
+
+    Returns:
+        None where the two differ, or subchannels are so few that their characteristic functions decay too slowly.
+    """
+    log_gains, weights = log_gain_rule(law, 1e-30)
+    weights = weights / weights.sum()
+    log_snrs = log_gains + math.log(total_power / num_subchannels)
+    nats = np.logaddexp(0.0, log_snrs)
+    active = np.maximum(log_snrs, 0.0)
+    excess = active + np.exp(-active) - nats  # of Φ over equal power
+    mean = float(weights @ nats)
+    std = math.sqrt(num_subchannels * float(weights @ (nats - mean) ** 2))
+    if num_subchannels * float(weights @ excess) > math.sqrt(_TOLERANCE) * std:  # far apart: spare the work
+        return None
+    least = _sum_law(nats, weights, num_subchannels)
+    most = _sum_law(nats + excess, weights, num_subchannels)
+    if least is None or most is None:
+        return None
+    edges = least.origin + least.spacing * (np.arange(least.masses.size) + 0.5)
+    error = float(np.abs(np.cumsum(least.masses) - _below(most, edges)).max())
+    return replace(least, error=least.error + error) if error < _TOLERANCE else None
+
+
+def _below(law: SlotLaw, rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """P[R/ℓ <= r] of a tabulated law."""
+    edges = law.origin + law.spacing * (np.arange(law.masses.size) + 0.5)
+    return np.interp(rates, edges, np.cumsum(law.masses), left=0.0)
+
+
 @kernel
 def _add_products(
     left: NDArray[np.float64],
@@ -195,14 +230,15 @@ class _Waterfilling:
         low = high = math.log(share)  # (v − 1/g)^+ <= v
         while excess(high) < 0.0:
             high += 1.0
-        log_level = float(optimize.brentq(excess, low, high, xtol=1e-13))
+        # At the highest SNRs the level is P/K to rounding.
+        log_level = float(optimize.brentq(excess, low, high, xtol=1e-13)) if high > low else low
         log_gains, weights = log_gain_rule(law, math.exp(-log_level))
         nats = log_gains + log_level
         spent = -np.expm1(-nats)
         spent_mean, nats_mean = float(weights @ spent), float(weights @ nats)
-        variance = float(weights @ spent**2) - spent_mean**2
+        variance = max(0.0, float(weights @ spent**2) - spent_mean**2)
         # With the level adapting, the rate is Σ_j (y − 1 + e^{−y})^+ to first order.
-        steadied = float(weights @ (nats - spent) ** 2) - (nats_mean - spent_mean) ** 2
+        steadied = max(0.0, float(weights @ (nats - spent) ** 2) - (nats_mean - spent_mean) ** 2)
         power_std = math.sqrt(num_subchannels * variance)
         rate_std = math.sqrt(num_subchannels * steadied)
         time = 3.0 / rate_std
@@ -319,6 +355,8 @@ def quadrature_law(law: GainLaw, num_subchannels: int, total_power: float) -> Sl
         level is steady but for rare deep fades.
     """
     slot = _Waterfilling.at(law, num_subchannels, total_power)
+    if not slot.power_std * slot.rate_std > 0.0:  # to rounding
+        return None
     time_step = 2.0 * math.pi / (_WINDOW * slot.rate_std)
     period = _WINDOW
     time_reach = frequency_reach = 9.0

@@ -69,6 +69,9 @@ def _expectation_above_cutoff(law: GainLaw, cutoff: float, value: Callable[[floa
     """∫_{γ0}^∞ value(ln(g/γ_0)) f(g) dg, in u = ln(g/γ_0), where the integrand is smooth."""
     if not isinstance(law, RayleighGains):
         log_gains, weights = log_gain_rule(law, cutoff)
+        above = 1.0 - law.probability_below(cutoff)
+        if above > 0.5:  # densities of very steady gains are right to nine digits
+            weights = weights * (above / weights.sum())
         terms = zip(weights.tolist(), (log_gains - math.log(cutoff)).tolist(), strict=True)
         return math.fsum(weight * value(max(0.0, u)) for weight, u in terms)
     upper = math.log(_LARGEST_GAIN / cutoff) if cutoff < _LARGEST_GAIN else 1.0
@@ -89,9 +92,11 @@ def _slot_std(
     law: GainLaw, cutoff: float, num_subchannels: int, symbols_per_slot: float, bits: Callable[[float], float]
 ) -> float:
     """ℓ √(K·Var[bits]) for a per-subchannel amount that is 0 below the cutoff."""
-    first = _expectation_above_cutoff(law, cutoff, bits)
-    second = _expectation_above_cutoff(law, cutoff, lambda u: bits(u) ** 2)
-    return symbols_per_slot * math.sqrt(num_subchannels * max(0.0, second - first**2))
+    mean = _expectation_above_cutoff(law, cutoff, bits)
+    # Of a steady link at a high SNR the second moment less the mean's square would be rounding.
+    above = _expectation_above_cutoff(law, cutoff, lambda u: (bits(u) - mean) ** 2)
+    variance = above + law.probability_below(cutoff) * mean**2
+    return symbols_per_slot * math.sqrt(num_subchannels * variance)
 
 
 def rate_statistics(
@@ -175,7 +180,10 @@ def _cutoff(law: GainLaw, snr: float) -> float:
             spent = float(weights @ -np.expm1(np.minimum(x - log_gains, 0.0)))
             return (math.log(spent) if spent > 0.0 else -750.0) - x - math.log(snr)
 
-        ends = -70.0, math.log(gain_support(law)[1])
+        high = math.log(gain_support(law)[1])
+        while excess(high) > 0.0:  # an SNR below what is left of the law there
+            high += 0.01
+        ends = -70.0, high
     return math.exp(optimize.brentq(excess, *ends, xtol=1e-15, rtol=4 * np.finfo(float).eps))
 
 
