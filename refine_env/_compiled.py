@@ -19,7 +19,7 @@ def kernel(function: F) -> F:
     and results do not depend on the processor. The GIL is released. Where no folder for the compiled
     code is writable, it is compiled anew in every process.
     """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_cfunc_wrapper": True}
     try:
         return cast(F, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # no writable place for the cache
