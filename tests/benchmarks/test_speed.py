@@ -90,6 +90,14 @@ def test_lookahead_table(benchmark: Any) -> None:
     benchmark(agents.make, "lookahead", SystemConfig(snr_db=6.0))
 
 
+@pytest.mark.parametrize("bit_depths", [(3, 4, 8, 10, 16), tuple(range(1, 17))])
+def test_dynamic_programming_tables(benchmark: Any, bit_depths: tuple[int, ...]) -> None:
+    """All tables of one SNR at the paper's size, the law at hand."""
+    config = SystemConfig(snr_db=0.0, coder="closed_loop", bit_depths=bit_depths)
+    knowledge = independent_slots(config.rate_law, config, 1)
+    benchmark(Solution, config, knowledge)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_evaluation(benchmark: Any, paper_cache: Path, workers: int) -> None:
     """Three policies at three SNRs, 64 episodes each."""
