@@ -222,7 +222,7 @@ def test_command_lines_fail_in_one_sentence(
         [sys.executable, "-m", module, *cache, *options], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == code
-    assert result.stderr.startswith("error: ")
+    assert result.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in result.stderr
     assert re.search(sentence, result.stderr)
 
