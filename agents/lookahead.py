@@ -18,15 +18,10 @@ from refine_env.link import latency_quantiles
 __all__ = ["ClosedLoopLookahead", "Lookahead"]
 
 
-@kernel
 def _largest_feasible(latency: NDArray[np.int64], deadline: int, slack: int) -> NDArray[np.int64]:
     """Per slot n (index n): the largest b with n + T̂_q(Mb) − slack <= T_d, as an index; -1 if none."""
-    largest = np.full(deadline + 1, -1, dtype=np.int64)
-    for n in range(1, deadline + 1):
-        for b in range(latency.size):
-            if n + latency[b] - slack <= deadline:
-                largest[n] = b
-    return largest
+    fits = np.arange(deadline + 1)[:, None] + latency - slack <= deadline
+    return np.where(fits.any(axis=1), latency.size - 1 - np.argmax(fits[:, ::-1], axis=1), -1)
 
 
 @kernel
@@ -70,12 +65,16 @@ def _best_single(
 
 
 @kernel
-def _action_table(
-    total: NDArray[np.float64], latency: NDArray[np.int64], deadline: int, slack: int, literal: bool
-) -> NDArray[np.int8]:
+def _fill_table(
+    total: NDArray[np.float64],
+    latency: NDArray[np.int64],
+    largest: NDArray[np.int64],
+    literal: bool,
+    table: NDArray[np.int8],
+) -> None:
+    """Actions by slot (T_d + 2), server step and device step; what is not written is WAIT."""
     num_steps = total.shape[0] - 1
-    largest = _largest_feasible(latency, deadline, slack)
-    table = np.zeros((deadline + 2, num_steps + 1, num_steps + 1), dtype=np.int8)
+    deadline = largest.size - 1
     for n in range(1, deadline + 1):
         for t in range(num_steps):
             second, first_depth = _best_second(n, t, total, latency, largest, deadline, literal)
@@ -85,7 +84,6 @@ def _action_table(
                     table[n, t, device] = first_depth + 1
                 elif wait == 0:
                     table[n, t, device] = depth + 1
-    return table
 
 
 class Lookahead(Agent):
@@ -122,7 +120,9 @@ class Lookahead(Agent):
             config.latent_dim, config.bit_depths, config.latency_law, config.latency_quantile, config.deadline + 1
         )
         distortion = total_distortion(config.schedule, np.array([base_distortion(bits) for bits in config.bit_depths]))
-        self.table = _action_table(distortion, self.latency, config.deadline, int(tight), literal)
+        self.table = np.zeros((config.deadline + 2, config.num_steps + 1, config.num_steps + 1), dtype=np.int8)
+        largest = _largest_feasible(self.latency, config.deadline, int(tight))
+        _fill_table(distortion, self.latency, largest, literal, self.table)
 
     def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Look the actions up."""

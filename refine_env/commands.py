@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
+from tqdm import tqdm
 
+from refine_env._compiled import tell_of_compiling
 from refine_env._validation import check_text
 from refine_env.errors import (
     BitstreamError,
@@ -98,9 +100,12 @@ def _check_number(name: str, value: object) -> None:
 
 @contextmanager
 def _exit_codes() -> Iterator[None]:
-    """Turn every error that is the user's, or the machine's, into one sentence on stderr and ``typer.Exit``."""
+    """Turn every error that is the user's, or the machine's, into one sentence on stderr and ``typer.Exit``.
+
+    Where something has to be compiled, which happens once in an installation, a line on stderr says so.
+    """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tell_of_compiling(_say_compiling):
             warnings.showwarning = _show_warning
             yield
     except _UsageError as error:
@@ -125,6 +130,10 @@ def _exit_codes() -> Iterator[None]:
         raise _exit(sentence, 3) from None
     except KeyboardInterrupt:
         raise _exit("interrupted.", 130) from None
+
+
+def _say_compiling() -> None:
+    tqdm.write("compiling, once, about 10 s", file=sys.stderr)  # above a progress bar, if there is one
 
 
 def _exit(sentence: str, code: int) -> typer.Exit:

@@ -1,4 +1,8 @@
-"""Everything that has to pass: ``python -m tests`` runs lint, spelling, types and tests, in that order."""
+"""Everything that has to pass: ``python -m tests`` runs lint, spelling, types and tests, in that order.
+
+What this machine has not got, a browser or an optional package, is left out, and the summary of the tests says so.
+Further arguments are those of pytest; ``--no-skips`` makes whatever would be left out a failure.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,67 @@ from refine_env import NoiseSchedule, SystemConfig
 from refine_env._store import DIRECTORY_VARIABLE
 from refine_env.trajectories import generate_gaussian
 
+PARTS = {
+    "lpips": ("torchvision", "lpips"),
+    "dask": ("distributed",),
+    "ray": ("ray",),
+    "extras": (),
+}
+"""Markers of the tests that run in an environment of their own, with the packages that each needs."""
+
 # Gymnasium's checker tries every render mode, a window too.
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 # The first call of a kernel compiles it: no test has a time limit.
 settings.register_profile("refine-env", deadline=None)
 settings.load_profile("refine-env")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="a test that is skipped has failed")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what belongs to a part whose packages are not here."""
+    for mark in item.iter_markers():
+        missing = [name for name in PARTS.get(mark.name, ()) if importlib.util.find_spec(name) is None]
+        if missing:
+            pytest.skip(f"needs {' and '.join(missing)}")
+
+
+def _fail_if_skipped(report: Any, config: pytest.Config) -> Any:
+    if report.skipped and not hasattr(report, "wasxfail") and config.getoption("--no-skips"):
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} must not be skipped here: {_reason(report)}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
+    return _fail_if_skipped((yield), item.config)  # type: ignore[return-value]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    return _fail_if_skipped((yield), collector.config)  # type: ignore[return-value]
+
+
+def _reason(report: Any) -> str:
+    """Why a test, or all of a file, was skipped."""
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return str(reason).removeprefix("Skipped: ").splitlines()[0]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what was left out, one line a reason."""
+    left_out: Counter[str] = Counter()
+    files: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        (files if isinstance(report, pytest.CollectReport) else left_out)[_reason(report)] += 1
+    for reason in sorted({*left_out, *files}):
+        counts = [(left_out[reason], "test"), (files[reason], "file")]
+        what = " and ".join(f"{n} {noun}{'s' if n > 1 else ''}" for n, noun in counts if n)
+        terminalreporter.write_line(f"left out: {what}: {reason}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -49,11 +49,13 @@ def same(a: Any, b: Any) -> bool:
     return bool(np.array_equal(a, b)) and np.asarray(a).dtype == np.asarray(b).dtype
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("kwargs", [{}, {"decision_epochs": True}, {"reward": "log", "history_length": 5}])
 def test_gymnasium_checker(make_env: MakeEnv, kwargs: dict[str, Any]) -> None:
     check_env(make_env(**kwargs).unwrapped)
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("kwargs", [{}, {"decision_epochs": True}, {"snr_db": [0, 24]}])
 def test_stable_baselines_checker(make_env: MakeEnv, kwargs: dict[str, Any]) -> None:
     env_checker = pytest.importorskip("stable_baselines3.common.env_checker")

@@ -3,7 +3,6 @@ installed, with the package itself (trunk with random weights: the code path, no
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import warnings
 from pathlib import Path
@@ -17,7 +16,6 @@ from refine_env import ConfigurationError, MissingExtraError
 from refine_env.metrics import LPIPS, MAX_PSNR_DB, MissingWeightsError, mean_square_error, psnr, ssim
 
 pytest.importorskip("skimage")
-HAS_LPIPS = importlib.util.find_spec("lpips") is not None
 
 
 def constant(value: float, count: int = 1, size: int = 16) -> np.ndarray[Any, Any]:
@@ -204,7 +202,7 @@ def test_missing_packages_name_the_extra(stand_in: Path, monkeypatch: pytest.Mon
         LPIPS()
 
 
-@pytest.mark.skipif(not HAS_LPIPS, reason="needs lpips and torchvision")
+@pytest.mark.lpips
 class TestLpips:
     @pytest.fixture
     def weights(self, tmp_path: Path) -> Path:

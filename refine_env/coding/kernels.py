@@ -27,6 +27,7 @@ __all__ = [
     "hadamard",
     "mean_square_error",
     "pack_bits",
+    "predict_errors",
     "quantize_value",
     "refine",
     "residual",
@@ -78,6 +79,14 @@ def quantize_value(value: Any, cells: NDArray[np.float32], origin: Any, bins_per
 
 
 @kernel
+def _total(sums: NDArray[np.float64]) -> float:
+    total = 0.0
+    for lane in range(_LANES):
+        total += sums[lane]
+    return total
+
+
+@kernel
 def mean_square_error(device: NDArray[np.float32], clean: NDArray[np.uint16]) -> Any:
     """(1/M)‖ŷ − x_0‖² of [K] Eq. (1); ``clean`` as float16 patterns, both (M,).
 
@@ -93,7 +102,7 @@ def mean_square_error(device: NDArray[np.float32], clean: NDArray[np.uint16]) ->
     for m in range(whole * _LANES, device.size):
         error = np.float64(device[m]) - np.float64(_half(clean[m]))
         sums[0] += error * error
-    return sums.sum() / device.size
+    return _total(sums) / device.size
 
 
 @kernel
@@ -406,7 +415,7 @@ def residual(latent: NDArray[np.uint16], held: NDArray[np.float32], gain: Any, o
         value = _half(latent[m]) - gain * held[m]
         out[m] = value
         sums[0] += np.float64(value) * np.float64(value)
-    return sums.sum() / held.size
+    return _total(sums) / held.size
 
 
 @kernel
@@ -603,7 +612,7 @@ def deliver(
     bits: int,
     device_error: float,
     tables: CoderTables,
-    orders: NDArray[np.int32],
+    orders: NDArray[np.int32] | None,
     delivery: int,
     work: NDArray[np.float32],
 ) -> Any:
@@ -618,7 +627,8 @@ def deliver(
         bits: b.
         device_error: e_p.
         tables: the coder's.
-        orders: rotations of :func:`fill_orders`; not looked at where the coder has none.
+        orders: rotations of :func:`fill_orders`, not looked at where the coder has none; None where it does not send
+            the scale either.
         delivery: how many deliveries there were before: which rotation.
         work: scratch (2, M); not looked at where the coder neither rotates nor sends the scale.
     """
@@ -630,7 +640,7 @@ def deliver(
     origin, bins_per_unit = tables.origin[bits], tables.bins_per_unit[bits]
     gain = tables.gain[step, device_step]
     variance = _residual_variance(tables, step, device_step, device_error)
-    if not tables.rotation and not tables.sent_scale:
+    if orders is None:  # known when this is compiled: nothing below is, then
         if variance > 0.0:
             _refine(latent, held, device, gain, np.float32(np.sqrt(variance)), cells, origin, bins_per_unit)
         return variance * tables.base_distortion[bits]
@@ -681,12 +691,27 @@ def begin_batch(
 
 
 @kernel
+def predict_errors(state: NDArray[Any], tables: CoderTables) -> None:
+    """Deliveries of a batch that is played without latents: only the predicted error is written, by the model.
+
+    Args:
+        state: as :func:`deliver_batch` has it (N,).
+        tables: the coder's.
+    """
+    for i in range(state.size):
+        s = state[i]
+        if s.delivered:
+            variance = _residual_variance(tables, s.device_step, s.predecessor, s.device_error)
+            s.device_error = variance * tables.base_distortion[s.device_bits]
+
+
+@kernel
 def deliver_batch(
     state: NDArray[Any],
     addresses: NDArray[np.uint64],
     device: NDArray[np.float32],
     tables: CoderTables,
-    orders: NDArray[np.int32],
+    orders: NDArray[np.int32] | None,
 ) -> None:
     """Carry out the deliveries of a batch that have just completed, and measure what the devices then hold.
 
@@ -694,10 +719,9 @@ def deliver_batch(
         state: records with the fields ``delivered``, ``device_step``, ``predecessor``, ``device_bits``,
             ``num_deliveries``, ``device_error``, ``latent_mse`` (N,); the last two are written.
         addresses: of every episode's float16 patterns, (T, M) or more.
-        device: (N, M), or (N, 0) where there are no latents: then only the predicted error is written, from the
-            model even where the scale is sent.
+        device: (N, M).
         tables: the coder's.
-        orders: rotations, as many as any episode has deliveries.
+        orders: as :func:`deliver` takes them, as many as any episode has deliveries.
     """
     latent_dim = device.shape[1]
     work = np.empty((2, latent_dim), dtype=np.float32)
@@ -706,10 +730,6 @@ def deliver_batch(
         if not s.delivered:
             continue
         step, held_step, bits = s.device_step, s.predecessor, s.device_bits
-        if latent_dim == 0:
-            variance = _residual_variance(tables, step, held_step, s.device_error)
-            s.device_error = variance * tables.base_distortion[bits]
-            continue
         latent = _array_at(_pointer(np.uint64(addresses[i] + 2 * latent_dim * step)), (latent_dim,))
         s.device_error = deliver(
             latent,
@@ -736,7 +756,7 @@ def score_chains(
     ends: NDArray[np.int64],
     shared: NDArray[np.int64],
     tables: CoderTables,
-    orders: NDArray[np.int32],
+    orders: NDArray[np.int32] | None,
     stack: NDArray[np.float32],
     mse: NDArray[np.float64],
     finals: NDArray[np.float32],
@@ -751,7 +771,7 @@ def score_chains(
         ends: where each chain ends in ``steps`` (C,).
         shared: how many deliveries each chain has in common with the one before it (C,).
         tables: the coder's.
-        orders: rotations, as many as the longest chain has deliveries.
+        orders: as :func:`deliver` takes them, as many as the longest chain has deliveries.
         stack: scratch, (longest chain + 1, M): row d is the device after d deliveries.
         mse: (1/M)‖ŷ − x_0‖² of every chain (C,), the result.
         finals: what the device holds at the end, (C, M); or (0, M) to leave it out.
@@ -780,5 +800,6 @@ def score_chains(
             )
         mse[chain] = mean_square_error(stack[length], patterns[0])
         if finals.shape[0] > 0:
-            finals[chain] = stack[length]
+            for m in range(finals.shape[1]):
+                finals[chain, m] = stack[length, m]
         start = ends[chain]

@@ -291,8 +291,11 @@ class _LinearCoder:
             longest=np.empty(0, dtype=np.int64),
         )
 
-    def _rotations(self, latent_dim: int, count: int) -> NDArray[np.int32]:
-        return rotation_orders(latent_dim, count) if self.rotation and latent_dim > 0 else _NO_ROTATION
+    def _rotations(self, latent_dim: int, count: int) -> NDArray[np.int32] | None:
+        """The ``orders`` of :func:`refine_env.coding.kernels.deliver`."""
+        if self.rotation:
+            return rotation_orders(latent_dim, count)
+        return _NO_ROTATION if self.sent_scale else None
 
     def _order(self, latent_dim: int, delivery: int) -> NDArray[np.int32]:
         """One rotation (M,), or (0,) where there is none; not kept, since a peer may choose how many there are."""
@@ -363,8 +366,11 @@ class _LinearCoder:
             addresses: of every episode's float16 patterns.
             device: what the devices hold, float32 (N, M), or (N, 0) without latents.
         """
-        count = int(state["num_deliveries"].max()) if self.rotation else 0
         latent_dim = device.shape[1]
+        if latent_dim == 0:
+            kernels.predict_errors(state, self._tables(latent_dim))
+            return
+        count = int(state["num_deliveries"].max()) if self.rotation else 0
         kernels.deliver_batch(state, addresses, device, self._tables(latent_dim), self._rotations(latent_dim, count))
 
     def score_chains(

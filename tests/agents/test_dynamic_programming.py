@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -418,18 +417,6 @@ class TestTables:
         knowledge = independent_slots(config.rate_law, config, 1)
         coarse, fine = Solution(config, knowledge), Solution(config, knowledge, 100)
         assert coarse.predicted_value == pytest.approx(fine.predicted_value, rel=2e-4)
-
-    @pytest.mark.parametrize(("bit_depths", "limit"), [((3, 4, 8, 10, 16), 0.5), (tuple(range(1, 17)), 1.5)])
-    def test_are_made_fast(self, bit_depths: tuple[int, ...], limit: float) -> None:
-        """All tables of one SNR at the paper's size, the law at hand [s]; about a tenth of that on an idle core."""
-        times = []
-        for _ in range(3):
-            config = SystemConfig(snr_db=0.0, coder="closed_loop", bit_depths=bit_depths)
-            law = config.rate_law
-            begin = time.perf_counter()
-            assert Solution(config, independent_slots(law, config, 1)).predicted_value > 0.0
-            times.append(time.perf_counter() - begin)
-        assert min(times) < limit
 
 
 @pytest.mark.parametrize("name", ["dp", "dp-current-rate", "lookahead-closed-loop"])

@@ -298,6 +298,39 @@ def test_command_line(gaussian_cache: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a" / "fig3a.png").read_bytes() == (tmp_path / "b" / "fig3a.png").read_bytes()
 
 
+def test_a_first_run_says_that_it_compiles_and_compiles_what_it_needs(gaussian_cache: Path, tmp_path: Path) -> None:
+    """Neither another coder, nor deliveries one by one, nor the texts of NumPy's errors; and nothing a second time."""
+    script = tmp_path / "watched.py"
+    script.write_text(
+        "import sys\n"
+        "from numba.core import event\n"
+        "from agents.evaluate import main\n"
+        "with event.install_recorder('numba:compile') as recorder:\n"
+        "    main(agent_names='lookahead,persistent-q3', snr_db='6', episodes=2, cache=sys.argv[1], figures=False,\n"
+        "         out=__import__('pathlib').Path(sys.argv[2]))\n"
+        "print(*{e.data['dispatcher'].py_func.__name__ for _, e in recorder.buffer}, file=sys.stderr)\n"
+    )
+    said = []
+    for _ in range(2):
+        result = subprocess.run(
+            [sys.executable, str(script), str(gaussian_cache), str(tmp_path / "out")],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path / "compiled")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        said.append(result.stderr)
+    assert said[0].count("compiling, once, about") == 1
+    compiled = set(said[0].splitlines()[-1].split())
+    assert {"score_chains", "fill_rates", "_refine"} <= compiled
+    assert compiled.isdisjoint({"deliver_batch", "rotate", "residual", "fit_scale", "concat_impl"})
+    assert "compiling" not in said[1]
+    assert said[1].splitlines()[-1] == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

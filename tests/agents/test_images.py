@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import shutil
 import sys
@@ -445,7 +444,7 @@ class TestCommand:
         assert caught.value.exit_code == 4
         assert "refine-env[generate]" in capsys.readouterr().err
 
-    @pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="needs lpips and torchvision")
+    @pytest.mark.lpips
     def test_lpips(self, model: Path, model_cache: Path, tmp_path: Path) -> None:
         """With random weights: the code path, not a perceptual distance."""
         import torch

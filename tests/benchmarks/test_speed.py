@@ -12,6 +12,7 @@ import pytest
 
 import agents
 import refine_env
+from agents.dynamic_programming import Solution, independent_slots
 from refine_env import SystemConfig
 from refine_env.coding import LloydMax, kernels
 from refine_env.evaluation import Entry, roll_out_many
@@ -88,6 +89,14 @@ def test_vector_env(benchmark: Any, count: int) -> None:
 
 def test_lookahead_table(benchmark: Any) -> None:
     benchmark(agents.make, "lookahead", SystemConfig(snr_db=6.0))
+
+
+@pytest.mark.parametrize("bit_depths", [(3, 4, 8, 10, 16), tuple(range(1, 17))])
+def test_dynamic_programming_tables(benchmark: Any, bit_depths: tuple[int, ...]) -> None:
+    """All tables of one SNR at the paper's size, the law at hand."""
+    config = SystemConfig(snr_db=0.0, coder="closed_loop", bit_depths=bit_depths)
+    knowledge = independent_slots(config.rate_law, config, 1)
+    benchmark(Solution, config, knowledge)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

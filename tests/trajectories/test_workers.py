@@ -52,6 +52,7 @@ class Noise:
     die_at: int | None = None
     seconds: float = 0.0
     log: Path | None = None
+    meet: int = 1  # processes that must have begun before the first of them goes on
 
     def open(self, recipe: Recipe, device: str) -> workers.Sampler:
         return partial(self.sample, recipe, device)
@@ -62,6 +63,10 @@ class Noise:
         for trajectory in recipe.trajectories[start:stop]:
             if self.log is not None:
                 (self.log / f"{trajectory.seed}-{os.getpid()}-{device.replace(':', '.')}").touch()
+                guard = time.monotonic() + 60
+                while len({entry.name.split("-")[1] for entry in self.log.iterdir()}) < self.meet:
+                    assert time.monotonic() < guard, "the others did not begin"
+                    time.sleep(0.01)
             report(0.5)
             time.sleep(self.seconds)
             if trajectory.seed == self.fail_at:
@@ -97,7 +102,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path, whole: dic
     log.mkdir()
     reports: list[float] = []
     crew = Crew(devices=("cpu:0", "cpu:1"), workers=number)
-    path = draw(tmp_path / "cache", make_recipe(), crew, Noise(log=log, seconds=0.3), reports.append)
+    path = draw(tmp_path / "cache", make_recipe(), crew, Noise(log=log, meet=min(number, 4)), reports.append)
     assert content(path) == whole
     assert {entry.name for entry in tmp_path.iterdir()} == {"cache", "log"}
     drawn = [entry.name.split("-") for entry in log.iterdir()]
@@ -136,10 +141,8 @@ def test_an_interrupt_ends_the_workers(tmp_path: Path, whole: dict[str, bytes]) 
         if done >= 1:
             raise KeyboardInterrupt
 
-    begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
         draw(tmp_path / "cache", make_recipe(400), Crew(workers=2), Noise(seconds=0.05), interrupt)
-    assert time.monotonic() - begun < 10  # instead of 20
     assert 1 <= len(list((tmp_path / "cache.partial").glob("*.safetensors"))) < 200
 
 
@@ -207,8 +210,8 @@ def test_memory_does_not_grow_with_the_number_of_trajectories(tmp_path: Path) ->
 
 
 class TestEngines:
+    @pytest.mark.dask
     def test_dask(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
-        pytest.importorskip("distributed")
         code = (
             "from pathlib import Path\n"
             "from tests.trajectories.test_workers import *\n"
@@ -217,8 +220,8 @@ class TestEngines:
         )
         assert content(_run_script(tmp_path, code)) == whole
 
+    @pytest.mark.dask
     def test_dask_with_a_scheduler(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
-        pytest.importorskip("distributed")
         code = (
             "from pathlib import Path\n"
             "from distributed import LocalCluster\n"
@@ -230,8 +233,8 @@ class TestEngines:
         )
         assert content(_run_script(tmp_path, code)) == whole
 
+    @pytest.mark.ray
     def test_ray(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
-        pytest.importorskip("ray")
         code = (
             "from pathlib import Path\n"
             "from tests.trajectories.test_workers import *\n"
@@ -247,8 +250,9 @@ class TestEngines:
         with pytest.raises(MissingExtraError, match=rf"`{module}` must be installed .*refine-env\[{engine}\]"):
             draw(tmp_path / "cache", make_recipe(), Crew(workers=2, engine=engine), Noise())
 
+    @pytest.mark.dask
     def test_no_cluster_at_the_address(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        distributed = pytest.importorskip("distributed")
+        import distributed
 
         def refuse(**kwargs: Any) -> None:
             assert kwargs["address"] == "tcp://nowhere:1"
