@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -40,7 +41,7 @@ def _stamp(function: Callable[..., Any]) -> str:
     return " ".join(_sources_stamp(package) for package in sorted(packages) if package.is_dir())
 
 
-class _KernelCache(FunctionCache):  # type: ignore[misc]
+class _KernelCache(FunctionCache):
     """Numba's cache on disk, valid for one state of all kernel sources.
 
     A kernel's machine code contains that of the kernels it calls, and constants and tuples of other files. Numba
@@ -48,7 +49,7 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
+        super().__init__(function)  # type: ignore[no-untyped-call]
         # Numba compares this before it unpickles the rest of an index, which may name a tuple that was renamed since.
         self._cache_file._version = f"{numba.__version__} {_stamp(function)}"
 
@@ -61,9 +62,7 @@ def kernel(function: F) -> F:
     code is writable, it is compiled anew in every process. What is kept is used while no file that defines
     kernels has changed, so kernels may call kernels of other files.
     """
-    compiled = numba.njit(nogil=True, error_model="numpy", fastmath=False)(function)
-    try:
+    compiled: Any = numba.njit(nogil=True, error_model="numpy", fastmath=False)(function)
+    with suppress(RuntimeError):  # no writable place for the cache
         compiled._cache = _KernelCache(function)
-    except RuntimeError:  # no writable place for the cache
-        pass
     return cast(F, compiled)
