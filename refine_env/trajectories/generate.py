@@ -504,8 +504,8 @@ def _check_shape(latent_shape: Sequence[int]) -> tuple[int, ...]:
     shape = tuple(check_integer("latent_shape", size, 1, advice=advice) for size in shape)
     if math.prod(shape) > _LARGEST_LATENT:
         raise ConfigurationError(
-            f"`latent_shape` must make at most {_LARGEST_LATENT} numbers, as many as a message can carry, got {shape!s:.200}. "
-            f"{advice}"
+            f"`latent_shape` must make at most {_LARGEST_LATENT} numbers, as many as a message can carry, "
+            f"got {shape!s:.200}. {advice}"
         )
     return shape
 
