@@ -77,7 +77,7 @@ ENDS = {
 }
 
 _DIGITS = "9" * 400
-_BROKEN = "caf\udce9"
+_BROKEN = "bad\udce9"
 _ESCAPE = "\x1b[31mred\x1b[0m\a"
 _LONG = "x" * 100_000
 WORDS = ["", "x", ",", ",,,", _BROKEN, _ESCAPE, _LONG]

@@ -189,8 +189,8 @@ def test_bytes_that_are_no_text_are_refused(capsys: pytest.CaptureFixture[str]) 
     def take(text: str = "") -> None:
         print(text)
 
-    assert ends(take, "--text", "caf\udce9") == 2
-    assert r"`arguments` must be text that UTF-8 can hold, got 'caf\udce9'" in capsys.readouterr().err
+    assert ends(take, "--text", "bad\udce9") == 2
+    assert r"`arguments` must be text that UTF-8 can hold, got 'bad\udce9'" in capsys.readouterr().err
 
 
 def test_a_command_without_a_line_fails_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

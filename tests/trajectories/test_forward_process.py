@@ -243,7 +243,7 @@ class TestArguments:
             ({"latent_shape": (1,) * 65}, "`latent_shape` must have 1 … 16 dimensions, got 65"),
             ({"latent_shape": (10**11, 1, 1)}, "`latent_shape` must make at most 2147483647 numbers"),
             ({"latent_shape": (10**400,)}, "`latent_shape` must make at most 2147483647 numbers"),
-            ({"note": "caf\udce9"}, "`note` must be text that UTF-8 can hold"),
+            ({"note": "bad\udce9"}, "`note` must be text that UTF-8 can hold"),
             ({"latent_shape": (4, 0)}, "`latent_shape` must be an integer >= 1, got 0"),
             ({"num_steps": 0}, "`num_steps` must be an integer in 1 … 999, got 0"),
             ({"num_steps": 3, "schedule": SCHEDULE}, "`num_steps` must be the schedule's own 2, got 3"),
