@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_and_the_one_before_it(interrupted: ppo.Config, cap
     previous.unlink()
     for damaged in damages.values():
         newest.write_bytes(damaged)
-        with pytest.raises(ConfigurationError) as info:
+        with pytest.raises(ConfigurationError, match=r"^`--out` must hold a checkpoint") as info:
             ppo.train(interrupted)
         assert str(info.value).startswith(f"`--out` must hold a checkpoint that can be read, got {str(newest)!r} (")
         assert str(info.value).endswith("Delete it to begin anew, or give another --out.")
