@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "wrappers": BASE | {"coding", "config", "link"},
     "evaluation": BASE | {"coding", "config", "process", "settings", "trajectories", "_files"},
     "metrics": BASE,
-    "commands": {"_validation", "errors"},
+    "commands": {"_compiled", "_validation", "errors"},
     "cli": BASE | {"commands", "schedule", "trajectories"},
     "transport": BASE | {"coding", "config", "env", "evaluation"},
     "receive": BASE | {"commands", "evaluation", "transport"},
