@@ -10,11 +10,11 @@
 """
 
 from agents.base import Agent
-from agents.clairvoyant import Clairvoyant
-from agents.dynamic_programming import DynamicProgramming
-from agents.fixed import FinalOnly, PersistentQ, RandomAgent
-from agents.inference import InferringDynamicProgramming
-from agents.lookahead import ClosedLoopLookahead, Lookahead
+from agents.policies.clairvoyant import Clairvoyant
+from agents.policies.dynamic_programming import DynamicProgramming
+from agents.policies.fixed import FinalOnly, PersistentQ, RandomAgent
+from agents.policies.inference import InferringDynamicProgramming
+from agents.policies.lookahead import ClosedLoopLookahead, Lookahead
 from agents.registry import env_kwargs, make, names
 
 __all__ = [

@@ -35,9 +35,9 @@ from refine_env._store import DIRECTORY_VARIABLE, store_directory
 from refine_env._validation import check_choice, check_integer
 from refine_env.coding import LloydMax, base_distortion, kernels
 from refine_env.commands import command, run
-from refine_env.distortion import total_distortion
+from refine_env.dynamics.settings import EnvSettings
 from refine_env.evaluation import episode_seeds, write_atomically
-from refine_env.settings import EnvSettings
+from refine_env.model.distortion import total_distortion
 from refine_env.trajectories import generate_gaussian
 
 __all__ = ["ROWS", "Measurement", "Options", "insert_table", "main", "markdown_table", "measure"]

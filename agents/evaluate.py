@@ -3,7 +3,8 @@
 Writes ``episodes.csv``, ``summary.csv`` and ``run.json``, prints the table, and draws ``fig3a`` where matplotlib is
 installed. With ``--images`` what the devices hold is decoded and scored too: further columns, ``images.npz``,
 ``fig3b`` and ``strip``. With ``--html`` all of it becomes one page, ``report.html``. ``--study ladder`` climbs from
-the paper's policy to the optimum instead, ``--study ordering`` plays all policies on one system: :mod:`agents.ladder`.
+the paper's policy to the optimum instead, ``--study ordering`` plays all policies on one system:
+:mod:`agents.studies.ladder`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 import agents
-from agents.images import ImageScorer, open_decoder, open_metrics
+from agents.studies.images import ImageScorer, open_decoder, open_metrics
 from refine_env import CacheError, ConfigurationError, MissingExtraError, SystemConfig, TrajectoryCache, __version__
 from refine_env._validation import check_choice, check_integer
 from refine_env.commands import command, run
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAYLOADS
+from refine_env.dynamics.settings import EnvSettings
 from refine_env.evaluation import (
     EPISODE_COLUMNS,
     SUMMARY_COLUMNS,
@@ -38,7 +40,6 @@ from refine_env.evaluation import (
     write_table,
 )
 from refine_env.metrics import LPIPS, MAX_PSNR_DB, METRICS
-from refine_env.settings import EnvSettings
 
 __all__ = [
     "DEFAULT_AGENTS",
@@ -415,7 +416,7 @@ def _run_ladder(
 ) -> None:
     from tqdm import tqdm
 
-    from agents.ladder import (
+    from agents.studies.ladder import (
         ORDERING,
         RUNGS,
         climb,

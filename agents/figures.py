@@ -12,8 +12,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from agents.distortion import DIFFUSION_COLUMNS, QUANTIZATION_COLUMNS, read_distortion_table
-from agents.images import read_tiles
+from agents.studies.distortion import DIFFUSION_COLUMNS, QUANTIZATION_COLUMNS, read_distortion_table
+from agents.studies.images import read_tiles
 from refine_env import ConfigurationError
 from refine_env.commands import command, run
 from refine_env.errors import import_extra
@@ -297,7 +297,7 @@ def draw_strip(tiles: Table, clean: NDArray[np.uint8], prompt: str, out: Path) -
 
     Args:
         tiles: rows with ``agent``, ``snr_db``, ``coder``, ``payload``, ``episode`` and ``image``, as
-            :func:`agents.images.read_tiles` gives them.
+            :func:`agents.studies.images.read_tiles` gives them.
         clean: image of x_0, uint8 (height, width, 3).
         prompt: of the trajectory; may be empty.
         out: folder for ``strip.png`` and ``strip.pdf``.
@@ -344,7 +344,7 @@ def draw_fig2a(table: Table, out: Path) -> list[Path]:
     images. Below, what simulation is over the model. Bands are 95 % intervals over trajectories.
 
     Args:
-        table: rows with :data:`agents.distortion.DIFFUSION_COLUMNS`.
+        table: rows with :data:`agents.studies.distortion.DIFFUSION_COLUMNS`.
         out: folder for ``fig2a.png`` and ``fig2a.pdf``.
 
     Returns:
@@ -399,7 +399,7 @@ def draw_fig2b(table: Table, out: Path) -> list[Path]:
     A first transmission and refinements, each with a color; bars are 95 % intervals over trajectories.
 
     Args:
-        table: rows with :data:`agents.distortion.QUANTIZATION_COLUMNS`.
+        table: rows with :data:`agents.studies.distortion.QUANTIZATION_COLUMNS`.
         out: folder for ``fig2b.png`` and ``fig2b.pdf``.
 
     Returns:
@@ -493,7 +493,12 @@ def draw_all(folder: Path, out: Path, episode: int = 0) -> list[Path]:
         if (folder / name).is_file():
             written += draw(read_distortion_table(folder / name, columns), out)
     if (folder / "rungs.csv").is_file():
-        from agents.ladder import BOUND_COLUMNS, LADDER_COLUMNS, RUNG_COLUMNS, draw_ladder  # which needs what is above
+        from agents.studies.ladder import (  # which needs what is above
+            BOUND_COLUMNS,
+            LADDER_COLUMNS,
+            RUNG_COLUMNS,
+            draw_ladder,
+        )
 
         command = "python -m agents.evaluate --study ladder"
         cells = read_table(folder / "ladder.csv", LADDER_COLUMNS, optional=BOUND_COLUMNS, command=command)
@@ -509,7 +514,7 @@ def draw_all(folder: Path, out: Path, episode: int = 0) -> list[Path]:
 @command
 def main(
     folder: Annotated[
-        Path, typer.Argument(help="Folder with the tables of agents.evaluate or agents.distortion.")
+        Path, typer.Argument(help="Folder with the tables of agents.evaluate or agents.studies.distortion.")
     ] = Path("results/fig3a"),
     out: Annotated[Path | None, typer.Option(help="Folder for the figures.", show_default="that of the tables")] = None,
     episode: Annotated[int, typer.Option(help="Episode that the strip of images shows.")] = 0,

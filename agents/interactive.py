@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.figures import DASHES, IMAGE_PANELS, MARKERS, rows_by_policy, styles_by_policy, zero_floor
+from refine_env.dynamics.settings import EnvSettings
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table
-from refine_env.settings import EnvSettings
 
 __all__ = [
     "EXTRA",

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.figures import rows_by_policy, styles_by_policy, zero_floor
-from agents.images import Decoder, decode
 from agents.interactive import EXTRA, LEGEND_ABOVE, LOG_AXIS, default_snr, import_plotly, make_axis, make_layout
 from agents.replay import replay_row
+from agents.studies.images import Decoder, decode
 from refine_env import CacheError, ConfigurationError, TrajectoryCache
+from refine_env.dynamics.settings import EnvSettings
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table
-from refine_env.settings import EnvSettings
 
 __all__ = ["choose_episodes", "make_player"]
 

@@ -10,12 +10,12 @@ from functools import cache, partial
 from typing import Any
 
 from agents.base import Agent
-from agents.clairvoyant import Clairvoyant
-from agents.dynamic_programming import DynamicProgramming
-from agents.fixed import FinalOnly, PersistentQ, RandomAgent
-from agents.inference import InferringDynamicProgramming
-from agents.learned import SHIPPED, Learned, read_policy
-from agents.lookahead import ClosedLoopLookahead, Lookahead
+from agents.policies.clairvoyant import Clairvoyant
+from agents.policies.dynamic_programming import DynamicProgramming
+from agents.policies.fixed import FinalOnly, PersistentQ, RandomAgent
+from agents.policies.inference import InferringDynamicProgramming
+from agents.policies.learned import SHIPPED, Learned, read_policy
+from agents.policies.lookahead import ClosedLoopLookahead, Lookahead
 from refine_env import ConfigurationError, SystemConfig
 from refine_env._validation import did_you_mean, shown
 from refine_env.config import PAPER_BIT_DEPTHS

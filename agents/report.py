@@ -18,16 +18,16 @@ from typing import Annotated, Any
 import typer
 
 from agents.figures import IMAGE_PANELS, format_mean, rows_by_policy, styles_by_policy
-from agents.images import Decoder, open_decoder
 from agents.interactive import EXTRA, draw_distribution, draw_fig3a, draw_fig3b, import_plotly
 from agents.player import make_player
+from agents.studies.images import Decoder, open_decoder
 from refine_env import ConfigurationError, TrajectoryCache
 from refine_env._validation import check_integer
 from refine_env.commands import command, run
+from refine_env.dynamics.settings import EnvSettings
 from refine_env.errors import import_extra
 from refine_env.evaluation import EPISODE_COLUMNS, SUMMARY_COLUMNS, Table, read_table, write_atomically
 from refine_env.metrics import MAX_PSNR_DB
-from refine_env.settings import EnvSettings
 
 __all__ = ["REPORT_FILE", "command_of", "main", "read_run", "write_report"]
 

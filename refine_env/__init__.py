@@ -20,7 +20,7 @@ from refine_env.errors import (
     ConfigurationError,
     MissingExtraError,
 )
-from refine_env.schedule import NoiseSchedule
+from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories import TrajectoryCache
 from refine_env.vector_env import LatentRefinementVectorEnv
 

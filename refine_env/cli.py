@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from refine_env.commands import command, run
 from refine_env.errors import ConfigurationError, printable
-from refine_env.schedule import NoiseSchedule
+from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories import (
     TrajectoryCache,
     find_cache,

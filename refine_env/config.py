@@ -22,7 +22,6 @@ from refine_env._validation import (
     shown,
 )
 from refine_env.coding import CODERS, LOSSLESS_BITS, Coder, check_entropy_coding, make_coder
-from refine_env.distortion import RefinementModel, SecondMoments
 from refine_env.errors import ConfigurationError
 from refine_env.link import (
     ChannelModel,
@@ -36,7 +35,8 @@ from refine_env.link import (
 )
 from refine_env.link.latency import LATENCY_MODELS
 from refine_env.link.waterfilling import SNR_REFERENCES
-from refine_env.schedule import NoiseSchedule
+from refine_env.model.distortion import RefinementModel, SecondMoments
+from refine_env.model.schedule import NoiseSchedule
 
 __all__ = [
     "PAPER_BIT_DEPTHS",

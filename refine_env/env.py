@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from refine_env._validation import check_integer, shown
 from refine_env.config import SystemConfig
+from refine_env.dynamics.process import INTEGERS, DecisionProcess
+from refine_env.dynamics.settings import EnvSettings
 from refine_env.errors import ConfigurationError, RenderModeError
-from refine_env.process import INTEGERS, DecisionProcess
 from refine_env.render import EpisodeViewer, ansi_frame
-from refine_env.settings import EnvSettings
 from refine_env.trajectories import TrajectoryCache
 
 __all__ = ["RENDER_MODES", "LatentRefinementEnv", "check_render_mode", "make_viewer"]

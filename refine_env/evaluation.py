@@ -21,9 +21,9 @@ from refine_env._files import write_atomically
 from refine_env._validation import check_integer
 from refine_env.coding import LOSSLESS_BITS, Chain, Coder
 from refine_env.config import SystemConfig
+from refine_env.dynamics.process import DecisionProcess, Draws, draw_for_all, split_look
+from refine_env.dynamics.settings import EnvSettings
 from refine_env.errors import ConfigurationError
-from refine_env.process import DecisionProcess, Draws, draw_for_all, split_look
-from refine_env.settings import EnvSettings
 from refine_env.trajectories import TrajectoryCache
 
 __all__ = [

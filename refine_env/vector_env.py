@@ -15,12 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from refine_env._validation import check_choice, check_integer, shown
 from refine_env.config import SystemConfig
+from refine_env.dynamics.process import DecisionProcess, Draws, Look, split_look
+from refine_env.dynamics.settings import EnvSettings
+from refine_env.dynamics.simulator import NO_ACTION
 from refine_env.env import RENDER_MODES, LatentRefinementEnv, check_render_mode, make_viewer
 from refine_env.errors import ConfigurationError, NamesAdapter
-from refine_env.process import DecisionProcess, Draws, Look, split_look
 from refine_env.render import EpisodeViewer, ansi_frame
-from refine_env.settings import EnvSettings
-from refine_env.simulator import NO_ACTION
 from refine_env.trajectories import TrajectoryCache
 
 __all__ = ["LatentRefinementVectorEnv"]

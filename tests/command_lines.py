@@ -51,29 +51,29 @@ BASE = {
     "refine_env.receive": "--port 0 --timeout 0.01",
     "agents.benchmark": "--rows reconstruct --repetitions 1 --seconds 0.001 --num-envs 1 --episodes 1 --workers 1 "
     "--fig3-cache fig3 --twin-episodes 1",
-    "agents.distortion": "--cache tiny --bit-depths 3 --trajectories 1 --no-images --no-figures --out {out}",
+    "agents.studies.distortion": "--cache tiny --bit-depths 3 --trajectories 1 --no-images --no-figures --out {out}",
     "agents.evaluate": "--agents persistent-q3 --snr-db 9 --episodes 1 --cache tiny --bit-depths 3 --deadline 4 "
     "--workers 1 --no-figures --out {out}",
     "agents.figures": "tables --out {out}",
     "agents.record": "--agent final-only --cache tiny --deadline 3 --decoder none --out {out}.png",
     "agents.report": "tables --out {out}.html",
     "agents.send": "--agent final-only --cache tiny --port 1 --timeout 0.01",
-    "train.evaluate": "--model nowhere --prompts prompts.txt --sheet {out}.png --font nowhere",
-    "train.export_minari": "{out}-v0 --agent final-only --cache tiny --episodes 1 --out datasets",
+    "train.diffusion.assess": "--model nowhere --prompts prompts.txt --sheet {out}.png --font nowhere",
+    "train.rl.export_minari": "{out}-v0 --agent final-only --cache tiny --episodes 1 --out datasets",
     "train.ldm": "--out {out} --work {out}-work --sheet {out}.png --trajectory-prompts {out}.txt --font nowhere",
     "train.ppo": _TRAIN,
-    "train.search": "--out {out} --trials 1 --total-steps 1 --eval-every 1 --eval-episodes 1 --rival nobody "
+    "train.rl.search": "--out {out} --trials 1 --total-steps 1 --eval-every 1 --eval-episodes 1 --rival nobody "
     "--cache tiny",
-    "train.study": "--out {out} --runs {out}-runs --seeds 0 --cache tiny",
+    "train.rl.study": "--out {out} --runs {out}-runs --seeds 0 --cache tiny",
 }
 # What a right command line ends with, where that is not 0: nobody connects, nobody listens, nothing to work on.
 ENDS = {
     "refine_env.receive": 3,
     "agents.send": 3,
-    "train.evaluate": 2,
+    "train.diffusion.assess": 2,
     "train.ldm": 2,
-    "train.search": 2,
-    "train.study": 2,
+    "train.rl.search": 2,
+    "train.rl.study": 2,
 }
 
 _DIGITS = "9" * 400

@@ -24,8 +24,8 @@ from refine_env import (
     NoiseSchedule,
     SystemConfig,
 )
-from refine_env.distortion import SecondMoments
-from refine_env.settings import EnvSettings
+from refine_env.dynamics.settings import EnvSettings
+from refine_env.model.distortion import SecondMoments
 
 ENV_ARGUMENTS = (*(field.name for field in dataclasses.fields(EnvSettings)), "render_mode")
 LINK_ARGUMENTS = tuple(field.name for field in dataclasses.fields(LinkConfig))

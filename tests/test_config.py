@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refine_env import ConfigurationError, LinkConfig, NoiseSchedule, SystemConfig
-from refine_env.distortion import SecondMoments
+from refine_env.model.distortion import SecondMoments
 
 
 def test_paper_defaults() -> None:

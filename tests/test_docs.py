@@ -21,8 +21,8 @@ import pytest
 import agents
 import refine_env
 from refine_env.coding import base_distortion, entropy
+from refine_env.dynamics.settings import EnvSettings
 from refine_env.link import latency_quantile, rate_statistics
-from refine_env.settings import EnvSettings
 from refine_env.wrappers import ENCODINGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -343,7 +343,7 @@ def test_the_table_of_entropies_is_computed() -> None:
 
 def test_how_much_larger_the_learned_policy_s_error_is_where_it_is_small() -> None:
     """As the evaluation that is shipped with the policy has it."""
-    from agents.learned import SHIPPED
+    from agents.policies.learned import SHIPPED
 
     with (SHIPPED / "evaluations.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]

@@ -21,7 +21,7 @@ from gymnasium.utils.env_checker import check_env
 import refine_env
 from refine_env import ActionError, CacheError, ConfigurationError, LatentRefinementEnv
 from refine_env.coding import base_distortion
-from refine_env.process import INFO_KEYS
+from refine_env.dynamics.process import INFO_KEYS
 
 MakeEnv = Callable[..., gym.Env[Any, Any]]
 REWARDS = ("terminal", "improvement", "log")

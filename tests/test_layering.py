@@ -18,79 +18,62 @@ import refine_env
 
 ROOT = Path(__file__).parents[1]
 
-# Every room with the rooms that it may import; within a package of refine_env, its own siblings too.
+# Every room with the rooms that it may import; a room may import its own files, too.
 BASE = {"errors", "_compiled", "_validation"}
-ALLOWED: dict[str, set[str]] = {
-    "errors": set(),
-    "_compiled": set(),
-    "_validation": {"errors"},
-    "schedule": {"errors", "_validation"},
-    "distortion": {"errors", "schedule"},
-    "trajectories": BASE | {"schedule", "_files"},
-    "models": set(),
-    "_store": set(),
-    "_files": set(),
-    "link": BASE | {"_store"},
-    "coding": BASE | {"schedule", "distortion"},
-    "config": BASE | {"schedule", "distortion", "link", "coding"},
-    "simulator": BASE | {"config", "coding"},
-    "settings": BASE | {"coding", "config", "distortion", "trajectories"},
-    "process": BASE | {"config", "coding", "link", "settings", "simulator", "trajectories"},
-    "render": BASE | {"config", "simulator", "trajectories"},
-    "env": BASE | {"config", "process", "render", "settings", "trajectories"},
-    "vector_env": BASE | {"config", "env", "process", "render", "settings", "simulator", "trajectories"},
-    "wrappers": BASE | {"coding", "config", "link"},
-    "evaluation": BASE | {"coding", "config", "process", "settings", "trajectories", "_files"},
-    "metrics": BASE,
-    "commands": {"_compiled", "_validation", "errors"},
-    "cli": BASE | {"commands", "schedule", "trajectories"},
-    "transport": BASE | {"coding", "config", "env", "evaluation"},
-    "receive": BASE | {"commands", "evaluation", "transport"},
+MODELS = BASE | {"model", "link", "coding", "config"}
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "refine_env": {
+        "errors": set(),
+        "_compiled": set(),
+        "_store": set(),
+        "_files": set(),
+        "_validation": {"errors"},
+        "commands": BASE,
+        "models": set(),
+        "metrics": BASE,
+        "model": BASE,
+        "link": BASE | {"_store"},
+        "coding": BASE | {"model"},
+        "config": BASE | {"model", "link", "coding"},
+        "trajectories": BASE | {"model", "_files"},
+        "dynamics": MODELS | {"trajectories"},
+        "evaluation": MODELS | {"dynamics", "trajectories", "_files"},
+        "render": BASE | {"config", "dynamics", "trajectories"},
+        "env": BASE | {"config", "dynamics", "render", "trajectories"},
+        "vector_env": BASE | {"config", "dynamics", "env", "render", "trajectories"},
+        "wrappers": MODELS,
+        "transport": BASE | {"coding", "config", "env", "evaluation"},
+        "cli": BASE | {"commands", "model", "trajectories"},
+        "receive": BASE | {"commands", "evaluation", "transport"},
+    },
+    "agents": {
+        "base": set(),
+        "policies": {"base"},
+        "registry": {"base", "policies"},
+        "studies": {"", "base", "policies", "registry"},
+        "figures": {"studies"},
+        "report": {"", "figures", "studies"},
+        "evaluate": {"", "figures", "report", "studies"},
+        "distortion": {"studies"},
+        "record": {""},
+        "send": {""},
+        "benchmark": {"", "evaluate"},
+    },
+    "train": {
+        "rl": {"ppo"},
+        "ppo": {"rl"},
+        "diffusion": {"ldm"},
+        "ldm": {"diffusion"},
+    },
 }
+# What imports what of another package: policies see descriptions and models, never the simulator or a cache.
+SEES = {"base": MODELS, "policies": MODELS | {"wrappers"}, "registry": MODELS}
 # What `from refine_env import …` hands on: the room that each name comes from.
 HANDED_ON = {
     name: getattr(value, "__module__", "refine_env.").split(".")[1]
     for name, value in vars(refine_env).items()
     if name in refine_env.__all__ and not isinstance(value, ModuleType)
 } | {"__version__": "version", "ENV_ID": "env"}
-# What the policies may use of the package: descriptions and models, never the simulator or a cache.
-AGENTS_ALLOWED = {
-    "_compiled",
-    "_validation",
-    "errors",
-    "coding",
-    "distortion",
-    "link",
-    "schedule",
-    "config",
-    "wrappers",
-}
-TOOLS_ALLOWED = AGENTS_ALLOWED | {
-    "commands",
-    "evaluation",
-    "settings",
-    "version",
-    "env",
-    "receive",
-    "transport",
-    "metrics",
-    "trajectories",
-    "_store",
-}
-AGENT_TOOLS = {
-    "benchmark.py",
-    "distortion.py",
-    "evaluate.py",
-    "figures.py",
-    "images.py",
-    "interactive.py",
-    "ladder.py",
-    "player.py",
-    "record.py",
-    "replay.py",
-    "report.py",
-    "send.py",
-}
 
 
 def imported(path: Path, package: str) -> set[str]:
@@ -118,30 +101,30 @@ def imported(path: Path, package: str) -> set[str]:
 
 def violations(root: Path) -> list[str]:
     bad = []
-    for path in sorted((root / "refine_env").rglob("*.py")):
-        relative = path.relative_to(root / "refine_env")
-        room = relative.parts[0].removesuffix(".py")
-        if room == "__init__":
-            continue
-        if room not in ALLOWED:
-            bad.append(f"{relative}: a room that the layering does not know")
-            continue
-        allowed = ALLOWED[room] | {room, "version"}
-        bad.extend(
-            f"{relative}: {room} must not import {target or 'the package itself'}"
-            for target in sorted(imported(path, "refine_env") - allowed)
-        )
-        bad.extend(
-            f"{relative}: must not import {package}" for package in ("agents", "train") if imported(path, package)
-        )
-    for path in sorted((root / "agents").glob("*.py")):
-        allowed = TOOLS_ALLOWED if path.name in AGENT_TOOLS else AGENTS_ALLOWED
-        bad.extend(
-            f"agents/{path.name}: must not import refine_env.{target}"
-            for target in sorted(imported(path, "refine_env") - allowed)
-        )
-        if imported(path, "train"):
-            bad.append(f"agents/{path.name}: must not import train")
+    for package, rooms in ROOMS.items():
+        for path in sorted((root / package).rglob("*.py")):
+            relative = path.relative_to(root / package)
+            room = relative.parts[0].removesuffix(".py")
+            if room == "__init__":
+                continue
+            if room not in rooms:
+                bad.append(f"{package}/{relative}: a room that the layering does not know")
+                continue
+            allowed = {package: rooms[room] | {room, "version"}}
+            if package == "agents":
+                allowed["refine_env"] = SEES.get(room, set(ROOMS["refine_env"])) | {"version"}
+            elif package == "train":
+                allowed["agents"] = {"", *ROOMS["agents"]}
+                allowed["refine_env"] = {"", "version", *ROOMS["refine_env"]}
+            for other in ROOMS:
+                targets = imported(path, other)
+                if targets and other not in allowed:
+                    bad.append(f"{package}/{relative}: must not import {other}")
+                    continue
+                bad.extend(
+                    f"{package}/{relative}: {room} must not import {target or 'the package'} of {other}"
+                    for target in sorted(targets - allowed.get(other, set()))
+                )
     return bad
 
 
@@ -152,16 +135,18 @@ def test_imports_point_upstream() -> None:
 @pytest.mark.parametrize(
     ("file", "line", "complaint"),
     [
-        ("refine_env/link/fading.py", "from refine_env.env import x", "link must not import env"),
-        ("refine_env/simulator.py", "import refine_env.process", "simulator must not import process"),
+        ("refine_env/link/fading.py", "from refine_env.env import x", "link must not import env of refine_env"),
+        ("refine_env/link/fading.py", "from refine_env import env", "link must not import env of refine_env"),
+        ("refine_env/config.py", "import refine_env.dynamics.process", "config must not import dynamics"),
+        ("refine_env/config.py", "import refine_env", "config must not import the package of refine_env"),
         ("refine_env/env.py", "import agents", "must not import agents"),
-        ("refine_env/config.py", "import refine_env", "config must not import the package itself"),
-        ("refine_env/link/fading.py", "from refine_env import env", "link must not import env"),
-        ("agents/lookahead.py", "from refine_env import simulator", "must not import refine_env.simulator"),
-        ("agents/lookahead.py", "from refine_env import TrajectoryCache", "must not import refine_env.trajectories"),
-        ("agents/fixed.py", "from refine_env import LatentRefinementEnv", "must not import refine_env.env"),
-        ("agents/lookahead.py", "from refine_env.simulator import x", "must not import refine_env.simulator"),
-        ("agents/fixed.py", "import train.ppo", "must not import train"),
+        ("agents/policies/fixed.py", "from refine_env import dynamics", "policies must not import dynamics"),
+        ("agents/policies/fixed.py", "from refine_env import TrajectoryCache", "must not import trajectories"),
+        ("agents/policies/fixed.py", "from refine_env import LatentRefinementEnv", "policies must not import env"),
+        ("agents/policies/fixed.py", "import train.ppo", "must not import train"),
+        ("agents/policies/fixed.py", "import agents.studies", "policies must not import studies of agents"),
+        ("agents/studies/ladder.py", "from agents import figures", "studies must not import figures of agents"),
+        ("train/rl/envs.py", "from train.diffusion import emoji", "rl must not import diffusion of train"),
     ],
 )
 def test_a_wrong_import_is_seen(tmp_path: Path, file: str, line: str, complaint: str) -> None:
@@ -277,7 +262,7 @@ def test_no_folder_that_others_can_foresee(package: str) -> None:
         "agents.evaluate",
         "agents.figures",
         "agents.send",
-        "agents.distortion",
+        "agents.studies.distortion",
         "agents.report",
         "agents.benchmark",
         "refine_env.cli",
@@ -311,7 +296,7 @@ def test_id_with_the_module_s_name_registers_itself(gaussian_cache: Path) -> Non
     assert run_python(code) == "LatentRefinementEnv"
 
 
-KERNELS_OF_AGENTS = ("agents.clairvoyant", "agents.dynamic_programming", "agents.lookahead")
+KERNELS_OF_AGENTS = ("agents.policies.clairvoyant", "agents.policies.dynamic_programming", "agents.policies.lookahead")
 
 
 def foreign_kernels(module: ModuleType) -> list[str]:

@@ -32,14 +32,14 @@ ONLY_READ = {
     "refine-env verify sd15": "what the command before it would have made",
     "tests": "what runs this test",
     "tests.coding.golden": "writes the golden files anew",
-    "train.evaluate": "writes into the bundled model's folder; tests/train/test_evaluate.py runs it elsewhere",
-    "train.ldm": "hours; tests/train/test_ldm.py trains a small one",
-    "train.search": "hours; tests/train/test_search.py runs a small one",
-    "train.study": "an hour; tests/train/test_study.py runs a small one",
+    "train.diffusion.assess": "writes into the bundled model's folder; tests/train/diffusion runs it elsewhere",
+    "train.ldm": "hours; tests/train/diffusion/test_ldm.py trains a small one",
+    "train.rl.search": "hours; tests/train/rl/test_search.py runs a small one",
+    "train.rl.study": "an hour; tests/train/rl/test_study.py runs a small one",
 }
 # What makes a command small, after its own words, the last of which counts; of the longest beginning that fits.
 SMALL = {
-    "agents.distortion": "--trajectories 2 --no-images",
+    "agents.studies.distortion": "--trajectories 2 --no-images",
     "agents.evaluate": "--episodes 2 --snr-db 12",
     "agents.evaluate --study": "--episodes 2 --snr-db 12 --deadline 4",
     "agents.evaluate --images": "--episodes 2 --snr-db 12 --image-episodes 1 --agents persistent-q3",
@@ -52,7 +52,7 @@ SMALL = {
     "refine-env info": "",
     "refine-env verify": "",
     "refine_env.receive": "--port 0",
-    "train.export_minari": "--episodes 2 --out datasets",
+    "train.rl.export_minari": "--episodes 2 --out datasets",
     "train.ppo": (
         "--total-steps 256 --num-envs 8 --rollout-steps 16 --batch-size 64 --epochs 1 --eval-every 0 "
         "--eval-episodes 2 --test-episodes 2 --rivals persistent-q3 --no-tensorboard"
@@ -232,7 +232,7 @@ def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "cached_trajectories").mkdir()
     shutil.copy(ROOT / "cached_trajectories" / "default.prompts.txt", "cached_trajectories")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))  # which train.export_minari sets
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))  # which train.rl.export_minari sets
     runner = Runner()
     for command in commands(page):
         if command.program in FOREIGN or command.longest_beginning_among(ONLY_READ):

@@ -8,8 +8,8 @@ import pytest
 import agents
 from refine_env import NoiseSchedule, SystemConfig
 from refine_env.coding import LloydMax, base_distortion
-from refine_env.distortion import diffusion_distortion
 from refine_env.link import draw_rates, latency_quantile, rate_statistics, total_power
+from refine_env.model.distortion import diffusion_distortion
 
 M = 16384
 BIT_DEPTHS = (3, 4, 8, 10, 16)

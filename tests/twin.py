@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import agents
-from agents.lookahead import Lookahead
+from agents.policies.lookahead import Lookahead
 from refine_env import SystemConfig, TrajectoryCache
 from refine_env.coding import LOSSLESS_BITS, LloydMax
 

@@ -6,7 +6,7 @@ One command, ``python -m train.ldm``, goes through the stages
 2. VAE (``AutoencoderKL``): pixels to latents;
 3. U-Net and text encoder (``UNet2DConditionModel``, ``CLIPTextModel``), jointly, on the VAE's latents;
 4. the pipeline's folder: fp16 weights, prompt lists, metrics;
-5. the evaluation of what was saved (``train.evaluate``): figures, table, sheet of samples, model card.
+5. the evaluation of what was saved (``train.diffusion.assess``): figures, table, sheet of samples, model card.
 
 Stages 2 and 3 write checkpoints. The same command goes on from the last one, and passes over a finished
 stage.
@@ -41,7 +41,7 @@ import typer
 from refine_env.commands import command, run
 from refine_env.errors import ConfigurationError, import_extra
 from refine_env.trajectories.generate import sample_seed
-from train import emoji
+from train.diffusion import emoji
 
 if TYPE_CHECKING:
     import numpy as np
@@ -1017,7 +1017,7 @@ def train(config: Config, glyphs: Sequence[emoji.Glyph] | None = None, on_step: 
 @command
 def main(**options: Any) -> None:
     """Train and evaluate the emoji model, or go on where an interrupted run with the same options stopped."""
-    from train import evaluate
+    from train.diffusion import assess as evaluate
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     config = Config(**options)

@@ -39,21 +39,21 @@ import numpy as np
 import typer
 
 import agents
-from agents.learned import ACTIVATIONS, FORMAT, Learned, PolicyFiles
+from agents.policies.learned import ACTIVATIONS, FORMAT, Learned, PolicyFiles
 from refine_env import ConfigurationError, __version__
 from refine_env._validation import check_choice
 from refine_env.commands import command, run
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE
+from refine_env.dynamics.settings import REWARDS
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table, read_table, roll_out, write_atomically, write_table
-from refine_env.settings import REWARDS
 from refine_env.wrappers import ENCODINGS, VectorEncodeObservation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-    from train.sb3 import RefinementVecEnv
+    from train.rl.envs import RefinementVecEnv
 
 __all__ = ["EVALUATION_COLUMNS", "Config", "export_policy", "geometric_mean_ratio", "main", "parse_numbers", "train"]
 
@@ -344,9 +344,9 @@ def make_envs(config: Config) -> RefinementVecEnv:
     import gymnasium as gym
 
     import refine_env
-    from train.hindsight import HindsightObservation
-    from train.relative import RelativeReward
-    from train.sb3 import RefinementVecEnv
+    from train.rl.critic import HindsightObservation
+    from train.rl.envs import RefinementVecEnv
+    from train.rl.reward import RelativeReward
 
     assert config.encoding in ENCODINGS
     envs: Any = gym.make_vec(
@@ -369,7 +369,7 @@ def make_model(config: Config, envs: RefinementVecEnv) -> BaseAlgorithm:
     from stable_baselines3 import DQN, PPO
     from stable_baselines3.common.utils import LinearSchedule
 
-    from train.hindsight import AsymmetricPolicy, HindsightObservation, MaskableAsymmetricPolicy
+    from train.rl.critic import AsymmetricPolicy, HindsightObservation, MaskableAsymmetricPolicy
 
     activation = torch.nn.Tanh if config.activation == "tanh" else torch.nn.ReLU
     schedule = LinearSchedule(config.learning_rate, config.final_learning_rate, 1.0)
@@ -423,7 +423,7 @@ def make_model(config: Config, envs: RefinementVecEnv) -> BaseAlgorithm:
     return model
 
 
-# --- The policy, as agents.learned wants it --------------------------------------------------------
+# --- The policy, as agents.policies.learned wants it --------------------------------------------------------
 
 
 def _layers(model: Any) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
@@ -444,7 +444,7 @@ def _layers(model: Any) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 def policy_files(config: Config, model: BaseAlgorithm) -> PolicyFiles:
     """The policy of a model, as it is now."""
-    from train.sb3 import find_wrapper
+    from train.rl.envs import find_wrapper
 
     encoder = find_wrapper(model.get_env(), VectorEncodeObservation).encoder
     description = {
@@ -584,7 +584,7 @@ class _Average:
 
 
 def _begin_with_a_clone(config: Config, model: BaseAlgorithm) -> None:
-    from train.cloning import clone, demonstrate
+    from train.rl.cloning import clone, demonstrate
 
     low, high = config.snr_range
     demonstration = demonstrate(
@@ -618,9 +618,9 @@ def train(config: Config, on_rollout: Callable[[int], None] | None = None) -> Pa
     from stable_baselines3.common.callbacks import BaseCallback
     from tqdm import tqdm
 
-    from train.checkpoint import Checkpoints
-    from train.relative import RelativeReward
-    from train.sb3 import find_wrapper
+    from train.rl.checkpoint import Checkpoints
+    from train.rl.envs import find_wrapper
+    from train.rl.reward import RelativeReward
 
     torch.set_num_threads(config.threads)
     config.out.mkdir(parents=True, exist_ok=True)

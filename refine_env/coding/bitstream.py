@@ -255,8 +255,8 @@ class RefinementCodec:
 
     Both ends begin with the same noise. The server compresses against what the device holds; when the message is
     through, both ends decompress it, so they hold the same latent, bit for bit, and the one that
-    :class:`refine_env.simulator.EpisodeBatch` says the device holds. A message that does not get through changes
-    nothing at either end.
+    :class:`refine_env.dynamics.simulator.EpisodeBatch` says the device holds. A message that does not get through
+    changes nothing at either end.
 
     Args:
         coder: the refinement coder, for example ``config.make_coder()``.

@@ -16,9 +16,9 @@ from refine_env._validation import check_choice
 from refine_env.coding import kernels
 from refine_env.coding.entropy import coded_bytes, index_model, longest_code
 from refine_env.coding.lloyd_max import LOSSLESS_BITS, LloydMax, base_distortion
-from refine_env.distortion import RefinementModel, SecondMoments
 from refine_env.errors import BitstreamError, ConfigurationError
-from refine_env.schedule import NoiseSchedule
+from refine_env.model.distortion import RefinementModel, SecondMoments
+from refine_env.model.schedule import NoiseSchedule
 
 __all__ = [
     "CODERS",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine_env.config import SystemConfig
-from refine_env.simulator import EpisodeBatch, LatentSource
+from refine_env.dynamics.simulator import EpisodeBatch, LatentSource
 
 __all__ = ["EpisodeHistory", "Message"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refine_env.simulator import EpisodeBatch
+from refine_env.dynamics.simulator import EpisodeBatch
 
 __all__ = ["ansi_frame"]
 

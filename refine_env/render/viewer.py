@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refine_env.dynamics.simulator import NO_ACTION, EpisodeBatch
 from refine_env.render.decoder import Decoder, find_decoder
 from refine_env.render.frame import FramePainter, Pictures
 from refine_env.render.history import EpisodeHistory
 from refine_env.render.window import Window
-from refine_env.simulator import NO_ACTION, EpisodeBatch
 from refine_env.trajectories import TrajectoryCache
 
 __all__ = ["EpisodeViewer"]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from refine_env._validation import check_choice
 from refine_env.errors import CacheError, CacheFormatError
-from refine_env.schedule import NoiseSchedule
+from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories.files import REMEDY, open_file, parse_json, read_file, reason, shorten
 from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Span, sample_seed
 from refine_env.trajectories.statistics import ShardSummary, summarize, total_statistics

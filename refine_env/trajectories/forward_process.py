@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from refine_env.schedule import NoiseSchedule
+from refine_env.model.schedule import NoiseSchedule
 
 __all__ = ["clean_generator", "forward_process", "noise_generator"]
 

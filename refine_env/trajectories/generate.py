@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from refine_env._validation import check_integer, check_text
 from refine_env.errors import CacheError, ConfigurationError
-from refine_env.schedule import NoiseSchedule
+from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories.cache import TrajectoryCache
 from refine_env.trajectories.forward_process import clean_generator, forward_process, noise_generator
 from refine_env.trajectories.manifest import Recipe, Span, Trajectory, sample_seed

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine_env.errors import CacheFormatError, ConfigurationError
-from refine_env.schedule import NoiseSchedule, alphas_cumprod
+from refine_env.model.schedule import NoiseSchedule, alphas_cumprod
 from refine_env.trajectories.files import MAX_JSON_BYTES, REMEDY, check_json, parse_json, shorten
 
 __all__ = [

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from refine_env._validation import check_choice, check_finite, check_integer
 from refine_env.errors import ConfigurationError, ModelNotFoundError, import_extra
-from refine_env.schedule import NoiseSchedule
+from refine_env.model.schedule import NoiseSchedule
 
 __all__ = ["BUNDLED_MODEL", "LatentDecoder", "LatentSampler", "ModelNotFoundError"]
 

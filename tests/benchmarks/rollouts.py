@@ -31,7 +31,7 @@ def main(
     import refine_env
     from refine_env.wrappers import EncodeObservation
     from train.ppo import Config, parse_numbers
-    from train.sb3 import make_vec_env
+    from train.rl.envs import make_vec_env
 
     config = Config()
     num_envs, steps = config.num_envs, config.rollout_steps

@@ -12,7 +12,7 @@ import pytest
 
 import agents
 import refine_env
-from agents.dynamic_programming import Solution, independent_slots
+from agents.policies.dynamic_programming import Solution, independent_slots
 from refine_env import SystemConfig
 from refine_env.coding import LloydMax, kernels
 from refine_env.evaluation import Entry, roll_out_many

@@ -20,9 +20,9 @@ from refine_env import ConfigurationError, NoiseSchedule, SystemConfig, Trajecto
 from refine_env.coding import ClosedLoopCoder, ForwardCoder, LloydMax, Message, RefinementCodec, kernels
 from refine_env.coding.bitstream import HEADER_BYTES, latent_bytes, pack_indices, unpack_indices
 from refine_env.coding.refinement import rotation_orders
-from refine_env.distortion import RefinementModel, SecondMoments
+from refine_env.dynamics.simulator import EpisodeBatch
 from refine_env.errors import BitstreamError
-from refine_env.simulator import EpisodeBatch
+from refine_env.model.distortion import RefinementModel, SecondMoments
 from tests.coding import golden
 
 SCHEDULE = NoiseSchedule([1.0, 0.97, 0.85, 0.6, 0.3, 0.1, 0.01])

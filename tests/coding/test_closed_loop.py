@@ -12,8 +12,8 @@ from scipy import linalg, stats
 from refine_env import ConfigurationError, NoiseSchedule
 from refine_env.coding import ClosedLoopCoder, LloydMax, base_distortion, kernels, make_coder
 from refine_env.coding.refinement import rotation_orders
-from refine_env.distortion import RefinementModel, SecondMoments
-from refine_env.simulator import STATE_DTYPE
+from refine_env.dynamics.simulator import STATE_DTYPE
+from refine_env.model.distortion import RefinementModel, SecondMoments
 from tests.coding.test_refinement import SCHEDULE, forward_trajectory
 
 BIT_DEPTHS = (1, 3, 4, 8, 10, 12, 16)

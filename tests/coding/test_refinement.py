@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from refine_env import ConfigurationError, NoiseSchedule, SystemConfig
 from refine_env.coding import ForwardCoder, LloydMax, base_distortion, kernels, make_coder
-from refine_env.distortion import residual_variance
-from refine_env.simulator import STATE_DTYPE
+from refine_env.dynamics.simulator import STATE_DTYPE
+from refine_env.model.distortion import residual_variance
 
 SCHEDULE = NoiseSchedule.stable_diffusion()
 BIT_DEPTHS = (1, 3, 4, 8, 10, 12, 16)

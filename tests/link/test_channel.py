@@ -13,6 +13,8 @@ from scipy import special, stats
 import agents
 import refine_env
 from refine_env import ConfigurationError, LinkConfig, SystemConfig
+from refine_env.dynamics.process import DecisionProcess, draw_for_all
+from refine_env.dynamics.settings import EnvSettings
 from refine_env.link import (
     ChannelModel,
     draw_rates,
@@ -23,8 +25,6 @@ from refine_env.link import (
     total_power,
     waterfill,
 )
-from refine_env.process import DecisionProcess, draw_for_all
-from refine_env.settings import EnvSettings
 
 RICIAN = {"fading": "rician", "k_factor_db": 6.0}
 NAKAGAMI = {"fading": "nakagami", "nakagami_m": 2.0}

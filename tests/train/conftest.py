@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from train import emoji
-from train.emoji import Glyph
+from train.diffusion import emoji
+from train.diffusion.emoji import Glyph
 
 EXTRA = ("torch", "diffusers", "transformers", "accelerate", "fontTools", "PIL")
 BUNDLED = Path(__file__).parents[2] / "refine_env/models/emoji"

@@ -1,0 +1,238 @@
+"""The bound that no causal policy can beat: the best schedule for a channel that is known in advance.
+
+Along a fixed chain of deliveries the distortion at the deadline is affine in the coding error that the device starts
+with, so over all ways to go on the best one is concave in it: of the states with the same slot and device step only
+the one with the smallest and the one with the largest error can be on a best chain. Keeping these two, forward through
+the slots, is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from agents.base import Agent
+from refine_env import ConfigurationError, SystemConfig
+from refine_env._compiled import kernel
+from refine_env.coding import base_distortion
+
+__all__ = ["Clairvoyant"]
+
+_SMALLEST, _LARGEST = 0, 1
+
+
+@kernel
+def _fill_latencies(
+    rates: NDArray[np.float64], sizes: NDArray[np.float64], first_slot: int, latencies: NDArray[np.int64]
+) -> None:
+    """T_dl of every message begun in slot n, at [n, b]; 0 where it is not through by the deadline.
+
+    Added up as the simulator does, to the last bit.
+
+    Args:
+        rates: bits per slot (T_d,).
+        sizes: of the messages [bit] (|𝓑|,).
+        first_slot: to begin with.
+        latencies: (T_d + 2, |𝓑|).
+    """
+    deadline = rates.size
+    latencies[:] = 0
+    for n in range(first_slot, deadline + 1):
+        total = 0.0
+        for slot in range(n, deadline + 1):
+            total += rates[slot - 1]
+            for b in range(sizes.size):
+                if latencies[n, b] == 0 and total >= sizes[b]:
+                    latencies[n, b] = slot - n + 1
+
+
+@kernel
+def _put(
+    n: int,
+    p: int,
+    error: float,
+    origin: int,
+    which: int,
+    action: int,
+    errors: NDArray[np.float64],
+    reached: NDArray[np.int64],
+) -> None:
+    """Enter a state's way into slot n where it has the smallest or the largest error so far."""
+    for kind in range(2):
+        better = error < errors[n, p, kind] if kind == _SMALLEST else error > errors[n, p, kind]
+        if reached[n, p, kind, 0] == 0 or better:
+            errors[n, p, kind] = error
+            reached[n, p, kind, 0] = origin
+            reached[n, p, kind, 1] = which
+            reached[n, p, kind, 2] = action
+
+
+@kernel
+def _best_schedule(
+    rates: NDArray[np.float64],
+    uplink_bits: float,
+    sizes: NDArray[np.float64],
+    base: NDArray[np.float64],
+    innovation: NDArray[np.float64],
+    error_gain: NDArray[np.float64],
+    clean: NDArray[np.float64],
+    error_slope: NDArray[np.float64],
+    refreshes: bool,
+    schedule: NDArray[np.int64],
+) -> float:
+    """Fill in the actions of one episode (T_d + 2,) and return the distortion at the deadline that they end in."""
+    deadline, num_steps = rates.size, clean.size - 1
+    schedule[:] = 0
+    sent, uplink_slots = 0.0, 0
+    while sent < uplink_bits:
+        if uplink_slots == deadline:
+            return float(clean[num_steps])
+        sent += rates[uplink_slots]
+        uplink_slots += 1
+    first = min(uplink_slots + 1, deadline + 1)  # nothing is generated yet
+    latencies = np.empty((deadline + 2, sizes.size), dtype=np.int64)
+    _fill_latencies(rates, sizes, first, latencies)
+    errors = np.zeros((deadline + 2, num_steps + 1, 2))
+    # How each state is reached: the slot decided in, 0 for not at all, and there the step, which state, the action.
+    reached = np.zeros((deadline + 2, num_steps + 1, 2, 3), dtype=np.int64)
+    reached[first, num_steps, :, 0] = -1
+    for n in range(first, deadline + 1):
+        t = num_steps - min(num_steps, max(0, n - uplink_slots - 1))
+        for p in range(t, num_steps + 1):
+            for kind in range(2):
+                if reached[n, p, kind, 0] == 0 or (
+                    kind == _LARGEST and errors[n, p, _LARGEST] == errors[n, p, _SMALLEST]
+                ):
+                    continue
+                error = errors[n, p, kind]
+                which = kind * (num_steps + 1) + p
+                _put(n + 1, p, error, n, which, 0, errors, reached)
+                if t == num_steps or (t == p and not (refreshes and error > 0.0)):
+                    continue
+                variance = innovation[t, p] + error_gain[t, p] * error
+                for b in range(sizes.size):
+                    if latencies[n, b] > 0:
+                        _put(n + latencies[n, b], t, variance * base[b], n, which, b + 1, errors, reached)
+    best, end_step, end_kind = np.inf, num_steps, 0
+    for p in range(num_steps, -1, -1):
+        for kind in range(2):
+            if reached[deadline + 1, p, kind, 0] != 0:
+                value = clean[p] + error_slope[p] * errors[deadline + 1, p, kind]
+                if value < best:
+                    best, end_step, end_kind = value, p, kind
+    n, p, kind = deadline + 1, end_step, end_kind
+    while reached[n, p, kind, 0] > 0:
+        origin, which, action = reached[n, p, kind]
+        schedule[origin] = action
+        n, p, kind = origin, which % (num_steps + 1), which // (num_steps + 1)
+    return best
+
+
+@kernel
+def _best_schedules(
+    rates: NDArray[np.float64],
+    uplink_bits: float,
+    sizes: NDArray[np.float64],
+    base: NDArray[np.float64],
+    innovation: NDArray[np.float64],
+    error_gain: NDArray[np.float64],
+    clean: NDArray[np.float64],
+    error_slope: NDArray[np.float64],
+    refreshes: bool,
+    schedules: NDArray[np.int64],
+    values: NDArray[np.float64],
+) -> None:
+    """:func:`_best_schedule` of N episodes, with rates (N, T_d); fills schedules (N, T_d + 2) and values (N,)."""
+    for i in range(rates.shape[0]):
+        values[i] = _best_schedule(
+            rates[i],
+            uplink_bits,
+            sizes,
+            base,
+            innovation,
+            error_gain,
+            clean,
+            error_slope,
+            refreshes,
+            schedules[i],
+        )
+
+
+class Clairvoyant(Agent):
+    """The best schedule for the episode's channel, known in advance: a bound, not a policy.
+
+    Exact under the distortion recursion (:class:`refine_env.model.distortion.RefinementModel`): no causal policy on the
+    same coder, payload and 𝓑 ends with less expected distortion. It does not need the SNR.
+
+    Args:
+        config: the system.
+
+    Attributes:
+        needs_rates: :meth:`reset` has to be given the rates.
+        schedules: the action in every slot n, index n, (N, T_d + 2).
+        predicted_values: distortion at the deadline of every episode, in the model's sense (N,).
+    """
+
+    env_kwargs: ClassVar[Mapping[str, Any]] = {"coder": "closed_loop", "payload": "latent"}
+    plans_with_errors: ClassVar[bool] = True
+    needs_rates: ClassVar[bool] = True
+
+    def __init__(self, config: SystemConfig) -> None:
+        super().__init__(config, name="clairvoyant")
+        model = config.refinement_model
+        self._system = (
+            float(config.uplink_bits),
+            np.array(config.message_bits),
+            np.array([base_distortion(bits) for bits in config.bit_depths]),
+            model.innovation,
+            model.error_gain,
+            model.clean,
+            model.error_slope,
+            bool(config.make_coder().refreshes_held_step),
+        )
+        self.schedules = np.zeros((0, config.deadline + 2), dtype=np.int64)
+        self.predicted_values = np.zeros(0)
+
+    @property
+    def predicted_value(self) -> float:
+        """Mean of :attr:`predicted_values`."""
+        return float(self.predicted_values.mean())
+
+    def reset(self, num_envs: int = 1, rates: ArrayLike | None = None) -> None:
+        """Plan new episodes.
+
+        Args:
+            num_envs: N.
+            rates: bits that every slot of every episode will carry (N, T_d); needed.
+
+        Raises:
+            ConfigurationError: if the rates are missing or not of that form.
+        """
+        shape = (num_envs, self.config.deadline)
+        advice = "Give the bits per slot of every episode, for example those that the environment was reset with."
+        if rates is None:
+            raise ConfigurationError(f"`rates` must have shape {shape} for {self.name}, got None. {advice}")
+        try:
+            channel = np.ascontiguousarray(rates, dtype=np.float64)
+        except (TypeError, ValueError):
+            channel = np.empty(0)
+        if channel.shape != shape:
+            raise ConfigurationError(f"`rates` must have shape {shape} for {self.name}, got {channel.shape}. {advice}")
+        if not (np.isfinite(channel).all() and (channel >= 0.0).all()):
+            raise ConfigurationError(f"`rates` must be finite and >= 0, got a value that is not. {advice}")
+        self.schedules = np.zeros((num_envs, self.config.deadline + 2), dtype=np.int64)
+        self.predicted_values = np.empty(num_envs)
+        _best_schedules(channel, *self._system, self.schedules, self.predicted_values)
+
+    def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """What was planned for the slot."""
+        if len(self.schedules) != legal.size:
+            raise ConfigurationError(
+                f"`num_envs` must be {legal.size}, as many episodes as are played, got {len(self.schedules)}. "
+                "Call reset(num_envs, rates=...) first."
+            )
+        planned: NDArray[np.int64] = self.schedules[np.arange(legal.size), observation["slot"]]
+        return planned

@@ -1,0 +1,503 @@
+"""The optimal schedule by dynamic programming, for the modeled distortion and the exact law of the link.
+
+[K] calls the optimum intractable. Under the recursion that coding errors follow along a chain of deliveries
+(:class:`refine_env.model.distortion.RefinementModel`) and the law of the slots that a message takes it is not: in a
+slot n in which the channel is idle, the state is (n, t_p, e_p), t(n) being known once the uplink has ended. Backward
+induction gives the least expected distortion at the deadline.
+
+What the policy knows of the channel is one of a few levels of the current slot's rate: a single one for a policy that
+does not look at it, several where it does, and where the rate of a slot tells about the next ones they form a Markov
+chain. One recursion serves all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.base import Agent
+from refine_env import SystemConfig
+from refine_env._compiled import kernel
+from refine_env.coding import LOSSLESS_BITS, base_distortion
+from refine_env.link import RateChain, RateLaw
+
+__all__ = ["DynamicProgramming"]
+
+_SMALLEST_ERROR = 1e-12  # of the grid, relative to the largest; below, values are interpolated linearly down to 0
+_POINTS_PER_DECADE = 10
+_CURRENT_RATE_LEVELS = 24
+_RATES_PER_LEVEL = 4  # at which the law of a level's deliveries is averaged
+_CHAIN_LEVELS = 12
+_CHAIN_POINTS_PER_DECADE = 6  # where values depend on the level too
+_NEGLIGIBLE = 1e-12  # probability of a T_ul for which no table is made just to report the expected value
+_ROUNDING = 1e-6  # of the tables, kept in single precision; a relative gain below this is none: waiting is preferred
+
+
+class ChannelKnowledge(NamedTuple):
+    """What a policy knows of the channel, and what follows for its transmissions.
+
+    A level is what it sees of the current slot; a class is what the slots before tell about the next one.
+
+    Attributes:
+        edges: level i lies between edges[i − 1] (included) and edges[i] [bit/slot] (L − 1,).
+        mixing: probability of a slot's level (columns), given the class (rows) (C, L).
+        onward: probability of the next slot's class (columns), given a slot's level (rows) (L, C).
+        deliveries: P[T_dl = k, class of the slot after | level of the first slot] (|𝓑|, L, T_d + 1, C).
+        tail: P[T_dl > k | level of the first slot] (|𝓑|, L, T_d + 1).
+        uplink: P[T_ul = k, class of the slot after] (T_d + 1, C).
+    """
+
+    edges: NDArray[np.float64]
+    mixing: NDArray[np.float64]
+    onward: NDArray[np.float64]
+    deliveries: NDArray[np.float64]
+    tail: NDArray[np.float64]
+    uplink: NDArray[np.float64]
+
+
+def independent_slots(
+    law: RateLaw, config: SystemConfig, num_levels: int, *, rate_scale: float = 1.0
+) -> ChannelKnowledge:
+    """Of a link whose slots are independent: there is one class.
+
+    The law of a level's deliveries is averaged over the rates in it, so what is computed with it is exact for a policy
+    that sees just the level.
+
+    Args:
+        law: of a slot's rate.
+        config: the system.
+        num_levels: L; 1 does not look at the rate.
+        rate_scale: the rates are those of the law times this.
+    """
+    levels = law.quantize(num_levels)
+    sizes = config.message_bits[:, None] / rate_scale
+    if num_levels == 1:
+        tail = law.latency_tail(sizes, config.deadline)
+    else:
+        inner = law.quantize(num_levels * _RATES_PER_LEVEL)
+        tails = law.latency_tail(sizes, config.deadline, inner.rates)
+        shape = (len(config.bit_depths), num_levels, _RATES_PER_LEVEL, config.deadline + 1)
+        tail = tails.reshape(shape).mean(axis=2)
+    deliveries = np.zeros_like(tail)
+    deliveries[..., 1:] = tail[..., :-1] - tail[..., 1:]
+    return ChannelKnowledge(
+        levels.edges * rate_scale,
+        levels.probabilities[None, :] / levels.probabilities.sum(),
+        np.ones((num_levels, 1)),
+        deliveries[..., None],
+        tail,
+        law.latency_pmf(config.uplink_bits / rate_scale, config.deadline)[:, None],
+    )
+
+
+def chained_slots(chain: RateChain, config: SystemConfig) -> ChannelKnowledge:
+    """Of a link whose slots form a Markov chain of levels: the class of a slot is its level.
+
+    Args:
+        chain: of a slot's rate.
+        config: the system.
+    """
+    levels, deadline = chain.levels, config.deadline
+    deliveries = chain.latency_pmf(config.message_bits, deadline)
+    return ChannelKnowledge(
+        levels.edges,
+        np.eye(levels.rates.size),
+        np.ascontiguousarray(levels.transition),
+        deliveries,
+        np.maximum(0.0, 1.0 - np.cumsum(deliveries.sum(axis=-1), axis=-1)),
+        np.einsum("i,ikj->kj", levels.probabilities, chain.latency_pmf(config.uplink_bits, deadline)),
+    )
+
+
+class Recursion(NamedTuple):
+    """The recursion along deliveries, and the grid of coding errors on which values are tabulated.
+
+    Attributes:
+        innovation, error_gain, clean, error_slope: of :class:`refine_env.model.distortion.RefinementModel`.
+        base: D_base of every bit depth (|𝓑|,).
+        grid: coding errors, 0 and then evenly spaced logarithms (E,).
+        first_log: logarithm of ``grid[1]``.
+        points_per_log: of the grid.
+        refreshes: the held step may be sent again while it has an error.
+    """
+
+    innovation: NDArray[np.float64]
+    error_gain: NDArray[np.float64]
+    clean: NDArray[np.float64]
+    error_slope: NDArray[np.float64]
+    base: NDArray[np.float64]
+    grid: NDArray[np.float64]
+    first_log: float
+    points_per_log: float
+    refreshes: bool
+
+    @classmethod
+    def of(cls, config: SystemConfig, points_per_decade: int) -> Recursion:
+        """Of a system."""
+        model = config.refinement_model
+        base = np.array([base_distortion(bits) for bits in config.bit_depths])
+        largest = np.zeros(config.num_steps + 1)  # error that a delivery of each step can leave
+        for t in range(config.num_steps - 1, -1, -1):
+            held = slice(t + 1, None)
+            largest[t] = (model.innovation[t, held] + model.error_gain[t, held] * largest[held]).max() * base.max()
+        top = max(float(largest.max()), 1e-300)
+        count = int(-np.log10(_SMALLEST_ERROR) * points_per_decade) + 1
+        grid = np.append(0.0, np.geomspace(top * _SMALLEST_ERROR, top, count))
+        return cls(
+            model.innovation,
+            model.error_gain,
+            model.clean,
+            model.error_slope,
+            base,
+            grid,
+            float(np.log(grid[1])),
+            (count - 1) / float(np.log(grid[-1] / grid[1])),
+            bool(config.make_coder().refreshes_held_step),
+        )
+
+
+class Table(NamedTuple):
+    """Values of all states for one T_ul.
+
+    Attributes:
+        server_steps: t(n), index n = 0 … T_d + 1.
+        first_row: ``first_row[n] + t_p`` is the row of (n, t_p), t_p >= t(n), in ``values`` (T_d + 2,).
+        values: expected distortion at the deadline, before the slot's level is seen, (rows, C, E); slots after T_ul.
+        sent: what a transmission begun in slot n is worth by the error that it leaves, deliveries after the deadline
+            counted as nothing, (T_d + 2, |𝓑|, L, E).
+    """
+
+    server_steps: NDArray[np.int64]
+    first_row: NDArray[np.int64]
+    values: NDArray[np.float32]
+    sent: NDArray[np.float32]
+
+
+@kernel
+def _place(error: float, grid: NDArray[np.float64], first_log: float, points_per_log: float) -> tuple[int, float]:
+    """Index i and weight w with error = (1 − w) grid[i] + w grid[i+1]."""
+    i = 0
+    if error > grid[1]:
+        i = min(1 + int((np.log(error) - first_log) * points_per_log), grid.size - 2)
+    return i, (error - grid[i]) / (grid[i + 1] - grid[i])
+
+
+@kernel
+def _sending(
+    b: int,
+    variance: float,
+    held: float,
+    level: int,
+    slots_left: int,
+    recursion: Recursion,
+    sent: NDArray[Any],
+    tail: NDArray[np.float64],
+) -> float:
+    """What a transmission with the b-th bit depth is worth.
+
+    Args:
+        b: index of the bit depth.
+        variance: s² of its residual.
+        held: distortion at the deadline where it ends too late.
+        level: of the slot's rate.
+        slots_left: a transmission of so many slots ends in time.
+        recursion: the recursion.
+        sent: of the slot, (|𝓑|, L, E).
+        tail: of the knowledge of the channel.
+    """
+    i, w = _place(variance * recursion.base[b], recursion.grid, recursion.first_log, recursion.points_per_log)
+    in_time = (1.0 - w) * sent[b, level, i] + w * sent[b, level, i + 1]
+    return float(in_time + tail[b, level, slots_left] * held)
+
+
+@kernel
+def _solve(
+    server_steps: NDArray[np.int64],
+    first_row: NDArray[np.int64],
+    first_slot: int,
+    recursion: Recursion,
+    mixing: NDArray[np.float64],
+    onward: NDArray[np.float64],
+    deliveries: NDArray[np.float64],
+    tail: NDArray[np.float64],
+    values: NDArray[np.float64],
+    sent: NDArray[np.float64],
+) -> None:
+    """Backward induction over the slots; fills ``values`` and ``sent`` of a :class:`Table`."""
+    deadline, num_steps = server_steps.size - 2, recursion.clean.size - 1
+    classes, levels = mixing.shape
+    for n in range(deadline + 1, first_slot - 1, -1):
+        t = server_steps[n]
+        if n <= deadline and t < num_steps:
+            for b in range(recursion.base.size):
+                for k in range(1, deadline + 2 - n):
+                    row = values[first_row[n + k] + t]
+                    for level in range(levels):
+                        for c in range(classes):
+                            probability = deliveries[b, level, k, c]
+                            if probability > 0.0:
+                                for i in range(recursion.grid.size):
+                                    sent[n, b, level, i] += probability * row[c, i]
+        for p in range(t, num_steps + 1):
+            own = values[first_row[n] + p]
+            if n > deadline:
+                for i in range(recursion.grid.size):
+                    own[:, i] = recursion.clean[p] + recursion.error_slope[p] * recursion.grid[i]
+                continue
+            following = values[first_row[n + 1] + p]
+            for i in range(recursion.grid.size):
+                legal = t < num_steps and (t < p or (recursion.refreshes and i > 0))
+                held = recursion.clean[p] + recursion.error_slope[p] * recursion.grid[i]
+                variance = recursion.innovation[t, p] + recursion.error_gain[t, p] * recursion.grid[i]
+                for level in range(levels):
+                    best = 0.0
+                    for c in range(classes):
+                        best += onward[level, c] * following[c, i]
+                    if legal:
+                        for b in range(recursion.base.size):
+                            best = min(
+                                best, _sending(b, variance, held, level, deadline + 1 - n, recursion, sent[n], tail)
+                            )
+                    for c in range(classes):
+                        own[c, i] += mixing[c, level] * best
+
+
+@kernel
+def _fill_qualities(
+    slots: NDArray[np.int64],
+    device_steps: NDArray[np.int64],
+    errors: NDArray[np.float64],
+    levels: NDArray[np.int64],
+    legal: NDArray[np.bool_],
+    server_steps: NDArray[np.int64],
+    first_row: NDArray[np.int64],
+    values: NDArray[np.float32],
+    sent: NDArray[np.float32],
+    recursion: Recursion,
+    onward: NDArray[np.float64],
+    tail: NDArray[np.float64],
+    qualities: NDArray[np.float64],
+) -> None:
+    """What every action is worth in N states of one table, in slots 1 … T_d; fills ``qualities`` (N, 1 + |𝓑|)."""
+    deadline = server_steps.size - 2
+    for k in range(slots.size):
+        n, p, error, level = slots[k], device_steps[k], errors[k], levels[k]
+        t = server_steps[n]
+        i, w = _place(error, recursion.grid, recursion.first_log, recursion.points_per_log)
+        following = values[first_row[n + 1] + p]
+        qualities[k, 0] = 0.0
+        for c in range(following.shape[0]):
+            qualities[k, 0] += onward[level, c] * ((1.0 - w) * following[c, i] + w * following[c, i + 1])
+        qualities[k, 1:] = np.inf
+        if legal[k]:
+            held = recursion.clean[p] + recursion.error_slope[p] * error
+            variance = recursion.innovation[t, p] + recursion.error_gain[t, p] * error
+            for b in range(recursion.base.size):
+                qualities[k, b + 1] = _sending(b, variance, held, level, deadline + 1 - n, recursion, sent[n], tail)
+
+
+@dataclass(eq=False)
+class Solution:
+    """The optimal policy of one system, its tables made as they are needed.
+
+    Args:
+        config: the system, with a single SNR.
+        knowledge: of the channel.
+        points_per_decade: of the grid of coding errors.
+    """
+
+    config: SystemConfig
+    knowledge: ChannelKnowledge
+    points_per_decade: int = _POINTS_PER_DECADE
+    tables: dict[int, Table] = field(default_factory=dict)
+
+    @cached_property
+    def recursion(self) -> Recursion:
+        """The recursion along deliveries, and the grid."""
+        return Recursion.of(self.config, self.points_per_decade)
+
+    def table(self, uplink_slots: int) -> Table:
+        """Values of all states after an uplink of T_ul slots."""
+        if uplink_slots not in self.tables:
+            self.tables[uplink_slots] = self._solve(uplink_slots)
+        return self.tables[uplink_slots]
+
+    def _solve(self, uplink_slots: int) -> Table:
+        deadline, num_steps = self.config.deadline, self.config.num_steps
+        knowledge, recursion = self.knowledge, self.recursion
+        slots = np.arange(deadline + 2)
+        server_steps = num_steps - np.clip(slots - uplink_slots - 1, 0, num_steps)
+        first_slot = min(uplink_slots + 1, deadline + 1)
+        rows = np.where(slots < first_slot, 0, num_steps + 1 - server_steps)
+        first_row = np.cumsum(rows) - rows - server_steps
+        classes, levels = knowledge.mixing.shape
+        values = np.zeros((int(rows.sum()), classes, recursion.grid.size))
+        sent = np.zeros((deadline + 2, recursion.base.size, levels, recursion.grid.size))
+        _solve(
+            server_steps,
+            first_row,
+            first_slot,
+            recursion,
+            knowledge.mixing,
+            knowledge.onward,
+            knowledge.deliveries,
+            knowledge.tail,
+            values,
+            sent,
+        )
+        return Table(server_steps, first_row, values.astype(np.float32), sent.astype(np.float32))
+
+    def at_uplink_end(self, uplink_slots: int) -> NDArray[np.float64]:
+        """Expected distortion at the deadline when the uplink has taken T_ul slots, by class (C,)."""
+        table = self.table(uplink_slots)
+        row: NDArray[np.float32] = table.values[table.first_row[uplink_slots + 1] + self.config.num_steps]
+        return row[:, 0].astype(np.float64)
+
+    @cached_property
+    def predicted_value(self) -> float:
+        """Expected distortion at the deadline, over the law of T_ul; with nothing delivered where it never ends."""
+        uplink = self.knowledge.uplink
+        nothing = float(self.recursion.clean[-1])
+        value = nothing * max(0.0, 1.0 - float(uplink.sum()))
+        for slots in range(self.config.deadline + 1):
+            probability = float(uplink[slots].sum())
+            if probability > _NEGLIGIBLE:
+                late = slots + 2 > self.config.deadline
+                value += nothing * probability if late else float(uplink[slots] @ self.at_uplink_end(slots))
+        return value
+
+    def qualities(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """The least expected distortion at the deadline after each action, (N, 1 + |𝓑|); infinite where illegal.
+
+        Args:
+            observation: of N episodes in slots 1 … T_d after the uplink, the channel idle.
+            legal: whether TRANSMIT is (N,).
+        """
+        config, knowledge = self.config, self.knowledge
+        slots = observation["slot"]
+        errors = np.asarray(observation["device_error"], dtype=np.float64).reshape(-1)
+        levels = np.zeros(slots.size, dtype=np.int64)
+        if knowledge.edges.size:
+            rates = observation["channel_history"][:, -1].astype(np.float64) * config.latent_dim
+            levels = np.searchsorted(knowledge.edges, rates, side="right")
+        uplinks = self._uplink_slots(slots, observation["server_step"])
+        result = np.empty((slots.size, config.num_actions))
+        for uplink_slots in np.unique(uplinks).tolist():
+            own = np.flatnonzero(uplinks == uplink_slots)
+            part = np.empty((own.size, config.num_actions))
+            _fill_qualities(
+                slots[own],
+                observation["device_step"][own],
+                errors[own],
+                levels[own],
+                legal[own],
+                *self.table(uplink_slots),
+                self.recursion,
+                knowledge.onward,
+                knowledge.tail,
+                part,
+            )
+            result[own] = part
+        return result
+
+    def _uplink_slots(self, slots: NDArray[np.int64], server_steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """T_ul of each episode, which time and t(n) > 0 tell; with t(n) = 0 any will do for which it is 0."""
+        ended = slots - 1 - self.config.num_steps  # the largest T_ul with t(n) = 0
+        usual = int(self.knowledge.uplink.sum(axis=1).argmax())
+        return np.where(server_steps > 0, ended + server_steps, np.minimum(ended, max(1, usual)))
+
+
+@lru_cache(maxsize=48)
+def solution(config: SystemConfig, num_levels: int) -> Solution:
+    """The optimal policy of a system, kept in memory with its tables.
+
+    Args:
+        config: the system, with a single SNR.
+        num_levels: of the current slot's rate that the policy tells apart; 1 does not look at it.
+    """
+    if not config.link.channel.independent:
+        return Solution(config, chained_slots(config.rate_chain(_CHAIN_LEVELS), config), _CHAIN_POINTS_PER_DECADE)
+    return Solution(config, independent_slots(config.rate_law, config, num_levels))
+
+
+class DynamicProgramming(Agent):
+    """The least expected latent MSE at the deadline, by backward induction.
+
+    Optimal for the modeled distortion, this coder, payload and 𝓑, without pre-emption, among policies that do not use
+    the current slot's rate. Doing nothing, the last slots and transmissions that end after the deadline need no rules
+    of their own: they have values like everything else.
+
+    Args:
+        config: the system, with a single SNR.
+        current_rate: use the current slot's rate too.
+
+    Attributes:
+        solution: values and actions.
+
+    Raises:
+        ConfigurationError: if the configuration has an SNR range.
+    """
+
+    env_kwargs: ClassVar[Mapping[str, Any]] = {"coder": "closed_loop", "payload": "latent"}
+    plans_with_errors: ClassVar[bool] = True
+
+    def __init__(self, config: SystemConfig, *, current_rate: bool = False) -> None:
+        name = "dp-current-rate" if current_rate else "dp"
+        super().__init__(config, name=name)
+        config.single_snr_db(name)
+        self.solution = solution(config, _CURRENT_RATE_LEVELS if current_rate else 1)
+
+    @property
+    def predicted_value(self) -> float:
+        """Expected latent MSE at the deadline, in the model's sense."""
+        return self.solution.predicted_value
+
+    def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The actions of the least expected distortion."""
+        actions = np.zeros(legal.size, dtype=np.int64)
+        if legal.any():
+            actions[legal] = best_actions(self.solution.qualities(part_of(observation, legal), legal[legal]))
+        return actions
+
+    def value(self, observation: Mapping[str, Any]) -> NDArray[np.float64]:
+        """Expected latent MSE at the deadline, in the model's sense.
+
+        Args:
+            observation: of the single or of the vector environment.
+
+        Returns:
+            A scalar array, or (N,); NaN in slots in which the channel is busy, the uplink's too: what is under way is
+            not observed. At the start it is :attr:`predicted_value`.
+        """
+        single = np.ndim(observation["slot"]) == 0
+        batch = {key: np.asarray(value)[None] if single else value for key, value in observation.items()}
+        config, recursion = self.config, self.solution.recursion
+        server_steps, device_steps, bits = batch["server_step"], batch["device_step"], batch["device_bits"]
+        values = np.full(server_steps.size, np.nan)
+        ended = batch["slot"] > config.deadline
+        errors = np.asarray(batch["device_error"], dtype=np.float64).reshape(-1)
+        values[ended] = config.refinement_model.distortion(device_steps[ended], errors[ended])
+        idle = ~ended & (batch["remaining_bits"].reshape(-1) == 0.0)
+        refinable = recursion.refreshes & (bits > 0) & (bits < LOSSLESS_BITS) & (server_steps == device_steps)
+        legal = (server_steps < config.num_steps) & ((server_steps < device_steps) | refinable)
+        if idle.any():
+            values[idle] = self.solution.qualities(part_of(batch, idle), legal[idle]).min(axis=1)
+        return values[0] if single else values
+
+
+def best_actions(qualities: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The actions of the least expected distortion, (N, 1 + |𝓑|) to (N,); waiting where nothing is gained."""
+    shaded = qualities.copy()
+    shaded[:, 0] -= _ROUNDING * np.abs(shaded[:, 0])
+    actions: NDArray[np.int64] = shaded.argmin(axis=1)
+    return actions
+
+
+def part_of(observation: Mapping[str, NDArray[Any]], selected: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    """The observation of some of the episodes."""
+    return {key: value[selected] for key, value in observation.items()}

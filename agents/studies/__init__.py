@@ -1,0 +1,1 @@
+"""Studies: each plays or decodes what it needs, and makes tables; ``agents.figures`` draws them."""

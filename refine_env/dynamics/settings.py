@@ -1,0 +1,156 @@
+"""The keyword arguments of the environments, validated once, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+
+from refine_env._validation import check_choice, check_flag, check_integer, did_you_mean, shown
+from refine_env.coding import CODERS
+from refine_env.config import (
+    PAPER_BIT_DEPTHS,
+    PAPER_DEADLINE,
+    PAPER_LATENCY_QUANTILE,
+    PAYLOADS,
+    LinkConfig,
+    SystemConfig,
+)
+from refine_env.errors import ConfigurationError
+from refine_env.model.distortion import SecondMoments
+from refine_env.trajectories import SPLITS, TrajectoryCache
+
+__all__ = ["ILLEGAL_ACTIONS", "MOMENTS", "REWARDS", "EnvSettings"]
+
+MOMENTS = ("model", "measured")
+REWARDS = ("terminal", "improvement", "log")
+ILLEGAL_ACTIONS = ("wait", "raise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSettings:
+    """Arguments of the environments; see the table in :class:`refine_env.env.LatentRefinementEnv`.
+
+    All values are JSON, so an environment's spec can be written out and read back.
+
+    Raises:
+        ConfigurationError: if a value is out of range or does not fit the cache.
+        CacheError: if the cache is missing or damaged.
+    """
+
+    snr_db: float | Sequence[float] = 6.0
+    cache: str = "default"
+    split: str = "train"
+    deadline: int = PAPER_DEADLINE
+    bit_depths: Sequence[int] = PAPER_BIT_DEPTHS
+    latency_quantile: float = PAPER_LATENCY_QUANTILE
+    latency_model: str = "paper"
+    link: Mapping[str, Any] | None = None
+    latent_dim: int | None = None
+    coder: str = "forward"
+    payload: str = "latent"
+    rotation: bool = True
+    sent_scale: bool = True
+    same_step_refinement: bool = True
+    entropy_coding: bool = False
+    moments: str = "model"
+    reward: str = "terminal"
+    illegal_action: str = "wait"
+    history_length: int | None = None
+    decision_epochs: bool = False
+    render_decoder: str = "auto"
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> EnvSettings:
+        """The settings given by keyword.
+
+        Raises:
+            ConfigurationError: if a keyword is unknown.
+        """
+        known = [item.name for item in fields(cls)]
+        unknown = sorted(set(kwargs) - set(known))
+        if unknown:
+            of_link = {item.name: f"link={{'{item.name}': …}}" for item in fields(LinkConfig)}
+            of_others = {"max_episode_steps": "`deadline`"}
+            likely = did_you_mean(unknown, {**of_others, **of_link, **{name: f"`{name}`" for name in known}})
+            raise ConfigurationError(
+                f"Environment arguments must be among {', '.join(known)}, got {', '.join(unknown)}. "
+                f"{likely}Correct the spelling or leave it out."
+            )
+        return cls(**kwargs)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cache, PathLike):
+            object.__setattr__(self, "cache", fspath(self.cache))
+        if not isinstance(self.cache, str):
+            raise ConfigurationError(
+                f"`cache` must be a cache's name or folder, got {shown(self.cache)}. Give for example 'default'."
+            )
+        check_choice("split", self.split, SPLITS)
+        check_choice("coder", self.coder, CODERS)
+        check_choice("payload", self.payload, PAYLOADS)
+        check_choice("reward", self.reward, REWARDS)
+        check_choice("illegal_action", self.illegal_action, ILLEGAL_ACTIONS)
+        check_choice("moments", self.moments, MOMENTS)
+        check_flag("decision_epochs", self.decision_epochs)
+        if not isinstance(self.render_decoder, str) or not self.render_decoder:
+            raise ConfigurationError(
+                f"`render_decoder` must be 'auto', 'none' or a model, got {shown(self.render_decoder)}. "
+                "Give a model's folder or hub id, or 'none' to show no images."
+            )
+        if self.latent_dim is not None:
+            check_integer("latent_dim", self.latent_dim, 1, 2**62, advice="Give the cache's M, or leave it out.")
+        if self.history_length is not None:
+            check_integer(
+                "history_length",
+                self.history_length,
+                1,
+                100_000,
+                advice="Give a number of slots, or None for the deadline.",
+            )
+
+    def open_cache(self) -> TrajectoryCache:
+        """The trajectory cache, its structure checked."""
+        return TrajectoryCache.open(self.cache)
+
+    def config_for(self, cache: TrajectoryCache) -> SystemConfig:
+        """The system that these settings describe on that cache's schedule and latents.
+
+        Raises:
+            ConfigurationError: if ``latent_dim`` is not the cache's.
+        """
+        if self.latent_dim is not None and self.latent_dim != cache.latent_dim:
+            raise ConfigurationError(
+                f"`latent_dim` must be that of the cache, {cache.latent_dim}, got {self.latent_dim!r}. "
+                f"Leave it out, or choose a cache of that size (this one is {self.cache!r})."
+            )
+        return SystemConfig(
+            snr_db=self.snr_db,  # type: ignore[arg-type]  # a pair is checked and made a tuple there
+            latent_dim=cache.latent_dim,
+            schedule=cache.schedule,
+            bit_depths=self.bit_depths,  # type: ignore[arg-type]  # likewise
+            deadline=self.deadline,
+            latency_quantile=self.latency_quantile,
+            latency_model=self.latency_model,
+            link=LinkConfig.from_mapping(self.link),
+            coder=self.coder,
+            payload=self.payload,
+            rotation=self.rotation,
+            sent_scale=self.sent_scale,
+            same_step_refinement=self.same_step_refinement,
+            entropy_coding=self.entropy_coding,
+            second_moments=self._second_moments(cache),
+        )
+
+    def _second_moments(self, cache: TrajectoryCache) -> SecondMoments | None:
+        """What the closed-loop coder predicts with; None where the noise schedule says it."""
+        if self.coder != "closed_loop" or (self.payload == "latent" and self.moments == "model"):
+            return None
+        if self.payload == "latent":
+            return SecondMoments(cache.second_moments)
+        if self.moments == "model":
+            return SecondMoments.martingale(cache.mmse)
+        return SecondMoments(np.pad(cache.clean_second_moments, (0, 1)))  # y_T := 0

@@ -1,0 +1,1 @@
+"""Training of the bundled diffusion model, and its assessment."""
