@@ -63,12 +63,9 @@ def kernel(function: F) -> F:
     code is writable, it is compiled anew in every process. What is kept is used while no file that defines
     kernels has changed, so kernels may call kernels of other files.
     """
-    compiled: Any = numba.njit(
-        nogil=True,
-        error_model="numpy",
-        fastmath=False,
-        no_cfunc_wrapper=True,  # nobody calls a kernel from C
-    )(function)
+    # Nobody calls a kernel from C; a wrapper for that would be compiled for each.
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False, "no_cfunc_wrapper": True}
+    compiled: Any = numba.njit(**options)(function)
     with suppress(RuntimeError):  # no writable place for the cache
         compiled._cache = _KernelCache(function)
     return cast(F, compiled)
