@@ -29,7 +29,7 @@ def kernel(function: F) -> F:
         return cast(F, numba.njit(**options)(function))
 
 
-class _First(event.Listener):  # type: ignore[misc]
+class _First(event.Listener):
     """Calls a function at the first event, and never again."""
 
     def __init__(self, tell: Callable[[], None]) -> None:
