@@ -175,6 +175,7 @@ def lines(command: str) -> Iterator[list[str]]:
     for strange in ("--nowhere", f"--{_ESCAPE}", "--\udcff", _LONG):
         yield [*words, *base, strange]
     yield [*words, *base, *base[:1] * 3]
+    yield [*words, "--help"]
 
 
 def make_folder(folder: Path) -> None:
