@@ -102,11 +102,13 @@ class Config:
     algorithm: Annotated[
         Literal["maskable-ppo", "ppo", "dqn"], typer.Option(help="Learning algorithm; dqn is the off-policy check.")
     ] = "maskable-ppo"
-    seed: Annotated[int, typer.Option(help="Seed of weights, actions, minibatches and episodes.", min=0)] = 0
+    seed: Annotated[
+        int, typer.Option(help="Seed of weights, actions, minibatches and episodes.", min=0, max=2**32 - 1)
+    ] = 0
     total_steps: Annotated[int, typer.Option(help="Steps of the environment, over all copies.", min=1)] = 6_000_000
-    num_envs: Annotated[int, typer.Option(help="Copies of the environment.", min=1)] = 256
+    num_envs: Annotated[int, typer.Option(help="Copies of the environment.", min=1, max=65536)] = 256
     threads: Annotated[
-        int, typer.Option(help="Torch threads; a second one gains a tenth where its core is idle.", min=1)
+        int, typer.Option(help="Torch threads; a second one gains a tenth where its core is idle.", min=1, max=1024)
     ] = 1
 
     snr_db: Annotated[str, typer.Option(help="SNR in dB, or low,high to draw it for every episode; never shown.")] = (
@@ -153,8 +155,8 @@ class Config:
     activation: Annotated[Literal["tanh", "relu"], typer.Option(help="Activation of both.")] = "relu"
     learning_rate: Annotated[float, typer.Option(help="Learning rate at the start.")] = 1.3e-3
     final_learning_rate: Annotated[float, typer.Option(help="Learning rate at the end; linear in between.")] = 1e-5
-    rollout_steps: Annotated[int, typer.Option(help="Steps of every copy in a roll-out.", min=2)] = 64
-    batch_size: Annotated[int, typer.Option(help="Steps in a minibatch.", min=2)] = 1024
+    rollout_steps: Annotated[int, typer.Option(help="Steps of every copy in a roll-out.", min=2, max=1_000_000)] = 64
+    batch_size: Annotated[int, typer.Option(help="Steps in a minibatch.", min=2, max=100_000_000)] = 1024
     epochs: Annotated[int, typer.Option(help="Passes over a roll-out.", min=1)] = 8
     gamma: Annotated[float, typer.Option(help="Discount; 1 in an episode of fixed length.")] = 1.0
     gae_lambda: Annotated[float, typer.Option(help="λ of the generalized advantage estimate (not for dqn).")] = 0.95

@@ -213,8 +213,8 @@ def main(
     rival: Annotated[str, typer.Option(help="Policy that the score is relative to.")] = "dp",
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
     coder: Annotated[str, typer.Option(help="Refinement coder of the environment.")] = "closed_loop",
-    seed: Annotated[int, typer.Option(help="Seed of the sampler and of the trainings.", min=0)] = 0,
-    workers: Annotated[int, typer.Option(help="Processes, each with trials of its own.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the sampler and of the trainings.", min=0, max=2**32 - 1)] = 0,
+    workers: Annotated[int, typer.Option(help="Processes, each with trials of its own.", min=1, max=1024)] = 1,
 ) -> None:
     """Search options of the training, or go on with a study.
 
