@@ -206,10 +206,10 @@ def write_trials(out: Path, study: Any) -> None:
 @command
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/search"),
-    trials: Annotated[int, typer.Option(help="Trials that the study is to have.", min=1)] = 40,
-    total_steps: Annotated[int, typer.Option(help="Steps of every trial.", min=1)] = 2_000_000,
+    trials: Annotated[int, typer.Option(help="Trials that the study is to have.", min=1, max=10**6)] = 40,
+    total_steps: Annotated[int, typer.Option(help="Steps of every trial.", min=1, max=10**12)] = 2_000_000,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations.", min=1)] = 500_000,
-    eval_episodes: Annotated[int, typer.Option(help="Episodes of an evaluation, per SNR.", min=1)] = 1000,
+    eval_episodes: Annotated[int, typer.Option(help="Episodes of an evaluation, per SNR.", min=1, max=10**7)] = 1000,
     rival: Annotated[str, typer.Option(help="Policy that the score is relative to.")] = "dp",
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
     coder: Annotated[str, typer.Option(help="Refinement coder of the environment.")] = "closed_loop",
