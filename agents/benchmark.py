@@ -649,15 +649,17 @@ def insert_table(page: str, table: str) -> str:
 @command
 def main(
     rows: Annotated[str, typer.Option(help="Comma-separated rows.")] = ",".join(ROWS),
-    repetitions: Annotated[int, typer.Option(help="Of everything that is compared, in turns.")] = 5,
-    seconds: Annotated[float, typer.Option(help="That a loop of steps runs for at least.")] = 0.25,
+    repetitions: Annotated[int, typer.Option(help="Of everything that is compared, in turns.", max=10_000)] = 5,
+    seconds: Annotated[float, typer.Option(help="That a loop of steps runs for at least.", min=0, max=3600)] = 0.25,
     num_envs: Annotated[str, typer.Option(help="Sizes of the vector environment.")] = "1,4,16,64,256,1024",
     episodes: Annotated[int, typer.Option(help="Of every policy and SNR in fig3, and its cache's trajectories.")] = 500,
     workers: Annotated[int | None, typer.Option(help="Threads of fig3.", show_default="one a core")] = None,
     fig3_cache: Annotated[
         Path | None, typer.Option(help="Folder of fig3's cache, 1.7 GB, made once.", show_default="the user's cache")
     ] = None,
-    twin_episodes: Annotated[int, typer.Option(help="The twin's, of every policy, SNR and repetition.")] = 1,
+    twin_episodes: Annotated[
+        int, typer.Option(help="The twin's, of every policy, SNR and repetition.", max=10_000)
+    ] = 1,
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON, too.")] = None,
     page: Annotated[Path | None, typer.Option(help="Markdown page whose table is to be replaced, too.")] = None,
 ) -> None:

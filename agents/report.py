@@ -456,7 +456,7 @@ def _player_html(player: Mapping[str, Any]) -> list[str]:
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder with the tables of agents.evaluate.")] = Path("results/fig3a"),
     out: Annotated[Path | None, typer.Option(help="The file.", show_default="report.html beside the tables")] = None,
-    player_episodes: Annotated[int, typer.Option(help="Episodes in the player per policy and SNR.")] = 1,
+    player_episodes: Annotated[int, typer.Option(help="Episodes in the player per policy and SNR.", max=10_000)] = 1,
     images: Annotated[bool, typer.Option(help="Show what the device holds as an image, too.")] = False,
     model: Annotated[
         str | None, typer.Option(help="Hub id or folder of the cache's model.", show_default="as the cache says")

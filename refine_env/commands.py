@@ -83,9 +83,9 @@ def run(program: typer.Typer | Callable[..., Any], arguments: Sequence[str] | No
         with _exit_codes():
             for word in sys.argv[1:] if arguments is None else arguments:
                 check_text("arguments", word)
-            code = app(
-                args=None if arguments is None else list(arguments), prog_name=app.info.name, standalone_mode=False
-            )
+            # A single command is called what it was called with; typer has a placeholder for its name.
+            name = app.info.name if isinstance(app.info.name, str) else None
+            code = app(args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
     except typer.Exit as end:
         code = end.exit_code
     sys.exit(code or 0)

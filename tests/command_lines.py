@@ -20,6 +20,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import traceback
 import types
 import typing
@@ -32,7 +33,7 @@ import numpy as np
 import typer
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 60  # that one line may take
+SECONDS = 30  # that one line may take
 MEMORY = 12 << 30  # address space of the process; torch's libraries alone take some
 
 # A command line of each command that is right and soon done; options replace it one by one. `{out}` is new every time.
@@ -70,8 +71,8 @@ BASE = {
 ENDS = {
     "refine_env.receive": 3,
     "agents.send": 3,
-    "train.diffusion.assess": 2,
-    "train.ldm": 2,
+    "train.diffusion.assess": 3,
+    "train.ldm": 3,
     "train.rl.search": 2,
     "train.rl.study": 2,
 }
@@ -90,6 +91,7 @@ NUMBERS = [
     "1e308",
     "1e-320",
     "1e400",
+    "9007199254740992",
     "99999999999999999999",
     _DIGITS,
     "9" * 5000,
@@ -175,6 +177,7 @@ def lines(command: str) -> Iterator[list[str]]:
     for strange in ("--nowhere", f"--{_ESCAPE}", "--\udcff", _LONG):
         yield [*words, *base, strange]
     yield [*words, *base, *base[:1] * 3]
+    yield [*words, "--help"]
 
 
 def make_folder(folder: Path) -> None:
@@ -277,6 +280,7 @@ def main(command: str, folder: Path) -> None:
     signal.signal(signal.SIGALRM, stop)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.chdir(folder)
+    tempfile.tempdir = str(folder)
     everything = list(lines(command))
     forbid(folder)
     for number, arguments in enumerate(everything):

@@ -67,6 +67,7 @@ def test_no_command_line_ends_in_a_traceback(name: str, folder: Path, tmp_path: 
     assert len(results) == len(list(lines(name)))
     first = results[0]
     assert (first["code"], first["escaped"]) == (ENDS.get(name, 0), None), first  # else the others would say nothing
+    assert "Usage" in results[-1]["out"]
     assert [wrong for wrong in results if not is_well(wrong)] == []
 
 

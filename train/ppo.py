@@ -102,11 +102,15 @@ class Config:
     algorithm: Annotated[
         Literal["maskable-ppo", "ppo", "dqn"], typer.Option(help="Learning algorithm; dqn is the off-policy check.")
     ] = "maskable-ppo"
-    seed: Annotated[int, typer.Option(help="Seed of weights, actions, minibatches and episodes.", min=0)] = 0
-    total_steps: Annotated[int, typer.Option(help="Steps of the environment, over all copies.", min=1)] = 6_000_000
-    num_envs: Annotated[int, typer.Option(help="Copies of the environment.", min=1)] = 256
+    seed: Annotated[
+        int, typer.Option(help="Seed of weights, actions, minibatches and episodes.", min=0, max=2**32 - 1)
+    ] = 0
+    total_steps: Annotated[int, typer.Option(help="Steps of the environment, over all copies.", min=1, max=10**12)] = (
+        6_000_000
+    )
+    num_envs: Annotated[int, typer.Option(help="Copies of the environment.", min=1, max=65536)] = 256
     threads: Annotated[
-        int, typer.Option(help="Torch threads; a second one gains a tenth where its core is idle.", min=1)
+        int, typer.Option(help="Torch threads; a second one gains a tenth where its core is idle.", min=1, max=1024)
     ] = 1
 
     snr_db: Annotated[str, typer.Option(help="SNR in dB, or low,high to draw it for every episode; never shown.")] = (
@@ -153,9 +157,9 @@ class Config:
     activation: Annotated[Literal["tanh", "relu"], typer.Option(help="Activation of both.")] = "relu"
     learning_rate: Annotated[float, typer.Option(help="Learning rate at the start.")] = 1.3e-3
     final_learning_rate: Annotated[float, typer.Option(help="Learning rate at the end; linear in between.")] = 1e-5
-    rollout_steps: Annotated[int, typer.Option(help="Steps of every copy in a roll-out.", min=2)] = 64
-    batch_size: Annotated[int, typer.Option(help="Steps in a minibatch.", min=2)] = 1024
-    epochs: Annotated[int, typer.Option(help="Passes over a roll-out.", min=1)] = 8
+    rollout_steps: Annotated[int, typer.Option(help="Steps of every copy in a roll-out.", min=2, max=1_000_000)] = 64
+    batch_size: Annotated[int, typer.Option(help="Steps in a minibatch.", min=2, max=100_000_000)] = 1024
+    epochs: Annotated[int, typer.Option(help="Passes over a roll-out.", min=1, max=10_000)] = 8
     gamma: Annotated[float, typer.Option(help="Discount; 1 in an episode of fixed length.")] = 1.0
     gae_lambda: Annotated[float, typer.Option(help="λ of the generalized advantage estimate (not for dqn).")] = 0.95
     clip_range: Annotated[float, typer.Option(help="PPO's clipping of the probability ratio (not for dqn).")] = 0.2
@@ -165,9 +169,9 @@ class Config:
     clone: Annotated[
         str, typer.Option(help="Agent that the actor imitates before the training; empty: from scratch (not for dqn).")
     ] = ""
-    clone_decisions: Annotated[int, typer.Option(help="Decisions of that agent to imitate (with clone).", min=1)] = (
-        100_000
-    )
+    clone_decisions: Annotated[
+        int, typer.Option(help="Decisions of that agent to imitate (with clone).", min=1, max=10**8)
+    ] = 100_000
     entropy: Annotated[float, typer.Option(help="Weight of the entropy at the start (not for dqn).")] = 0.04
     final_entropy: Annotated[
         float, typer.Option(help="Weight of the entropy at the end; geometric in between (not for dqn).")
@@ -182,8 +186,10 @@ class Config:
 
     checkpoint_every: Annotated[int, typer.Option(help="Seconds between checkpoints.", min=0)] = 60
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: at the end alone.", min=0)] = 1_000_000
-    eval_episodes: Annotated[int, typer.Option(help="Episodes of an evaluation, per SNR.", min=1)] = 256
-    test_episodes: Annotated[int, typer.Option(help="Episodes of the last one, on the test split.", min=1)] = 1000
+    eval_episodes: Annotated[int, typer.Option(help="Episodes of an evaluation, per SNR.", min=1, max=10**7)] = 256
+    test_episodes: Annotated[
+        int, typer.Option(help="Episodes of the last one, on the test split.", min=1, max=10**7)
+    ] = 1000
     eval_seed: Annotated[int, typer.Option(help="Seed of the evaluations.", min=0)] = 0
     eval_snr_db: Annotated[
         str, typer.Option(help="SNRs in dB of the evaluations; empty: the one SNR, or every 3 dB of the range.")

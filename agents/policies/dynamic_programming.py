@@ -5,6 +5,12 @@
 slot n in which the channel is idle, the state is (n, t_p, e_p), t(n) being known once the uplink has ended. Backward
 induction gives the least expected distortion at the deadline.
 
+Values are tabulated over e_p at ten points a decade, down to 1e-12 of the largest error, and interpolated linearly.
+They are concave, piecewise linear functions of e_p, so that interpolation is exact but where the best action changes
+between two points, and never too high; there it is too low by at most (√r − 1)/(√r + 1) = 5.7 %, r = 10^(1/10), where
+values rise with e_p. Over thousands of small systems, against a recursion without tables, the value at the start was
+never off by more than 0.05 %.
+
 What the policy knows of the channel is one of a few levels of the current slot's rate: a single one for a policy that
 does not look at it, several where it does, and where the rate of a slot tells about the next ones they form a Markov
 chain. One recursion serves all three.
@@ -12,6 +18,7 @@ chain. One recursion serves all three.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -31,11 +38,11 @@ __all__ = ["DynamicProgramming"]
 _SMALLEST_ERROR = 1e-12  # of the grid, relative to the largest; below, values are interpolated linearly down to 0
 _POINTS_PER_DECADE = 10
 _CURRENT_RATE_LEVELS = 24
-_RATES_PER_LEVEL = 4  # at which the law of a level's deliveries is averaged
+_RATES_PER_STD, _MOST_RATES = 32, 4096  # of the first slot, over which the law of a level's deliveries is averaged
 _CHAIN_LEVELS = 12
 _CHAIN_POINTS_PER_DECADE = 6  # where values depend on the level too
 _NEGLIGIBLE = 1e-12  # probability of a T_ul for which no table is made just to report the expected value
-_ROUNDING = 1e-6  # of the tables, kept in single precision; a relative gain below this is none: waiting is preferred
+_ROUNDING = 1e-6  # a relative gain below this is none: waiting is preferred
 
 
 class ChannelKnowledge(NamedTuple):
@@ -66,7 +73,7 @@ def independent_slots(
     """Of a link whose slots are independent: there is one class.
 
     The law of a level's deliveries is averaged over the rates in it, so what is computed with it is exact for a policy
-    that sees just the level.
+    that sees just the level, and the levels' average is the law of a policy that sees none.
 
     Args:
         law: of a slot's rate.
@@ -79,10 +86,16 @@ def independent_slots(
     if num_levels == 1:
         tail = law.latency_tail(sizes, config.deadline)
     else:
-        inner = law.quantize(num_levels * _RATES_PER_LEVEL)
-        tails = law.latency_tail(sizes, config.deadline, inner.rates)
-        shape = (len(config.bit_depths), num_levels, _RATES_PER_LEVEL, config.deadline + 1)
-        tail = tails.reshape(shape).mean(axis=2)
+        first, last = law.grid[[0, -1]]
+        parts = min(_MOST_RATES, math.ceil(_RATES_PER_STD * (last - first) / max(law.std, 1e-300)))
+        # No part of the rates lies in two levels, or is enough for a message and not.
+        edges = np.unique(np.concatenate([np.linspace(first, last, parts + 1), levels.edges, sizes.ravel()]))
+        masses, rates = law.split(edges)
+        likely = masses > 0.0
+        shares = masses[likely, None]
+        starts = np.searchsorted(rates[likely], np.append(-np.inf, levels.edges))
+        tails = law.latency_tail(sizes, config.deadline, rates[likely])
+        tail = np.add.reduceat(tails * shares, starts, axis=1) / np.add.reduceat(shares, starts, axis=0)
     deliveries = np.zeros_like(tail)
     deliveries[..., 1:] = tail[..., :-1] - tail[..., 1:]
     return ChannelKnowledge(
@@ -174,8 +187,8 @@ class Table(NamedTuple):
 
     server_steps: NDArray[np.int64]
     first_row: NDArray[np.int64]
-    values: NDArray[np.float32]
-    sent: NDArray[np.float32]
+    values: NDArray[np.float64]
+    sent: NDArray[np.float64]
 
 
 @kernel
@@ -276,8 +289,8 @@ def _fill_qualities(
     legal: NDArray[np.bool_],
     server_steps: NDArray[np.int64],
     first_row: NDArray[np.int64],
-    values: NDArray[np.float32],
-    sent: NDArray[np.float32],
+    values: NDArray[np.float64],
+    sent: NDArray[np.float64],
     recursion: Recursion,
     onward: NDArray[np.float64],
     tail: NDArray[np.float64],
@@ -350,13 +363,13 @@ class Solution:
             values,
             sent,
         )
-        return Table(server_steps, first_row, values.astype(np.float32), sent.astype(np.float32))
+        return Table(server_steps, first_row, values, sent)
 
     def at_uplink_end(self, uplink_slots: int) -> NDArray[np.float64]:
         """Expected distortion at the deadline when the uplink has taken T_ul slots, by class (C,)."""
         table = self.table(uplink_slots)
-        row: NDArray[np.float32] = table.values[table.first_row[uplink_slots + 1] + self.config.num_steps]
-        return row[:, 0].astype(np.float64)
+        row: NDArray[np.float64] = table.values[table.first_row[uplink_slots + 1] + self.config.num_steps]
+        return row[:, 0]
 
     @cached_property
     def predicted_value(self) -> float:

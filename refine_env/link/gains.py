@@ -120,12 +120,13 @@ class NakagamiGains:
 @lru_cache(maxsize=64)
 def gain_support(law: GainLaw) -> tuple[float, float]:
     """Gains below and above which there is less than rounding: P[g < low] <= 1e-17, P[g <= high] = 1."""
+    certain = min(1.0, law.probability_below(1e6))  # in some versions of SciPy a Rician law ends just below 1
     step = 1.05
     while True:
         low, high = 1.0, 1.0
         while law.probability_below(low) > 1e-17:
             low /= step
-        while law.probability_below(high) < 1.0:
+        while law.probability_below(high) < certain:
             high *= step
         if high > low * step**20:
             return low, step * high

@@ -123,7 +123,13 @@ class NoiseSchedule:
                 f"`scheduler` must have `alphas_cumprod`, got {name}. Use a discrete-time "
                 "scheduler such as DDPMScheduler (the paper's) or DDIMScheduler."
             )
-        scheduler.set_timesteps(num_steps)
+        try:
+            scheduler.set_timesteps(num_steps)
+        except ValueError:  # diffusers' own limit, in sentences of its own
+            limit = getattr(getattr(scheduler, "config", None), "num_train_timesteps", "unknown")
+            raise ConfigurationError(
+                f"`num_steps` must be a number of timesteps that {name} has, of {limit}, got {num_steps}. [K] takes 50."
+            ) from None
         timesteps = [int(tau) for tau in scheduler.timesteps]
         if len(timesteps) != num_steps or any(a <= b for a, b in itertools.pairwise(timesteps)):
             raise ConfigurationError(

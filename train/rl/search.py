@@ -206,15 +206,15 @@ def write_trials(out: Path, study: Any) -> None:
 @command
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("runs/search"),
-    trials: Annotated[int, typer.Option(help="Trials that the study is to have.", min=1)] = 40,
-    total_steps: Annotated[int, typer.Option(help="Steps of every trial.", min=1)] = 2_000_000,
+    trials: Annotated[int, typer.Option(help="Trials that the study is to have.", min=1, max=10**6)] = 40,
+    total_steps: Annotated[int, typer.Option(help="Steps of every trial.", min=1, max=10**12)] = 2_000_000,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations.", min=1)] = 500_000,
-    eval_episodes: Annotated[int, typer.Option(help="Episodes of an evaluation, per SNR.", min=1)] = 1000,
+    eval_episodes: Annotated[int, typer.Option(help="Episodes of an evaluation, per SNR.", min=1, max=10**7)] = 1000,
     rival: Annotated[str, typer.Option(help="Policy that the score is relative to.")] = "dp",
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
     coder: Annotated[str, typer.Option(help="Refinement coder of the environment.")] = "closed_loop",
-    seed: Annotated[int, typer.Option(help="Seed of the sampler and of the trainings.", min=0)] = 0,
-    workers: Annotated[int, typer.Option(help="Processes, each with trials of its own.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the sampler and of the trainings.", min=0, max=2**32 - 1)] = 0,
+    workers: Annotated[int, typer.Option(help="Processes, each with trials of its own.", min=1, max=1024)] = 1,
 ) -> None:
     """Search options of the training, or go on with a study.
 

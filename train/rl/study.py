@@ -397,11 +397,15 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("results/learning"),
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/study"),
     variants: Annotated[str, typer.Option(help="Comma-separated variants; 'all' for all of them.")] = "maskable-ppo",
-    seeds: Annotated[int, typer.Option(help="Seeds of every variant; 0: train nothing.", min=0)] = 5,
-    total_steps: Annotated[int, typer.Option(help="Steps of every run; 0: the default of train.ppo.", min=0)] = 0,
-    test_episodes: Annotated[int, typer.Option(help="Episodes of the evaluation on the test split.", min=1)] = 4000,
+    seeds: Annotated[int, typer.Option(help="Seeds of every variant; 0: train nothing.", min=0, max=1_000_000)] = 5,
+    total_steps: Annotated[
+        int, typer.Option(help="Steps of every run; 0: the default of train.ppo.", min=0, max=10**12)
+    ] = 0,
+    test_episodes: Annotated[
+        int, typer.Option(help="Episodes of the evaluation on the test split.", min=1, max=10**7)
+    ] = 4000,
     eval_seed: Annotated[int, typer.Option(help="Seed of the evaluations.", min=0)] = 1,
-    workers: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Trainings at a time.", min=1, max=1024)] = 1,
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
 ) -> None:
     """Train the variants that are not trained yet, and write tables and figures.

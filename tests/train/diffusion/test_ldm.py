@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refine_env.errors import MissingExtraError
 from tests.train.conftest import EXTRA, synthetic_glyphs, tiny
 from train.diffusion import emoji
 from train.diffusion.emoji import Glyph
@@ -453,7 +454,7 @@ def test_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setitem(sys.modules, "fontTools", None)
     monkeypatch.setattr(ldm, "EXTRA", ("fontTools",))
-    with pytest.raises(ldm.MissingExtraError, match=re.escape("Install the extra: pip install 'refine-env[ldm]'")):
+    with pytest.raises(MissingExtraError, match=re.escape("Install the extra: pip install 'refine-env[ldm]'")):
         ldm.require_extra()
 
 
