@@ -60,10 +60,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "benchmark": {"", "evaluate"},
     },
     "train": {
-        "rl": {"ppo"},
-        "ppo": {"rl"},
-        "diffusion": {"ldm"},
-        "ldm": {"diffusion"},
+        "options": set(),
+        "rl": {"options"},
+        "ppo": {"options", "rl"},
+        "diffusion": {"options"},
+        "ldm": {"diffusion", "options"},
     },
 }
 # What imports what of another package: policies see descriptions and models, never the simulator or a cache.
@@ -147,6 +148,8 @@ def test_imports_point_upstream() -> None:
         ("agents/policies/fixed.py", "import agents.studies", "policies must not import studies of agents"),
         ("agents/studies/ladder.py", "from agents import figures", "studies must not import figures of agents"),
         ("train/rl/envs.py", "from train.diffusion import emoji", "rl must not import diffusion of train"),
+        ("train/rl/study.py", "from train import ppo", "rl must not import ppo of train"),
+        ("train/diffusion/assess.py", "from train import ldm", "diffusion must not import ldm of train"),
     ],
 )
 def test_a_wrong_import_is_seen(tmp_path: Path, file: str, line: str, complaint: str) -> None:

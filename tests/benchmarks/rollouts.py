@@ -30,7 +30,8 @@ def main(
 
     import refine_env
     from refine_env.wrappers import EncodeObservation
-    from train.ppo import Config, parse_numbers
+    from train.options import parse_numbers
+    from train.rl.config import Config
     from train.rl.envs import make_vec_env
 
     config = Config()

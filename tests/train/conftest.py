@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from train.diffusion import emoji
+from train.diffusion.config import EXTRA, Config
 from train.diffusion.emoji import Glyph
 
-EXTRA = ("torch", "diffusers", "transformers", "accelerate", "fontTools", "PIL")
 BUNDLED = Path(__file__).parents[2] / "refine_env/models/emoji"
 
 
@@ -29,16 +30,15 @@ def font_glyphs(font: Path) -> list[Glyph]:
 
 
 @pytest.fixture
-def ldm():
+def ldm() -> Iterator[None]:
+    """The ldm extra is installed, and torch works with one thread."""
     for module in EXTRA:
         pytest.importorskip(module, reason="the ldm extra is not installed")
     import torch
 
-    from train import ldm
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield ldm
+    yield
     torch.set_num_threads(threads)
 
 
@@ -57,7 +57,7 @@ def synthetic_glyphs() -> list[Glyph]:
     return glyphs
 
 
-def tiny(ldm, folder: Path, **changes):
+def tiny(folder: Path, **changes) -> Config:
     options = {
         "out": folder / "model",
         "work": folder / "work",
@@ -82,7 +82,7 @@ def tiny(ldm, folder: Path, **changes):
         "text_heads": 2,
         "text_length": 8,
     }
-    return ldm.Config(**{**options, **changes})
+    return Config(**{**options, **changes})
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ Unicode group. It writes
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,9 +26,21 @@ import typer
 
 from refine_env.commands import command, run
 from refine_env.errors import ConfigurationError
-from train import ldm
+from refine_env.evaluation import write_atomically, write_table
 from train.diffusion import emoji
+from train.diffusion.config import (
+    EXTRA,
+    LATENT_CHANNELS,
+    MODEL,
+    PROMPTS,
+    SHEET,
+    DeviceOption,
+    FontOption,
+    GroupsOption,
+    SheetOption,
+)
 from train.diffusion.groups import Groups, chance, find_emoji_test, match_rate, nearest, read_groups
+from train.options import require_extra, show_log
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -42,7 +53,9 @@ GUIDANCE_SCALE = 2.0  # of the default cache, hence of the table and the sheet
 STEPS = 50
 SPACES = ("pixels", "latents")
 PARTS = {"train": "train", "held_out": "held-out"}
-TABLE_COLUMNS = ("part", "prompt", "group", *(f"{what}_{space}" for space in SPACES for what in ("nearest", "group")))
+TABLE_COLUMNS = dict.fromkeys(
+    ("part", "prompt", "group", *(f"{what}_{space}" for space in SPACES for what in ("nearest", "group"))), str
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +69,8 @@ class Part:
 def sources(font: Path | None, emoji_test: Path | None) -> tuple[list[emoji.Glyph], Groups]:
     """Return the glyphs of the font and Unicode's groups.
 
-    Raises
-    ------
-    FileNotFoundError
-        If one of the files is not there.
+    Raises:
+        FileNotFoundError: if one of the files is not there.
     """
     font, emoji_test = emoji.find_font(font), find_emoji_test(emoji_test)
     return emoji.read_glyphs(font), read_groups(emoji_test)
@@ -70,10 +81,8 @@ def read_parts(model: Path, prompts: Path, glyphs: Sequence[emoji.Glyph]) -> tup
 
     Of a train prompt all train glyphs are candidates, of a held-out one all glyphs.
 
-    Raises
-    ------
-    ConfigurationError
-        If a prompt is not one of the glyphs': the model belongs to another version of the font.
+    Raises:
+        ConfigurationError: if a prompt is not one of the glyphs': the model belongs to another version of the font.
     """
     by_prompt = {glyph.prompt: glyph for glyph in glyphs}
 
@@ -99,8 +108,11 @@ def embeddings(vae: AutoencoderKL, images: NDArray[np.uint8], device: str) -> ND
     """Return the scaled mean latents of images, (N, 4, S, S): where x_0 lies for them."""
     import torch
 
-    means = ldm.latent_moments(vae, torch.from_numpy(images), device)[0] * vae.config.scaling_factor
-    return means.cpu().numpy()
+    from train.diffusion.vae import latent_moments
+
+    means = latent_moments(vae, torch.from_numpy(images), device)[0] * vae.config.scaling_factor
+    latents: NDArray[np.float32] = means.cpu().numpy()
+    return latents
 
 
 def rounded(value: float) -> float:
@@ -108,7 +120,7 @@ def rounded(value: float) -> float:
     return round(value, 4)
 
 
-def evaluate(
+def assess(
     model: Path,
     prompts: Path,
     sheet: Path,
@@ -119,42 +131,40 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a saved model; write its table, figures, card and sheet. Returns the figures.
 
-    Parameters
-    ----------
-    model
-        The model folder.
-    prompts
-        File of prompts, one a line, of train and held-out glyphs; sample k has the seed of sample k of a cache.
-    sheet
-        The picture of the samples.
-    glyphs
-        The font's glyphs.
-    groups
-        Their groups.
-    device
-        Torch device.
-    steps
-        Sampling steps.
+    Args:
+        model: the model folder.
+        prompts: file of prompts, one a line, of train and held-out glyphs; sample k has the seed of sample k of a
+            cache.
+        sheet: the picture of the samples.
+        glyphs: the font's glyphs.
+        groups: their groups.
+        device: torch device.
+        steps: sampling steps.
 
-    Raises
-    ------
-    ConfigurationError
-        If a prompt is not one of the glyphs'.
+    Raises:
+        ConfigurationError: if a prompt is not one of the glyphs'.
     """
     import torch
+
+    from train.diffusion.pipeline import load_pipeline, sample
+    from train.diffusion.vae import psnr_db
 
     train, parts = read_parts(model, prompts, glyphs)
     known = {glyph.prompt for glyph in train}
     held = [glyph for glyph in parts["held_out"].candidates if glyph.prompt not in known]
-    pipeline = ldm.load_pipeline(model, device)
+    pipeline = load_pipeline(model, device)
     vae = pipeline.vae.eval()
     images = emoji.pixels([*train, *held], vae.config.sample_size)
-    offered = {"pixels": images, "latents": embeddings(vae, images, device)}
+    offered: dict[str, NDArray[Any]] = {"pixels": images, "latents": embeddings(vae, images, device)}
+    property_of: dict[str, Callable[[emoji.Glyph], str]] = {
+        "group_match": groups.of,
+        "family_match": lambda glyph: glyph.family,
+    }
     wanted = prompts.read_text(encoding="utf-8").splitlines()
     figures: dict[str, Any] = {
         "psnr_db": {
-            "train": rounded(ldm.psnr_db(vae, torch.from_numpy(images[: len(train)]), device)),
-            "held_out": rounded(ldm.psnr_db(vae, torch.from_numpy(images[len(train) :]), device)),
+            "train": rounded(psnr_db(vae, torch.from_numpy(images[: len(train)]), device)),
+            "held_out": rounded(psnr_db(vae, torch.from_numpy(images[len(train) :]), device)),
         },
         "guidance_scale": GUIDANCE_SCALE,
         "steps": steps,
@@ -174,16 +184,18 @@ def evaluate(
     }
     rows: list[dict[str, str]] = []
     for scale in GUIDANCE_SCALES:
-        pictures, latents = ldm.sample(pipeline, wanted, scale, steps)
+        pictures, latents = sample(pipeline, wanted, scale, steps)
         figures["mean_square"][str(scale)] = rounded(float((latents.astype(np.float64) ** 2).mean()))
-        for kind in ("group_match", "family_match"):
+        for kind in property_of:
             figures[kind][str(scale)] = {name: {} for name in parts}
         for name, part in parts.items():
             numbers = [wanted.index(glyph.prompt) for glyph in part.glyphs]
             table = [{"part": name, "prompt": glyph.prompt, "group": groups.of(glyph)} for glyph in part.glyphs]
-            for space, samples in (("pixels", pictures), ("latents", latents)):
-                found = [part.candidates[k] for k in nearest(samples[numbers], offered[space][: len(part.candidates)])]
-                for kind, of in (("group_match", groups.of), ("family_match", lambda glyph: glyph.family)):
+            sampled: dict[str, NDArray[Any]] = {"pixels": pictures, "latents": latents}
+            for space in SPACES:
+                offered_here = offered[space][: len(part.candidates)]
+                found = [part.candidates[k] for k in nearest(sampled[space][numbers], offered_here)]
+                for kind, of in property_of.items():
                     figures[kind][str(scale)][name][space] = rounded(
                         match_rate([of(glyph) for glyph in found], [of(glyph) for glyph in part.glyphs])
                     )
@@ -202,19 +214,16 @@ def evaluate(
             scale,
             ", ".join(
                 f"{name} {kind} {space} {rate:.3f}"
-                for kind in ("group_match", "family_match")
+                for kind in property_of
                 for name, rates in figures[kind][str(scale)].items()
                 for space, rate in rates.items()
             ),
         )
-    with (model / "groups.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, TABLE_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(model / "groups.csv", rows, TABLE_COLUMNS)
     metrics = json.loads((model / "metrics.json").read_text(encoding="utf-8"))
     metrics["evaluation"] = figures
-    (model / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    (model / "README.md").write_text(model_card(metrics), encoding="utf-8")
+    write_atomically(model / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_atomically(model / "README.md", model_card(metrics))
     return figures
 
 
@@ -268,7 +277,7 @@ def draw_sheet(path: Path, blocks: dict[str, list[tuple[str, NDArray[np.uint8]]]
     image.quantize(256).save(path, optimize=True)  # a quarter of the bytes, and no visible difference
 
 
-def wrapped(text: str, fits: Any) -> list[str]:
+def wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:
     """Break a text at blanks into lines that fit; a word that does not fit has a line to itself."""
     lines: list[str] = []
     for word in text.split():
@@ -280,6 +289,10 @@ def wrapped(text: str, fits: Any) -> list[str]:
 
 
 # --- The model card -------------------------------------------------------------------------------
+
+
+CARD = Path(__file__).with_name("model_card.md")
+"""The model card (Markdown), with places for what was measured."""
 
 
 def percent(value: float) -> str:
@@ -299,152 +312,36 @@ def model_card(metrics: dict[str, Any]) -> str:
         + f" | {measured['mean_square'][scale]:.2f} |"
         for scale, rates in measured["group_match"].items()
     ]
-    return CARD.format(
-        resolution=metrics["resolution"],
-        side=metrics["latent_side"],
-        elements=ldm.LATENT_CHANNELS * metrics["latent_side"] ** 2,
-        glyphs=metrics["glyphs"],
-        families=metrics["families"],
-        train=metrics["glyphs_train"],
-        held=metrics["glyphs_held_out"],
+    return CARD.read_text(encoding="utf-8").format(
+        metrics=metrics,
+        measured=measured,
+        best=best,
+        elements=LATENT_CHANNELS * metrics["latent_side"] ** 2,
         parameters=", ".join(f"{name} {count / 1e6:.2f} M" for name, count in metrics["parameters"].items()),
-        psnr=measured["psnr_db"]["held_out"],
-        train_psnr=measured["psnr_db"]["train"],
-        train_mse=metrics["unet"]["train_noise_mse"],
-        held_mse=metrics["unet"]["held_noise_mse"],
-        best_mse=best["held_noise_mse"],
-        best_step=int(best["step"]),
-        vae_images=metrics["vae"]["images_seen"],
-        unet_images=metrics["unet"]["images_seen"],
         vae_minutes=metrics["vae"]["seconds"] / 60,
         unet_minutes=metrics["unet"]["seconds"] / 60,
-        train_prompts=measured["prompts"]["train"],
-        held_prompts=measured["prompts"]["held_out"],
-        used=measured["guidance_scale"],
-        steps=measured["steps"],
         rows="\n".join(rows),
-        **{
-            f"{part}_{key}": percent(value)
-            for part, rates in measured["chance"].items()
-            for key, value in rates.items()
+        chance={
+            part: {key: percent(value) for key, value in rates.items()} for part, rates in measured["chance"].items()
         },
-        command=metrics["command"],
         remarks="".join(f"\n{textwrap.fill(remark, 100)}\n" for remark in metrics.get("remarks", [])),
     )
 
 
-CARD = """\
----
-license: mit
-library_name: diffusers
-pipeline_tag: text-to-image
----
-# Emoji: a small latent diffusion model
-
-A text-to-image latent diffusion model, trained from scratch on emoji glyphs:
-{resolution}×{resolution} pixels, latents 4×{side}×{side} (M = {elements}). It is an ordinary
-`StableDiffusionPipeline` (fp16 safetensors) with Stable Diffusion v1-5's noise schedule and DDPM's
-posterior variance, small enough to be part of the package and to be sampled on a CPU.
-
-```python
-import torch
-from diffusers import StableDiffusionPipeline
-
-pipeline = StableDiffusionPipeline.from_pretrained("refine_env/models/emoji", torch_dtype=torch.float32)
-image = pipeline("mouse face", guidance_scale=2.0).images[0]
-```
-
-Use `torch_dtype=torch.float32` on a CPU.
-
-## Data and licenses
-
-- Data: the {glyphs} color bitmaps of **Noto Color Emoji** (© Google, SIL Open Font License 1.1;
-  Debian's package `fonts-noto-color-emoji`), ligature sequences included, over white. The prompts
-  are the characters' Unicode names in lower case; the parts of a ZWJ sequence are joined by blanks,
-  and a flag is "flag" and its letters ("flag j p"). A flag that several regions fly goes by the
-  letters of the one whose own it is.
-- Held out: {held} of the glyphs, by family (all skin tones, genders and directions of one emoji
-  together, {families} families); {train} are trained on. The prompts are in `prompts_train.txt` and
-  `prompts_heldout.txt`.
-- The groups below are those of Unicode's `emoji-test.txt` (© Unicode, Inc., Unicode License V3;
-  Debian's package `unicode-data`).
-- Weights: trained by this project, under its MIT license. Neither the font nor Unicode's file is
-  included.
-
-## Figures
-
-| | |
-| --- | --- |
-| parameters | {parameters} |
-| VAE, PSNR | held out {psnr:.1f} dB, train {train_psnr:.1f} dB |
-| noise prediction error, train | {train_mse:.4f} |
-| noise prediction error, held out | {held_mse:.4f} (lowest {best_mse:.4f}, at step {best_step}) |
-| images seen | VAE {vae_images:,}, U-Net {unet_images:,} |
-| training time | VAE {vae_minutes:.0f} min, U-Net {unet_minutes:.0f} min, on one CPU core |
-
-What the samples show: {train_prompts} train and {held_prompts} held-out prompts (those of the default
-cache, with its seeds), {steps} steps. For every sample the nearest glyph is looked for, among the
-train glyphs for a train prompt and among all for a held-out one; given is how often it is of the
-prompt's Unicode group, and how often of its very family. The last column is E‖x_0‖²/M of the
-samples; the training latents have 1.
-
-| guidance | group, train: pixels | latents | held out: pixels | latents | family, train | held out | E‖x_0‖²/M |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-{rows}
-
-By chance the group is right for {train_random_glyph} of the train prompts and {held_out_random_glyph} of
-the held-out ones with a random glyph, and for {train_best_single_group} and
-{held_out_best_single_group} with the best single group for all. The default cache uses guidance
-{used:g}; `groups.csv` has its prompts one by one, `docs/figures/emoji-samples.png` its pictures. The
-rest is in `metrics.json`.
-
-## Limits
-
-- It knows emoji alone, and only in the words of their Unicode names.
-- It is fitted to the train glyphs: their prompts give those glyphs again, softer. Held-out prompts
-  give something of the same style, at times of a related subject or color, mostly not the thing
-  itself (a family held out has no glyph to be learned from); their noise prediction error rises late
-  in the training while that of the train prompts still falls.
-- Letters in signs and details of flags are blurred. Skin tones and genders, for which a family
-  shares one weight in the training, are less reliable than the kind of thing.
-- It is made as a source of real diffusion trajectories for experiments, not as a picture generator.
-
-## Retrain
-
-In a checkout of the repository, with the font and Unicode's file installed. Killed and started again,
-the command goes on where it was; the second one repeats the evaluation alone.
-
-```
-apt install fonts-noto-color-emoji unicode-data
-pip install 'refine-env[ldm]'
-{command}
-python -m train.diffusion.assess
-```
-{remarks}"""
-
-
 @command
 def main(
-    model: Annotated[Path, typer.Option(help="The model folder.")] = Path("refine_env/models/emoji"),
-    prompts: Annotated[Path, typer.Option(help="File of prompts, one a line.")] = Path(
-        "cached_trajectories/default.prompts.txt"
-    ),
-    sheet: Annotated[Path, typer.Option(help="File for the sheet of samples.")] = Path(
-        "docs/figures/emoji-samples.png"
-    ),
-    font: Annotated[
-        Path | None, typer.Option(help="NotoColorEmoji.ttf with bitmaps; looked for in the font folders if not given.")
-    ] = None,
-    emoji_test: Annotated[
-        Path | None, typer.Option(help="Unicode's emoji-test.txt; looked for in the usual folders if not given.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, ...")] = "cpu",
+    model: Annotated[Path, typer.Option(help="The model folder.")] = MODEL,
+    prompts: Annotated[Path, typer.Option(help="File of prompts, one a line.")] = PROMPTS,
+    sheet: SheetOption = SHEET,
+    font: FontOption = None,
+    emoji_test: GroupsOption = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Evaluate a saved emoji model: sample, find the nearest glyphs, write table, figures, card and sheet."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    ldm.require_extra()
+    show_log()
+    require_extra("ldm", EXTRA)
     glyphs, groups = sources(font, emoji_test)
-    evaluate(model, prompts, sheet, glyphs, groups, device)
+    assess(model, prompts, sheet, glyphs, groups, device)
 
 
 if __name__ == "__main__":

@@ -119,10 +119,8 @@ class Glyph:
 def find_file(given: Path | None, name: str, folders: Sequence[Path], *, package: str, argument: str) -> Path:
     """Return the file ``given``, else the first one of that name under the folders.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file; the message names the Debian package and the option.
+    Raises:
+        FileNotFoundError: if there is no such file; the message names the Debian package and the option.
     """
     option = "--" + argument.replace("_", "-")
     if given is not None:
@@ -246,10 +244,8 @@ def read_glyphs(font: Path) -> list[Glyph]:
     Families whose bitmaps are equal byte for byte (some flags) become one family. Private-use characters are
     left out: they repeat glyphs that have a sequence of their own.
 
-    Raises
-    ------
-    ConfigurationError
-        If it is no font, or one without bitmap strike.
+    Raises:
+        ConfigurationError: if it is no font, or one without bitmap strike.
     """
     from fontTools.ttLib import TTFont, TTLibError
 
@@ -305,10 +301,8 @@ def split(glyphs: Sequence[Glyph], fraction: float, seed: int) -> tuple[list[Gly
 
     Families are taken in a seeded pseudo-random order; one that would pass the target is passed over.
 
-    Raises
-    ------
-    ValueError
-        If ``fraction`` is not in [0, 1).
+    Raises:
+        ValueError: if ``fraction`` is not in [0, 1).
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be at least 0 and below 1, got {fraction}. Use for example 0.05.")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,10 +51,8 @@ def find_emoji_test(file: Path | None = None) -> Path:
 def read_groups(path: Path) -> Groups:
     """Read ``emoji-test.txt``: lines "code points ; status # comment" below lines "# group: name".
 
-    Raises
-    ------
-    ValueError
-        If the file holds no groups.
+    Raises:
+        ValueError: if the file holds no groups.
     """
     by_prompt: dict[str, str] = {}
     by_family: dict[str, str] = {}
@@ -78,11 +76,13 @@ def read_groups(path: Path) -> Groups:
     return Groups(by_prompt, by_family)
 
 
-def nearest(samples: NDArray[np.float32], candidates: NDArray[np.float32]) -> NDArray[np.intp]:
+def nearest(samples: NDArray[Any], candidates: NDArray[Any]) -> NDArray[np.intp]:
     """Return for each sample (N, ...) the number of the candidate (K, ...) at the smallest Euclidean distance."""
     wanted = samples.reshape(len(samples), -1).astype(np.float64)
     offered = candidates.reshape(len(candidates), -1).astype(np.float64)
-    return ((offered**2).sum(axis=1) - 2 * wanted @ offered.T).argmin(axis=1)
+    # |w|² is the same for all candidates, and so left out of |w - o|².
+    closest: NDArray[np.intp] = ((offered**2).sum(axis=1) - 2 * wanted @ offered.T).argmin(axis=1)
+    return closest
 
 
 def match_rate(found: Sequence[str], wanted: Sequence[str]) -> float:
@@ -93,12 +93,9 @@ def match_rate(found: Sequence[str], wanted: Sequence[str]) -> float:
 def chance(wanted: Sequence[str], offered: Sequence[str]) -> dict[str, float]:
     """Return what guessing matches: the expectation for a random candidate, and the best single group.
 
-    Parameters
-    ----------
-    wanted
-        The groups of the prompts.
-    offered
-        The groups of the candidates.
+    Args:
+        wanted: the groups of the prompts.
+        offered: the groups of the candidates.
     """
     of_candidates, of_prompts = Counter(offered), Counter(group for group in wanted if group)
     count = max(1, len(wanted))

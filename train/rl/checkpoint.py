@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 
 from refine_env._files import replacing
 from refine_env.errors import ConfigurationError
+from train.options import reason, unreadable_checkpoint
 from train.rl.envs import find_wrapper
 from train.rl.reward import RelativeReward
 
@@ -60,12 +61,12 @@ class Checkpoints:
             values: what else the training depends on, JSON.
             arrays: likewise.
         """
-        numbers, told = _model_state(model)
-        told |= {f"training.{name}": array for name, array in arrays.items()}
-        told = {name: np.require(array, requirements="C") for name, array in told.items()}
+        numbers, state = _model_state(model)
+        state |= {f"training.{name}": array for name, array in arrays.items()}
+        state = {name: np.require(array, requirements="C") for name, array in state.items()}
         text = json.dumps({"options": self._options, "training": values, **numbers})
         with replacing(self._newest) as temporary:
-            save_file(told, temporary, {"state": text, "sha256": _digest(text, told)})
+            save_file(state, temporary, {"state": text, "sha256": _digest(text, state)})
             if self._newest.exists() and self._newest != self._damaged:
                 self._newest.replace(self._previous)
         self._damaged = None
@@ -117,18 +118,15 @@ class Checkpoints:
         return None
 
     def _refuse(self, path: Path, error: Exception) -> Path:
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        reason = "".join(letter if letter.isprintable() else "?" for letter in told)  # it may quote the file
+        """The damaged file, if there is one before it to go on from."""
+        why = reason(error)
         if path == self._previous or not self._previous.exists():
-            raise ConfigurationError(
-                f"`--out` must hold a checkpoint that can be read, got {str(path)!r} ({reason}). "
-                "Delete it to begin anew, or give another --out."
-            ) from None
-        log.warning("%s cannot be read (%s): going on from the one before it, %s", path, reason, self._previous)
+            raise unreadable_checkpoint("--out", path, why) from None
+        log.warning("%s cannot be read (%s): going on from the one before it, %s", path, why, self._previous)
         return path
 
     def remove(self) -> None:
-        """The training is done."""
+        """Remove them, since the training is done."""
         self._remove_temporary()
         for path in (self._newest, self._previous):
             path.unlink(missing_ok=True)
@@ -203,7 +201,7 @@ def _model_state(model: Any) -> tuple[dict[str, Any], Arrays]:
 
 
 def _fill_model(model: Any, state: dict[str, Any], arrays: Arrays) -> None:
-    """Put what :func:`_model_state` told into a fresh model and its environments."""
+    """Put what :func:`_model_state` returned into a fresh model and its environments."""
     import torch
 
     envs = model.get_env()

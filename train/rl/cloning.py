@@ -46,7 +46,7 @@ def demonstrate(
     Raises:
         ConfigurationError: if there is no such agent, or it plays another system.
     """
-    told: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+    decisions: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
     for k, snr_db in enumerate(snrs_db):
         envs = make_envs(snr_db)
         encoded = find_wrapper(envs, VectorEncodeObservation)
@@ -66,11 +66,11 @@ def demonstrate(
             masks = encoded.action_masks()
             legal = masks[:, 1:].any(axis=1)
             actions = agent.decide(encoded.observations, legal)
-            for rows, values in zip(told, (observations, masks, actions), strict=True):
+            for rows, values in zip(decisions, (observations, masks, actions), strict=True):
                 rows.append(values[legal])
             count += int(legal.sum())
             observations, _, _, _ = envs.step(actions)
-    first, second, third = (np.concatenate(rows) for rows in told)
+    first, second, third = (np.concatenate(rows) for rows in decisions)
     return first, second, third
 
 

@@ -1,4 +1,4 @@
-"""A critic that knows the channel to come, in training alone.
+"""A privileged critic: in training alone, the critic knows the channel to come.
 
 The return of an episode depends on its channel far more than on one action. The channel does not depend on the
 actions, so the critic may know it: a baseline of what is exogenous leaves the policy gradient unbiased and takes the
@@ -22,7 +22,7 @@ from torch import nn
 from refine_env._compiled import kernel
 from refine_env.wrappers import AnyVectorWrapper, VectorEncodeObservation
 
-__all__ = ["AsymmetricPolicy", "HindsightObservation", "MaskableAsymmetricPolicy"]
+__all__ = ["AsymmetricPolicy", "MaskableAsymmetricPolicy", "PrivilegedObservation"]
 
 
 @kernel
@@ -57,7 +57,7 @@ def _fill(
             out[i, column + depths] = np.log2(carried / 16.0 + 1e-3) / 4.0
 
 
-class HindsightObservation(AnyVectorWrapper):
+class PrivilegedObservation(AnyVectorWrapper):
     """The encoded observation with, at its end, columns on the channel to come.
 
     Args:

@@ -20,8 +20,11 @@ from stable_baselines3.common.vec_env import VecEnv
 import refine_env
 from refine_env.errors import ConfigurationError
 from refine_env.wrappers import VectorEncodeObservation, check_same_step
+from train.rl.config import Config
+from train.rl.critic import PrivilegedObservation
+from train.rl.reward import RelativeReward
 
-__all__ = ["INFOS", "RefinementVecEnv", "find_wrapper", "make_vec_env"]
+__all__ = ["INFOS", "RefinementVecEnv", "find_wrapper", "make_envs", "make_vec_env"]
 
 INFOS = ("episode", "all")
 _SPECIAL_INFOS = ("final_obs", "final_info")
@@ -121,7 +124,7 @@ class RefinementVecEnv(VecEnv):
         }
 
     def resume(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on in the middle of the episodes that :meth:`arrays` told of, instead of :meth:`reset`.
+        """Go on in the middle of the episodes that :meth:`arrays` described, instead of :meth:`reset`.
 
         Raises:
             ConfigurationError, ActionError: if they are not such episodes.
@@ -213,6 +216,21 @@ def make_vec_env(
     if encoding is not None:
         envs = VectorEncodeObservation(envs, encoding, history)
     return RefinementVecEnv(envs, infos=infos)
+
+
+def make_envs(config: Config) -> RefinementVecEnv:
+    """The training's environments, wrapped as the options say."""
+    envs: Any = gym.make_vec(
+        refine_env.ENV_ID, num_envs=config.num_envs, autoreset_mode="SameStep", **config.env_kwargs()
+    )
+    if config.reward == "relative":
+        envs = RelativeReward(
+            envs, cap=config.relative_cap, power=config.relative_power, expected_misses=config.expected_misses
+        )
+    envs = VectorEncodeObservation(envs, config.encoding, None if config.history < 0 else config.history)
+    if config.hindsight and config.algorithm != "dqn":
+        envs = PrivilegedObservation(envs)
+    return RefinementVecEnv(envs, reward_scale=config.reward_scale)
 
 
 def find_wrapper(adapter: Any, kind: type) -> Any:

@@ -30,6 +30,7 @@ from refine_env._validation import check_integer
 from refine_env.commands import command, run
 from refine_env.errors import import_extra
 from refine_env.evaluation import episode_seeds
+from train.options import parse_numbers
 
 __all__ = ["export", "main", "roll_out_episodes"]
 
@@ -65,33 +66,38 @@ def roll_out_episodes(
         agent = agents.make(name, envs.unwrapped.config)
         agent.reset(len(batch))
         observations, infos = envs.reset(seed=batch)
-        seen, told = [observations], [infos]
+        seen, known = [observations], [infos]
         acted: list[NDArray[Any]] = []
         paid: list[NDArray[Any]] = []
         lengths = np.zeros(len(batch), dtype=np.int64)
         while (lengths == 0).any():  # an ended episode is followed by another, which is left out
             actions = np.asarray(agent.select_action(observations, infos))
             observations, rewards, terminated, _, infos = envs.step(actions)
-            for history, value in ((seen, observations), (told, infos), (acted, actions), (paid, rewards)):
+            for history, value in ((seen, observations), (known, infos), (acted, actions), (paid, rewards)):
                 history.append(value)
             lengths[terminated & (lengths == 0)] = len(acted)
         envs.close()
-        played.extend(_cut(i, length, seen, told, acted, paid) for i, length in enumerate(lengths.tolist()))
+        played.extend(_cut(i, length, seen, known, acted, paid) for i, length in enumerate(lengths.tolist()))
     for episode, own in zip(played, seeds, strict=True):
         episode["seed"] = own
     return played
 
 
-def _cut(i: int, length: int, seen: list[Any], told: list[Any], acted: list[Any], paid: list[Any]) -> dict[str, Any]:
+def _cut(i: int, length: int, seen: list[Any], known: list[Any], acted: list[Any], paid: list[Any]) -> dict[str, Any]:
     """Episode ``i`` of a batch, its first ``length`` steps."""
     return {
-        "observations": {key: np.array([values[key][i] for values in seen[: length + 1]]) for key in seen[0]},
+        "observations": _stack(seen[: length + 1], i),
         "actions": np.array([values[i] for values in acted[:length]]),
         "rewards": np.array([values[i] for values in paid[:length]]),
         "terminations": np.arange(1, length + 1) == length,
         "truncations": np.zeros(length, dtype=np.bool_),
-        "infos": {key: np.array([values[key][i] for values in told[: length + 1]]) for key in told[0] if key[0] != "_"},
+        "infos": _stack(known[: length + 1], i),
     }
+
+
+def _stack(history: list[Any], i: int) -> dict[str, NDArray[Any]]:
+    """The values of environment ``i`` over time, by key; keys that begin with ``_`` are the vector env's own."""
+    return {key: np.array([values[key][i] for values in history]) for key in history[0] if key[0] != "_"}
 
 
 def export(
@@ -179,8 +185,6 @@ def main(
     Exit codes: 0 done, 2 an argument is wrong, 3 a cache is missing or damaged, or the output cannot be written, 4 the
     train extra is not installed.
     """
-    from train.ppo import parse_numbers
-
     snrs_db = parse_numbers("snr_db", snr_db, float)
     if out is not None:
         os.environ["MINARI_DATASETS_PATH"] = str(out.resolve())  # Minari joins a relative one twice

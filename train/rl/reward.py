@@ -138,10 +138,10 @@ class RelativeReward(AnyVectorWrapper):
         slots = self._slots[senders]
         rates = self.env.unwrapped.episode_rates  # type: ignore[attr-defined]
         later = self._sizes[actions[senders]] - rates[senders, slots - 1]
-        risks = self._miss(snrs_db[senders], self._deadline - slots, later)  # type: ignore[misc]
+        miss = self._miss(snrs_db[senders], self._deadline - slots, later)  # type: ignore[misc]
         mse = self._mse[senders]
-        self._expected[senders] += risks * mse
-        paid[senders] = risks * self._paid(mse, snrs_db[senders])
+        self._expected[senders] += miss * mse
+        paid[senders] = miss * self._paid(mse, snrs_db[senders])
 
     def _place(self, snrs_db: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         place = (snrs_db - self._low) * _BINS_PER_DB

@@ -1,15 +1,13 @@
 """Search the options of ``python -m train.ppo``: ``python -m train.rl.search``.
 
 A study of Optuna over short trainings: every trial trains with options that the sampler draws, and is scored, on the
-train split, with the geometric mean of (MSE + 1e-6)/(the rival's + 1e-6) over the SNRs; trials that are behind the
-others are ended early. The study is kept in ``--out``: ``study.db``, from which the same command goes on, and
-``trials.csv``, every trial with its options and score. Several processes may work on one study (``--workers``).
+train split, with the geometric mean of (MSE + 1e-6)/(the reference policy's + 1e-6) over the SNRs; trials that are
+behind the others are ended early. The study is kept in ``--out``: ``study.db``, from which the same command goes on,
+and ``trials.csv``, every trial with its options and score. Several processes may work on one study (``--workers``).
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -23,8 +21,11 @@ import agents
 from refine_env import ConfigurationError
 from refine_env.commands import command, run
 from refine_env.errors import import_extra
-from refine_env.evaluation import write_atomically
-from train import ppo
+from refine_env.evaluation import Table, write_table
+from train.options import require_extra, show_log
+from train.rl.config import EXTRA, Config
+from train.rl.evaluation import geometric_mean_ratio, read_evaluations
+from train.rl.training import train, worker_pool
 
 __all__ = ["SPACE", "main", "search", "suggest"]
 
@@ -80,7 +81,7 @@ def search(
     Args:
         out: folder of the study.
         trials: how many finished ones it is to have.
-        base: options of every trial, of :class:`train.ppo.Config`.
+        base: options of every trial, of :class:`train.rl.config.Config`.
         rival: the policy that the score is relative to.
         seed: of the sampler (one higher in every further process) and of the trainings.
         workers: processes, each with trials of its own.
@@ -93,21 +94,21 @@ def search(
         MissingExtraError: if a package of the ``train`` extra is not installed.
         ConfigurationError: if there is no such policy, or an option is out of range.
     """
-    ppo.require_extra()
+    require_extra("train", EXTRA)
     optuna = import_extra("optuna", "train")
-    agents.env_kwargs(rival)  # a trial without a rival has no score
+    agents.env_kwargs(rival)  # an unknown policy is known before the first trial
     out.mkdir(parents=True, exist_ok=True)
     study = _open(out, seed)
     if start_with_defaults and not study.trials:
-        defaults = ppo.Config()
+        defaults = {name: getattr(Config(), name) for name in SPACE}
         study.enqueue_trial(
-            {name: str(value) if isinstance(SPACE[name][0], str) else value for name, value in _fields(defaults)}
+            {name: str(value) if isinstance(SPACE[name][0], str) else value for name, value in defaults.items()}
         )
     waiting = (optuna.trial.TrialState.WAITING,)
     if workers == 1:
         _work(out, trials, base, rival, seed, seed)
     else:
-        with ppo.worker_pool(workers) as pool:
+        with worker_pool(workers) as pool:
             running = [pool.submit(_work, out, trials, base, rival, seed, seed)]
             # Of trials that wait, two processes could claim the same one: SQLite has no row locks. New ones are safe.
             while not running[0].done() and study.get_trials(deepcopy=False, states=waiting):
@@ -150,29 +151,22 @@ def _work(out: Path, trials: int, base: dict[str, Any], rival: str, seed: int, s
             "progress": False,
             "tensorboard": False,
         }
-        config = ppo.Config(**options)
+        config = Config(**options)
         reported = 0
 
         def prune(_: int) -> None:
             nonlocal reported
-            path = folder / "evaluations.csv"
-            if not path.is_file():
+            if not (folder / "evaluations.csv").is_file():
                 return
-            rows = [row for row in ppo.read_evaluations(folder) if row["split"] == "train"]
-            steps = max((row["steps"] for row in rows), default=0)
+            steps, (score, _worst) = _newest_score(folder, rival)
             if steps > reported:
                 reported = steps
-                score, _worst = ppo.geometric_mean_ratio([r for r in rows if r["steps"] == steps], "learned", rival)
                 trial.report(math.log(score), steps)
                 if trial.should_prune():
                     raise optuna.TrialPruned
 
-        ppo.train(config, on_rollout=prune)
-        rows = ppo.read_evaluations(folder)
-        last = max(row["steps"] for row in rows if row["split"] == "train")
-        score, worst = ppo.geometric_mean_ratio(
-            [row for row in rows if row["split"] == "train" and row["steps"] == last], "learned", rival
-        )
+        train(config, on_rollout=prune)
+        _, (score, worst) = _newest_score(folder, rival)
         trial.set_user_attr("ratio", score)
         trial.set_user_attr("worst", worst)
         trial.set_user_attr("seconds", json.loads((folder / "run.json").read_text())["seconds"])
@@ -184,23 +178,24 @@ def _work(out: Path, trials: int, base: dict[str, Any], rival: str, seed: int, s
         study.optimize(objective, callbacks=[lambda study, _: write_trials(out, study), enough])
 
 
-def _fields(config: ppo.Config) -> list[tuple[str, Any]]:
-    return [(name, getattr(config, name)) for name in SPACE]
+def _newest_score(folder: Path, rival: str) -> tuple[int, tuple[float, float]]:
+    """Steps of a run's newest evaluation on the train split, and geometric mean and largest of its ratios."""
+    rows = [row for row in read_evaluations(folder) if row["split"] == "train"]
+    steps = max((row["steps"] for row in rows), default=0)
+    return steps, geometric_mean_ratio([row for row in rows if row["steps"] == steps], "learned", rival)
 
 
 def write_trials(out: Path, study: Any) -> None:
     """Write ``trials.csv``: a row a trial, the best first."""
-    columns = ["trial", "state", "ratio", "worst", "seconds", *SPACE]
-    rows = [
-        {"trial": trial.number, "state": trial.state.name.lower(), **trial.user_attrs, **trial.params}
+    columns = dict.fromkeys(("trial", "state", "ratio", "worst", "seconds", *SPACE), str)
+    rows: Table = [
+        {**dict.fromkeys(columns, ""), "trial": trial.number, "state": trial.state.name.lower()}
+        | trial.user_attrs
+        | trial.params
         for trial in study.trials
     ]
-    rows.sort(key=lambda row: row.get("ratio", math.inf))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(out / "trials.csv", buffer.getvalue())
+    rows.sort(key=lambda row: row["ratio"] or math.inf)
+    write_table(out / "trials.csv", rows, columns)
 
 
 @command
@@ -221,7 +216,7 @@ def main(
     Exit codes: 0 done, 2 an argument is wrong, 3 a cache is missing or damaged, or the output cannot be written, 4 the
     train extra is not installed.
     """
-    ppo.show_log()
+    show_log()
     if eval_every > total_steps:
         raise ConfigurationError(
             f"`--eval-every` must be at most --total-steps, got {eval_every}. A trial has no score without it."

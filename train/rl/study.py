@@ -22,12 +22,14 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from scipy.stats import gmean, trim_mean
 
 from agents.figures import save_figure
 from refine_env import ConfigurationError
@@ -35,12 +37,14 @@ from refine_env.commands import command, run
 from refine_env.config import PAPER_BIT_DEPTHS
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table, write_table
-from train import ppo
+from train.options import show_log
+from train.rl.config import Config
+from train.rl.evaluation import MSE_FLOOR, read_evaluations
+from train.rl.training import train, worker_pool
 
 __all__ = [
     "VARIANTS",
     "bootstrap_interval",
-    "geometric_mean",
     "iqm",
     "main",
     "normalized_scores",
@@ -52,7 +56,7 @@ log = logging.getLogger("train.rl.study")
 
 OPTIMUM = "dp"
 PERSISTENT = tuple(f"persistent-q{bits}" for bits in PAPER_BIT_DEPTHS)
-RIVALS = (OPTIMUM, "dp-inferred", "lookahead", *PERSISTENT)
+REFERENCES = (OPTIMUM, "dp-inferred", "lookahead", *PERSISTENT)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "maskable-ppo": {},
@@ -73,25 +77,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 RUN_COLUMNS: dict[str, type] = {
     "variant": str,
     "seed": int,
-    "snr_db": float,
-    "latent_mse": float,
-    "score": float,
-    "ratio": float,
+    **dict.fromkeys(("snr_db", "latent_mse", "score", "ratio"), float),
 }
 VARIANT_COLUMNS: dict[str, type] = {
     "variant": str,
     "seeds": int,
-    "iqm": float,
-    "ci_low": float,
-    "ci_high": float,
-    "ratio": float,
-    "ratio_low": float,
-    "ratio_high": float,
-    "worst_ratio": float,
+    **dict.fromkeys(("iqm", "ci_low", "ci_high", "ratio", "ratio_low", "ratio_high", "worst_ratio"), float),
     "steps": int,
-    "seconds": float,
-    "steps_per_second": float,
+    **dict.fromkeys(("seconds", "steps_per_second"), float),
 }
+
+Scores = dict[float, dict[str, float]]
+"""Score, ratio to the optimum and latent MSE of one run, by SNR in dB."""
 
 
 # --- Statistics ------------------------------------------------------------------------------------
@@ -99,8 +96,6 @@ VARIANT_COLUMNS: dict[str, type] = {
 
 def iqm(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Interquartile mean over the last axis: the mean of what is left when a quarter at each end is cut off."""
-    from scipy.stats import trim_mean
-
     mean: NDArray[np.float64] = trim_mean(scores, 0.25, axis=-1)
     return mean
 
@@ -117,48 +112,45 @@ def bootstrap_interval(
 
     Args:
         values: (seeds, SNRs); seeds are drawn with replacement, at every SNR on their own.
-        statistic: of the last axis.
-        level: coverage.
-        resamples: bootstrap replicates.
-        seed: of the resampling.
+        statistic: takes an array and returns the statistic over its last axis.
+        level: the coverage.
+        resamples: the number of bootstrap replicates.
+        seed: seed of the resampling.
+
+    Returns:
+        Lower and upper end of the interval.
     """
     rng = np.random.default_rng(seed)
     seeds, strata = values.shape
     drawn = rng.integers(seeds, size=(resamples, seeds, strata))
-    told = statistic(values[drawn, np.arange(strata)].reshape(resamples, -1))
-    low, high = np.quantile(told, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    replicates = statistic(values[drawn, np.arange(strata)].reshape(resamples, -1))
+    low, high = np.quantile(replicates, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
 
 
-def geometric_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Geometric mean over the last axis."""
-    mean: NDArray[np.float64] = np.exp(np.log(values).mean(axis=-1))
-    return mean
-
-
 def _means(rows: Table) -> dict[float, dict[str, float]]:
-    """Of one evaluation, the mean latent MSE + 1e-6 of every policy at every SNR.
+    """The mean latent MSE + 1e-6 of every policy at every SNR in one evaluation.
 
     Raises:
         ConfigurationError: if the optimum or Persistent-Q is not among the policies.
     """
     means: dict[float, dict[str, float]] = {}
     for row in rows:
-        means.setdefault(row["snr_db"], {})[row["agent"]] = row["latent_mse"] + ppo.MSE_FLOOR
-    for told in means.values():
-        if OPTIMUM not in told or not set(PERSISTENT) & set(told):
+        means.setdefault(row["snr_db"], {})[row["agent"]] = row["latent_mse"] + MSE_FLOOR
+    for found in means.values():
+        if OPTIMUM not in found or not set(PERSISTENT) & set(found):
             raise ConfigurationError(
-                f"`--runs` must hold runs that were evaluated beside {OPTIMUM} and a Persistent-Q, got {sorted(told)}. "
-                "Train them with python -m train.rl.study."
+                f"`--runs` must hold runs that were evaluated beside {OPTIMUM} and a Persistent-Q, got {sorted(found)}."
+                " Train them with python -m train.rl.study."
             )
     return means
 
 
-def normalized_scores(rows: Table) -> dict[float, dict[str, float]]:
+def normalized_scores(rows: Table) -> Scores:
     """Score and ratio to the optimum of the learned policy at every SNR.
 
     Args:
-        rows: of one evaluation, with the learned policy, the optimum and Persistent-Q.
+        rows: the rows of one evaluation, with the learned policy, the optimum and Persistent-Q.
 
     Raises:
         ConfigurationError: if one of these is missing.
@@ -171,7 +163,7 @@ def normalized_scores(rows: Table) -> dict[float, dict[str, float]]:
         scores[snr_db] = {
             "score": (worst - own) / (worst - best) if worst - best > 1e-3 else math.nan,
             "ratio": math.exp(own - best),
-            "latent_mse": mean["learned"] - ppo.MSE_FLOOR,
+            "latent_mse": mean["learned"] - MSE_FLOOR,
         }
     return scores
 
@@ -179,7 +171,7 @@ def normalized_scores(rows: Table) -> dict[float, dict[str, float]]:
 # --- Runs ------------------------------------------------------------------------------------------
 
 
-def run_variants(folder: Path, names: Sequence[str], seeds: int, base: ppo.Config, *, workers: int = 1) -> None:
+def run_variants(folder: Path, names: Sequence[str], seeds: int, base: Config, *, workers: int = 1) -> None:
     """Train what is not there yet, into ``folder/VARIANT/SEED``.
 
     Args:
@@ -206,14 +198,14 @@ def run_variants(folder: Path, names: Sequence[str], seeds: int, base: ppo.Confi
     if workers == 1:
         for config in missing:
             log.info("%s", config.out)
-            ppo.train(config)
+            train(config)
         return
-    with ppo.worker_pool(workers) as pool:
-        for out in pool.map(ppo.train, missing):
+    with worker_pool(workers) as pool:
+        for out in pool.map(train, missing):
             log.info("%s done", out)
 
 
-def _is_there(config: ppo.Config) -> bool:
+def _is_there(config: Config) -> bool:
     """Whether a finished run with these options is in its folder.
 
     Raises:
@@ -222,12 +214,12 @@ def _is_there(config: ppo.Config) -> bool:
     path = config.out / "run.json"
     if not path.is_file():
         return False
-    told = json.loads(path.read_text(encoding="utf-8"))["options"]
+    options = json.loads(path.read_text(encoding="utf-8"))["options"]
     evaluated = {name: getattr(config, name) for name in ("test_episodes", "eval_seed", "rivals")}
     for name, value in {**config.trained_with(), **evaluated}.items():
-        if told.get(name) != str(value):
+        if options.get(name) != str(value):
             raise ConfigurationError(
-                f"`--runs` must hold runs with the same options, got {config.out} with {name} {told.get(name)} in "
+                f"`--runs` must hold runs with the same options, got {config.out} with {name} {options.get(name)} in "
                 f"place of {value}. Give another --runs."
             )
     return True
@@ -249,34 +241,31 @@ def summarize_runs(folder: Path, names: Sequence[str]) -> tuple[Table, Table, di
     curves: dict[str, Table] = {}
     for name in names:
         paths = sorted((folder / name).glob("*/run.json"))
-        scores, ratios, records = [], [], []
-        points: dict[int, tuple[list[list[float]], list[list[float]]]] = {}  # on the train split, after so many steps
-        for path in paths:
-            seed = int(path.parent.name)
-            rows = ppo.read_evaluations(path.parent)
-            own = normalized_scores([row for row in rows if row["split"] == "test"])
-            records.append(json.loads(path.read_text(encoding="utf-8")))
-            runs += [{"variant": name, "seed": seed, "snr_db": snr_db, **values} for snr_db, values in own.items()]
-            scores.append([values["score"] for values in own.values()])
-            ratios.append([values["ratio"] for values in own.values()])
-            trained = [row for row in rows if row["split"] == "train"]
-            for steps in sorted({row["steps"] for row in trained}):
-                at = normalized_scores([row for row in trained if row["steps"] == steps])
-                for k, key in enumerate(("score", "ratio")):
-                    points.setdefault(steps, ([], []))[k].append([values[key] for values in at.values()])
         if not paths:
             continue
-        curves[name] = [{"steps": steps, **_aggregate(*points[steps])} for steps in sorted(points)]
-        seconds = float(np.mean([record["seconds"] for record in records]))
-        steps = int(np.mean([record["steps"] for record in records]))
+        tables = [read_evaluations(path.parent) for path in paths]
+        scores = [normalized_scores([row for row in rows if row["split"] == "test"]) for rows in tables]
+        runs += [
+            {"variant": name, "seed": int(path.parent.name), "snr_db": snr_db, **values}
+            for path, own in zip(paths, scores, strict=True)
+            for snr_db, values in own.items()
+        ]
+        points: dict[int, list[Scores]] = {}  # on the train split, after so many steps
+        for rows in tables:
+            trained = [row for row in rows if row["split"] == "train"]
+            for steps in sorted({row["steps"] for row in trained}):
+                points.setdefault(steps, []).append(normalized_scores([r for r in trained if r["steps"] == steps]))
+        curves[name] = [{"steps": steps, **_aggregate(points[steps])} for steps in sorted(points)]
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        seconds, mean_steps = (float(np.mean([record[key] for record in records])) for key in ("seconds", "steps"))
         variants.append(
             {
                 "variant": name,
-                **_aggregate(scores, ratios),
-                "worst_ratio": float(geometric_mean(np.array(ratios).T).max()),
-                "steps": steps,
+                **_aggregate(scores),
+                "worst_ratio": float(gmean(_array(scores, "ratio").T, axis=-1).max()),
+                "steps": int(mean_steps),
                 "seconds": round(seconds, 1),
-                "steps_per_second": round(steps / max(seconds, 1e-9)),
+                "steps_per_second": round(int(mean_steps) / max(seconds, 1e-9)),
             }
         )
     if not variants:
@@ -284,18 +273,24 @@ def summarize_runs(folder: Path, names: Sequence[str]) -> tuple[Table, Table, di
     return runs, variants, curves
 
 
-def _aggregate(scores: list[list[float]], ratios: list[list[float]]) -> dict[str, Any]:
-    """Of scores and ratios (seeds, SNRs), over both, with intervals; SNRs without a score are left out of the first."""
-    table, told = np.array(scores), np.array(ratios)
+def _array(scores: Sequence[Scores], key: str) -> NDArray[np.float64]:
+    """One number of every run at every SNR, (runs, SNRs)."""
+    return np.array([[values[key] for values in own.values()] for own in scores])
+
+
+def _aggregate(scores: Sequence[Scores]) -> dict[str, Any]:
+    """Score and ratio over runs and SNRs, with intervals; SNRs without a score are left out of the score."""
+    table, ratios = _array(scores, "score"), _array(scores, "ratio")
     table = table[:, np.isfinite(table).all(axis=0)]
+    geometric_mean = partial(gmean, axis=-1)
     low, high = bootstrap_interval(table)
-    ratio_low, ratio_high = bootstrap_interval(told, geometric_mean)
+    ratio_low, ratio_high = bootstrap_interval(ratios, geometric_mean)
     return {
         "seeds": len(table),
         "iqm": float(iqm(table.ravel())),
         "ci_low": low,
         "ci_high": high,
-        "ratio": float(geometric_mean(told.ravel())),
+        "ratio": float(geometric_mean(ratios.ravel())),
         "ratio_low": ratio_low,
         "ratio_high": ratio_high,
     }
@@ -306,6 +301,12 @@ def _aggregate(scores: list[list[float]], ratios: list[list[float]]) -> dict[str
 
 def _new_figure(width: float, height: float) -> Any:
     return import_extra("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
+
+
+def _set_ticks(axes: Any, ticks: list[float]) -> None:
+    """Have these ticks alone on a logarithmic vertical axis, as plain numbers."""
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
 
 
 _LARGEST_RATIO = 10.0  # that the curves show
@@ -335,9 +336,7 @@ def draw_curves(curves: dict[str, Table], out: Path) -> list[Path]:
     ratios.set_ylim(0.9, min(ratios.get_ylim()[1], _LARGEST_RATIO))
     top = ratios.get_ylim()[1]
     fine, coarse = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3), (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)
-    ticks = [tick for tick in (fine if top < 1.4 else coarse) if tick <= top]
-    ratios.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    ratios.minorticks_off()
+    _set_ticks(ratios, [tick for tick in (fine if top < 1.4 else coarse) if tick <= top])
     bottom = max(scores.get_ylim()[0], -0.2)
     scores.set_ylim(bottom, 1.0 + 0.05 * (1.0 - bottom))
     if len(curves) > 1:
@@ -367,23 +366,21 @@ def draw_ratios(name: str, folder: Path, out: Path) -> list[Path]:
     paths = sorted((folder / name).glob("*/run.json"))
     others: dict[str, dict[float, float]] = {}
     for k, path in enumerate(paths):
-        means = _means([row for row in ppo.read_evaluations(path.parent) if row["split"] == "test"])
+        means = _means([row for row in read_evaluations(path.parent) if row["split"] == "test"])
         snrs_db = sorted(means)
         ratios = [means[snr_db]["learned"] / means[snr_db][OPTIMUM] for snr_db in snrs_db]
         label = f"{name}, each of {len(paths)} seeds" if k == 0 else None
         axes.plot(snrs_db, ratios, color="C0", lw=0.8, marker=".", alpha=0.7, label=label)
         others = {
-            rival: {snr_db: means[snr_db][rival] / means[snr_db][OPTIMUM] for snr_db in snrs_db}
-            for rival in RIVALS[1:3]
-            if rival in means[snrs_db[0]]
+            other: {snr_db: means[snr_db][other] / means[snr_db][OPTIMUM] for snr_db in snrs_db}
+            for other in REFERENCES[1:3]
+            if other in means[snrs_db[0]]
         }
-    for k, (rival, by_snr) in enumerate(others.items(), start=1):
-        axes.plot(list(by_snr), list(by_snr.values()), color=f"C{k}", marker="x", ls="--", label=rival)
+    for k, (other, by_snr) in enumerate(others.items(), start=1):
+        axes.plot(list(by_snr), list(by_snr.values()), color=f"C{k}", marker="x", ls="--", label=other)
     axes.axhline(1.0, color="black", lw=0.8)
     axes.set_yscale("log")
-    ticks = [0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
+    _set_ticks(axes, [0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0])
     axes.set_xticks(snrs_db)
     axes.set_xlabel("SNR [dB]")
     axes.set_ylabel("mean latent MSE, relative to dp")
@@ -413,16 +410,16 @@ def main(
     Exit codes: 0 done, 2 an argument is wrong, 3 a cache is missing or damaged, or the output cannot be written, 4 an
     extra is not installed.
     """
-    ppo.show_log()
+    show_log()
     names = list(VARIANTS) if variants == "all" else [name.strip() for name in variants.split(",")]
-    steps = total_steps or ppo.Config().total_steps
-    base = ppo.Config(
+    steps = total_steps or Config().total_steps
+    base = Config(
         cache=cache,
         total_steps=steps,
         eval_every=max(1, steps // 12),
         test_episodes=test_episodes,
         eval_seed=eval_seed,
-        rivals=",".join(RIVALS),
+        rivals=",".join(REFERENCES),
         progress=False,
         tensorboard=False,
     )

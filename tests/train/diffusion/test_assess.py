@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.train.conftest import EXTRA, synthetic_glyphs, tiny
-from train.diffusion import emoji, groups
+from refine_env.errors import ConfigurationError
+from tests.train.conftest import synthetic_glyphs, tiny
+from train.diffusion import assess, emoji, groups
 from train.diffusion.emoji import Glyph
 from train.diffusion.groups import Groups
+from train.diffusion.training import train
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*lr_scheduler.step.*:UserWarning"
@@ -147,19 +147,17 @@ def test_chance_is_what_random_candidates_match() -> None:
 
 @pytest.fixture
 def tiny_model(ldm, tmp_path: Path) -> tuple[Path, Path]:
-    config = tiny(ldm, tmp_path)
-    return ldm.train(config, synthetic_glyphs()), config.trajectory_prompts
+    config = tiny(tmp_path)
+    return train(config, synthetic_glyphs()), config.trajectory_prompts
 
 
 def test_evaluation_of_a_tiny_model(ldm, tiny_model: tuple[Path, Path], tmp_path: Path) -> None:
     from PIL import Image
 
-    from train.diffusion import assess as evaluate
-
     model, prompts = tiny_model
     by_color = Groups({glyph.prompt: glyph.prompt.split()[0] for glyph in synthetic_glyphs()}, {})
     sheet = tmp_path / "figures/sheet.png"
-    figures = evaluate.evaluate(model, prompts, sheet, synthetic_glyphs(), by_color, steps=2)
+    figures = assess.assess(model, prompts, sheet, synthetic_glyphs(), by_color, steps=2)
     assert figures["prompts"] == {"train": 9, "held_out": 3}
     assert set(figures["group_match"]) == {"1.0", "2.0", "4.0"}
 
@@ -181,74 +179,47 @@ def test_evaluation_of_a_tiny_model(ldm, tiny_model: tuple[Path, Path], tmp_path
             assert all(row[f"group_{space}"] == row[f"nearest_{space}"].split()[0] for row in chosen)
 
     card = (model / "README.md").read_text(encoding="utf-8")
-    assert card == evaluate.model_card(metrics)
+    assert card == assess.model_card(metrics)
     assert all(name in card for name in ("Noto Color Emoji", "Unicode License V3", "4×8×8 (M = 256)"))
     with Image.open(sheet) as picture:
-        assert picture.width == 2 * evaluate.SHEET_MARGIN + 8 * evaluate.SHEET_CELL[0]
+        assert picture.width == 2 * assess.SHEET_MARGIN + 8 * assess.SHEET_CELL[0]
 
     # The figures say what the model does: the same again, and others for another model.
-    assert evaluate.evaluate(model, prompts, sheet, synthetic_glyphs(), by_color, steps=2) == figures
+    assert assess.assess(model, prompts, sheet, synthetic_glyphs(), by_color, steps=2) == figures
 
 
 def test_the_glyphs_themselves_match_in_full(
     ldm, tiny_model: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.diffusion import assess as evaluate
-
     model, prompts = tiny_model
     by_prompt = {glyph.prompt: glyph for glyph in synthetic_glyphs()}
 
     def perfect(pipeline, wanted, scale, steps):
         images = emoji.pixels([by_prompt[prompt] for prompt in wanted], 16)
-        return images, evaluate.embeddings(pipeline.vae, images, "cpu")
+        return images, assess.embeddings(pipeline.vae, images, "cpu")
 
-    monkeypatch.setattr(ldm, "sample", perfect)
+    monkeypatch.setattr("train.diffusion.pipeline.sample", perfect)
     each = Groups({prompt: prompt for prompt in by_prompt}, {})
-    figures = evaluate.evaluate(model, prompts, tmp_path / "sheet.png", synthetic_glyphs(), each, steps=2)
+    figures = assess.assess(model, prompts, tmp_path / "sheet.png", synthetic_glyphs(), each, steps=2)
     for kind in ("group_match", "family_match"):
         for rates in figures[kind]["2.0"].values():
             assert rates == {"pixels": 1.0, "latents": 1.0}
 
 
 def test_prompts_of_another_font_are_refused(ldm, tiny_model: tuple[Path, Path], tmp_path: Path) -> None:
-    from train.diffusion import assess as evaluate
-
     model, prompts = tiny_model
-    with pytest.raises(
-        ldm.ConfigurationError, match=r"got '\w+ \w+' in .*prompts_train\.txt\. Use the version of fonts-"
-    ):
-        evaluate.evaluate(model, prompts, tmp_path / "sheet.png", synthetic_glyphs()[:2], Groups({}, {}))
+    with pytest.raises(ConfigurationError, match=r"got '\w+ \w+' in .*prompts_train\.txt\. Use the version of fonts-"):
+        assess.assess(model, prompts, tmp_path / "sheet.png", synthetic_glyphs()[:2], Groups({}, {}))
 
 
 def test_lines_are_broken_at_blanks() -> None:
     pytest.importorskip("torch", reason="the ldm extra is not installed")
-    from train.diffusion import assess as evaluate
 
     def fits(text: str) -> bool:
         return len(text) <= 8
 
-    assert evaluate.wrapped("a cat and an extraordinary dog", fits) == ["a cat", "and an", "extraordinary", "dog"]
-    assert evaluate.wrapped("", fits) == []
-
-
-def test_command_line_has_help_and_one_sentence_errors(tmp_path: Path) -> None:
-    for module in EXTRA:
-        pytest.importorskip(module, reason="the ldm extra is not installed")
-    command = [sys.executable, "-m", "train.diffusion.assess"]
-    shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--emoji-test" in shown.stdout
-    font = tmp_path / "font.ttf"
-    font.touch()
-    failed = subprocess.run(
-        [*command, "--font", str(font), "--emoji-test", str(tmp_path / "none.txt")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert failed.returncode == 3
-    assert "Install unicode-data or correct --emoji-test." in failed.stderr
-    assert "Traceback" not in failed.stderr
+    assert assess.wrapped("a cat and an extraordinary dog", fits) == ["a cat", "and an", "extraordinary", "dog"]
+    assert assess.wrapped("", fits) == []
 
 
 # --- The bundled model ----------------------------------------------------------------------------
@@ -276,9 +247,7 @@ def test_bundled_model_reaches_its_figures(measured: dict) -> None:
 
 
 def test_bundled_card_and_table_are_those_of_the_figures(bundled: Path, measured: dict) -> None:
-    from train.diffusion import assess as evaluate
-
-    assert (bundled / "README.md").read_text(encoding="utf-8") == evaluate.model_card(measured)
+    assert (bundled / "README.md").read_text(encoding="utf-8") == assess.model_card(measured)
     with (bundled / "groups.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     prompts = (ROOT / "cached_trajectories/default.prompts.txt").read_text(encoding="utf-8").splitlines()
@@ -324,18 +293,21 @@ def test_bundled_vae_reconstructs_held_out_glyphs_as_measured(
 ) -> None:
     import torch
 
+    from train.diffusion.pipeline import load_pipeline
+    from train.diffusion.vae import psnr_db
+
     if measured["glyphs"] != len(font_glyphs):
         pytest.skip("the model was trained on another version of the font")
     _, held = emoji.split(font_glyphs, 0.05, measured["seeds"]["split_seed"])
-    vae = ldm.load_pipeline(bundled).vae
-    psnr = ldm.psnr_db(vae, torch.from_numpy(emoji.pixels(held, vae.config.sample_size)), "cpu")
+    vae = load_pipeline(bundled).vae
+    psnr = psnr_db(vae, torch.from_numpy(emoji.pixels(held, vae.config.sample_size)), "cpu")
     assert psnr == pytest.approx(measured["evaluation"]["psnr_db"]["held_out"], abs=0.02)
 
 
 def test_bundled_cache_shows_what_the_table_says(ldm, bundled: Path, measured: dict, font_glyphs: list[Glyph]) -> None:
     """The evaluation samples with the seeds of the default cache: the same pictures, the same nearest glyphs."""
     from refine_env import TrajectoryCache
-    from train.diffusion import assess as evaluate
+    from train.diffusion.pipeline import load_pipeline
 
     if measured["glyphs"] != len(font_glyphs):
         pytest.skip("the model was trained on another version of the font")
@@ -343,9 +315,9 @@ def test_bundled_cache_shows_what_the_table_says(ldm, bundled: Path, measured: d
         rows = list(csv.DictReader(file))
     by_prompt = {glyph.prompt: glyph for glyph in font_glyphs}
     named = sorted({row["nearest_latents"] for row in rows})
-    vae = ldm.load_pipeline(bundled).vae
+    vae = load_pipeline(bundled).vae
     images = emoji.pixels([by_prompt[prompt] for prompt in named], vae.config.sample_size)
-    offered = evaluate.embeddings(vae, images, "cpu")
+    offered = assess.embeddings(vae, images, "cpu")
     cache = TrajectoryCache.open("default")
     x_0 = np.stack([np.asarray(cache.latents(k)[0], dtype=np.float32) for k in range(len(cache))])
     found = [named[k] for k in groups.nearest(x_0.reshape(len(x_0), -1), offered)]

@@ -13,7 +13,7 @@ import pytest
 from refine_env import ConfigurationError
 from refine_env.evaluation import episode_seeds, roll_out
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 minari = pytest.importorskip("minari", reason="the train extra is not installed")
 pytest.importorskip("h5py", reason="the train extra is not installed")
 

@@ -29,13 +29,20 @@ from refine_env import ConfigurationError
 from refine_env.evaluation import roll_out
 from refine_env.wrappers import VectorEncodeObservation
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 for module in ("torch", "stable_baselines3", "sb3_contrib", "tensorboard"):
     pytest.importorskip(module, reason="the train extra is not installed")
 
-from train import ppo  # noqa: E402
-from train.rl import checkpoint  # noqa: E402
-from train.rl.critic import HindsightObservation  # noqa: E402
+from train.rl import checkpoint, training  # noqa: E402
+from train.rl.config import Config  # noqa: E402
+from train.rl.critic import PrivilegedObservation  # noqa: E402
+from train.rl.evaluation import (  # noqa: E402
+    EVALUATION_COLUMNS,
+    Evaluation,
+    geometric_mean_ratio,
+    read_evaluations,
+)
+from train.rl.training import train  # noqa: E402
 
 
 @pytest.fixture
@@ -71,15 +78,15 @@ def equal(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
 
 @pytest.mark.parametrize("algorithm", ["maskable-ppo", "ppo", "dqn"])
 def test_what_a_run_writes(options: dict[str, Any], algorithm: str) -> None:
-    config = ppo.Config(**{**options, "algorithm": algorithm, "tensorboard": True})
-    folder = ppo.train(config)
+    config = Config(**{**options, "algorithm": algorithm, "tensorboard": True})
+    folder = train(config)
     assert folder == config.out
     assert not list(folder.glob("checkpoint*"))
     assert list((folder / "tensorboard").rglob("events.*"))
     description = json.loads((folder / "policy.json").read_text())
     assert description["system"]["snr_db"] == [0, 24]
     assert description["algorithm"] == algorithm
-    rows = ppo.read_evaluations(folder)
+    rows = read_evaluations(folder)
     assert {row["split"] for row in rows} == {"train", "test"}
     assert {(row["agent"], row["snr_db"]) for row in rows} == {
         (a, s) for a in ("learned", "lookahead") for s in (3, 12)
@@ -106,7 +113,7 @@ def test_the_exported_policy_is_that_of_stable_baselines(options: dict[str, Any]
     from sb3_contrib import MaskablePPO
     from stable_baselines3 import DQN, PPO
 
-    folder = ppo.train(ppo.Config(**{**options, "algorithm": algorithm, "actor": "16,16"}))
+    folder = train(Config(**{**options, "algorithm": algorithm, "actor": "16,16"}))
     kind = {"maskable-ppo": MaskablePPO, "ppo": PPO, "dqn": DQN}[algorithm]
     model = kind.load(folder / "model.zip", device="cpu")
     system = gym.make_vec(refine_env.ENV_ID, num_envs=1, cache=options["cache"], coder="closed_loop", snr_db=6.0).config
@@ -130,7 +137,7 @@ def test_the_exported_policy_is_that_of_stable_baselines(options: dict[str, Any]
 
 def test_same_seed_same_weights(options: dict[str, Any]) -> None:
     runs = [
-        ppo.train(ppo.Config(**{**options, "out": options["out"] / name, "seed": seed}))
+        train(Config(**{**options, "out": options["out"] / name, "seed": seed}))
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
     first, again, other = map(weights, runs)
@@ -146,62 +153,62 @@ class Killed(Exception):
 def test_killed_and_resumed_it_is_the_same_policy(options: dict[str, Any], algorithm: str) -> None:
     """Wherever the run ends, mid-episode too, the next one goes on to the same weights and the same tables."""
     options |= {"algorithm": algorithm, "learning_rate": 7e-4, "average_from": 0.2}
-    whole = ppo.train(ppo.Config(**{**options, "out": options["out"] / "whole"}))
+    whole = train(Config(**{**options, "out": options["out"] / "whole"}))
 
     def kill(steps: int) -> None:
         if steps >= 256:
             raise Killed(steps)
 
-    config = ppo.Config(**{**options, "out": options["out"] / "parts"})
+    config = Config(**{**options, "out": options["out"] / "parts"})
     with pytest.raises(Killed, match=r"^\d+$"):
-        ppo.train(config, on_rollout=kill)
+        train(config, on_rollout=kill)
     assert (config.out / "checkpoint.safetensors").is_file()
     with pytest.raises(ConfigurationError, match=r"`--learning-rate` must be '0.0007' to go on with .*, got '0.5'"):
-        ppo.train(ppo.Config(**{**options, "out": config.out, "learning_rate": 0.5}))
+        train(Config(**{**options, "out": config.out, "learning_rate": 0.5}))
     resumed_from: list[int] = []
-    ppo.train(config, on_rollout=resumed_from.append)
+    train(config, on_rollout=resumed_from.append)
     assert resumed_from[0] == 256  # not from the start
     assert equal(weights(whole), weights(config.out))
-    tables = [[{**row, "seconds": 0.0} for row in ppo.read_evaluations(folder)] for folder in (whole, config.out)]
+    tables = [[{**row, "seconds": 0.0} for row in read_evaluations(folder)] for folder in (whole, config.out)]
     assert tables[0] == tables[1]
 
 
-def test_a_checkpoint_survives_a_kill_between_its_two_renamings(interrupted: ppo.Config) -> None:
+def test_a_checkpoint_survives_a_kill_between_its_two_renamings(interrupted: Config) -> None:
     config = interrupted
     shutil.move(config.out / "checkpoint.safetensors", config.out / "checkpoint.previous.safetensors")
     (config.out / "checkpoint.safetensors0815.tmp").write_bytes(b"half of i")
     resumed_from: list[int] = []
-    ppo.train(config, on_rollout=resumed_from.append)
+    train(config, on_rollout=resumed_from.append)
     assert resumed_from[0] == 256
     assert not list(config.out.glob("checkpoint*"))
 
 
 @pytest.fixture
-def interrupted(options: dict[str, Any]) -> ppo.Config:
+def interrupted(options: dict[str, Any]) -> Config:
     """A run that was killed after two roll-outs, before the third: its checkpoints are of 256 and 128 steps."""
 
     def kill(steps: int) -> None:
         if steps >= 256:
             raise Killed(steps)
 
-    config = ppo.Config(**options)
+    config = Config(**options)
     with pytest.raises(Killed, match=r"^\d+$"):
-        ppo.train(config, on_rollout=kill)
+        train(config, on_rollout=kill)
     return config
 
 
-def first_step(config: ppo.Config) -> int:
+def first_step(config: Config) -> int:
     """Where a run begins, or goes on; it is killed there."""
 
     def kill(steps: int) -> None:
         raise Killed(steps)
 
     with pytest.raises(Killed, match=r"^\d+$") as info:
-        ppo.train(config, on_rollout=kill)
+        train(config, on_rollout=kill)
     return int(str(info.value))
 
 
-def test_a_damaged_checkpoint_and_the_one_before_it(interrupted: ppo.Config, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_and_the_one_before_it(interrupted: Config, caplog: pytest.LogCaptureFixture) -> None:
     newest, previous = (interrupted.out / f"checkpoint.{name}" for name in ("safetensors", "previous.safetensors"))
     good, before = newest.read_bytes(), previous.read_bytes()
     header = int.from_bytes(good[:8], "little")
@@ -221,19 +228,19 @@ def test_a_damaged_checkpoint_and_the_one_before_it(interrupted: ppo.Config, cap
     for damaged in damages.values():
         newest.write_bytes(damaged)
         with pytest.raises(ConfigurationError, match=r"^`--out` must hold a checkpoint") as info:
-            ppo.train(interrupted)
+            train(interrupted)
         assert str(info.value).startswith(f"`--out` must hold a checkpoint that can be read, got {str(newest)!r} (")
         assert str(info.value).endswith("Delete it to begin anew, or give another --out.")
     newest.unlink()
     newest.mkdir()
     with pytest.raises(ConfigurationError, match=r"`--out` must hold a checkpoint .* \(ValueError: not a file\)"):
-        ppo.train(interrupted)
+        train(interrupted)
 
 
-def test_the_checkpoint_before_leads_to_the_same_policy(interrupted: ppo.Config, options: dict[str, Any]) -> None:
-    whole = ppo.train(ppo.Config(**{**options, "out": options["out"] / "whole"}))
+def test_the_checkpoint_before_leads_to_the_same_policy(interrupted: Config, options: dict[str, Any]) -> None:
+    whole = train(Config(**{**options, "out": options["out"] / "whole"}))
     (interrupted.out / "checkpoint.safetensors").write_bytes(b"")
-    assert equal(weights(ppo.train(interrupted)), weights(whole))
+    assert equal(weights(train(interrupted)), weights(whole))
 
 
 class Payload:
@@ -272,7 +279,7 @@ def test_a_hostile_folder_runs_nothing(options: dict[str, Any], tmp_path: Path) 
     options["total_steps"], options["eval_every"] = 128, 0
     for algorithm in ("maskable-ppo", "dqn"):
         for name, content in planted.items():
-            config = ppo.Config(**{**options, "out": tmp_path / algorithm / name.replace("/", "-")})
+            config = Config(**{**options, "out": tmp_path / algorithm / name.replace("/", "-")})
             path = config.out / name
             path.parent.mkdir(parents=True)
             path.write_bytes(content)
@@ -281,14 +288,14 @@ def test_a_hostile_folder_runs_nothing(options: dict[str, Any], tmp_path: Path) 
             with suppress(ConfigurationError):
                 read_policy(config.out)
             with suppress(ConfigurationError):
-                ppo.read_evaluations(config.out)
+                read_evaluations(config.out)
             assert not ran.exists(), name
-    config = ppo.Config(**{**options, "out": tmp_path / "maskable-ppo" / "checkpoint-state.pkl"})
+    config = Config(**{**options, "out": tmp_path / "maskable-ppo" / "checkpoint-state.pkl"})
     with pytest.raises(ConfigurationError, match=r"`--out` must not hold a checkpoint of an earlier version, got '.*'"):
-        ppo.train(config)
+        train(config)
 
 
-def test_numbers_that_no_training_wrote(interrupted: ppo.Config) -> None:
+def test_numbers_that_no_training_wrote(interrupted: Config) -> None:
     """A checkpoint with the right hash and wrong content is refused too, by name."""
     path = interrupted.out / "checkpoint.safetensors"
     (interrupted.out / "checkpoint.previous.safetensors").unlink()
@@ -300,7 +307,7 @@ def test_numbers_that_no_training_wrote(interrupted: ppo.Config) -> None:
         text = json.dumps(values)
         save_file(others, path, {"state": text, "sha256": checkpoint._digest(text, others)})
         with pytest.raises(ConfigurationError, match=r"^`--out` must hold a checkpoint that can be read, got ") as info:
-            ppo.train(interrupted)
+            train(interrupted)
         return str(info.value)
 
     def numpy_position(values: Any, others: Any) -> None:
@@ -351,8 +358,8 @@ def test_numbers_that_no_training_wrote(interrupted: ppo.Config) -> None:
     ],
 )
 def test_the_variants_train(options: dict[str, Any], changes: dict[str, Any]) -> None:
-    config = ppo.Config(**{**options, "total_steps": 128, "eval_every": 0, **changes})
-    folder = ppo.train(config)
+    config = Config(**{**options, "total_steps": 128, "eval_every": 0, **changes})
+    folder = train(config)
     name = f"learned:{folder}"
     assert agents.env_kwargs(name) == {"coder": config.coder, "payload": "latent"}
     envs = gym.make_vec(
@@ -368,16 +375,16 @@ def test_the_variants_train(options: dict[str, Any], changes: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("coder", "payload"), [("forward", "latent"), ("closed_loop", "latent"), ("closed_loop", "posterior_mean")]
 )
-def test_rivals_play_on_the_coder_of_the_training(
+def test_reference_policies_play_on_the_coder_of_the_training(
     options: dict[str, Any], coder: str, payload: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But those that the paper's coder is their own, who are named with it."""
     names = agents.names()
-    config = ppo.Config(**{**options, "coder": coder, "payload": payload, "rivals": ",".join(names)})
-    monkeypatch.setattr(ppo.Evaluation, "_known", {})
-    monkeypatch.setattr(ppo.Evaluation, "_score", lambda self, make, kwargs, episodes: played.append(kwargs) or 0.5)
+    config = Config(**{**options, "coder": coder, "payload": payload, "rivals": ",".join(names)})
+    monkeypatch.setattr(Evaluation, "_known", {})
+    monkeypatch.setattr(Evaluation, "_score", lambda self, make, kwargs, episodes: played.append(kwargs) or 0.5)
     played: list[dict[str, Any]] = []
-    evaluation = ppo.Evaluation(config)
+    evaluation = Evaluation(config)
     rows = evaluation.rows(PolicyFiles({}, []), "test", 4, 0, 0.0)
     told = evaluation.describe(rows).split(", ")
     assert len(told) == len(names) == len(played) // 2 - 1
@@ -401,9 +408,9 @@ def test_options_that_cannot_be(options: dict[str, Any]) -> None:
         ({"eval_snr_db": "x"}, r"`eval_snr_db` must be numbers with commas between, got 'x'"),
     ):
         with pytest.raises(ConfigurationError, match=message):
-            ppo.Config(**{**options, **changes})
+            Config(**{**options, **changes})
     with pytest.raises(ConfigurationError, match=r"`name` must be one of .*, got 'nobody'"):
-        ppo.train(ppo.Config(**{**options, "rivals": "nobody"}))
+        train(Config(**{**options, "rivals": "nobody"}))
 
 
 def test_geometric_mean_ratio() -> None:
@@ -417,10 +424,10 @@ def test_geometric_mean_ratio() -> None:
             ("x", 3, 1),
         )
     ]
-    mean, worst = ppo.geometric_mean_ratio(rows, "learned", "dp")
+    mean, worst = geometric_mean_ratio(rows, "learned", "dp")
     assert worst == pytest.approx(4.0, rel=1e-4)
     assert mean == pytest.approx((4.0 * 0.25) ** 0.5, rel=1e-4)
-    assert np.isnan(ppo.geometric_mean_ratio(rows, "learned", "clairvoyant")).all()
+    assert np.isnan(geometric_mean_ratio(rows, "learned", "clairvoyant")).all()
 
 
 def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -436,7 +443,7 @@ def test_help_says_every_option() -> None:
         "runpy.run_module('train.ppo', run_name='__main__', alter_sys=True)",
     )
     assert result.returncode == 0
-    for field in dataclasses.fields(ppo.Config):
+    for field in dataclasses.fields(Config):
         assert "--" + field.name.replace("_", "-") in result.stdout
 
 
@@ -468,15 +475,15 @@ def test_a_wrong_option_is_exit_code_2(tmp_path: Path) -> None:
 
 
 def test_the_table_of_evaluations_is_csv(options: dict[str, Any]) -> None:
-    folder = ppo.train(ppo.Config(**{**options, "total_steps": 128, "eval_every": 0}))
+    folder = train(Config(**{**options, "total_steps": 128, "eval_every": 0}))
     with (folder / "evaluations.csv").open() as file:
-        assert list(next(csv.reader(file))) == list(ppo.EVALUATION_COLUMNS)
+        assert list(next(csv.reader(file))) == list(EVALUATION_COLUMNS)
 
 
 def test_weights_are_averaged() -> None:
     import torch
 
-    average = ppo._Average()
+    average = training.WeightAverage()
     net = torch.nn.Linear(2, 1)
     for value in (1.0, 2.0, 6.0):
         with torch.no_grad():
@@ -492,10 +499,10 @@ def test_the_average_is_of_the_last_part(options: dict[str, Any], monkeypatch: p
     """From 1 on it is the last weights alone, which the optimizer left; from 0 on another policy."""
 
     def run(name: str, start: float) -> list[np.ndarray]:
-        return weights(ppo.train(ppo.Config(**{**options, "out": options["out"] / name, "average_from": start})))
+        return weights(train(Config(**{**options, "out": options["out"] / name, "average_from": start})))
 
     last, all_of_them = run("last", 1.0), run("all", 0.0)
-    monkeypatch.setattr(ppo._Average, "put_into", lambda self, policy: None)
+    monkeypatch.setattr(training.WeightAverage, "put_into", lambda self, policy: None)
     assert equal(last, run("never", 0.0))
     assert not equal(last, all_of_them)
 
@@ -506,7 +513,7 @@ def test_what_the_critic_knows_of_the_channel_to_come(gaussian_cache: Path) -> N
         refine_env.ENV_ID, num_envs=2, cache=str(gaussian_cache), autoreset_mode="SameStep", snr_db=[0, 24]
     )
     inner = envs.unwrapped
-    envs = HindsightObservation(VectorEncodeObservation(envs))
+    envs = PrivilegedObservation(VectorEncodeObservation(envs))
     bits = inner.config.bit_depths
 
     def by_hand(i: int, slot: int, server_step: int) -> list[float]:
@@ -539,7 +546,7 @@ def test_a_warm_start_imitates(options: dict[str, Any], algorithm: str, caplog: 
     changes = {"algorithm": algorithm, "clone": "lookahead-closed-loop", "clone_decisions": 4000, "actor": "32,32"}
     still = {"learning_rate": 1e-12, "final_learning_rate": 0.0, "total_steps": 128}
     with caplog.at_level("INFO"):
-        folder = ppo.train(ppo.Config(**{**options, **changes, **still}))
+        folder = train(Config(**{**options, **changes, **still}))
     share = float(next(line for line in caplog.messages if line.startswith("repeats")).split()[1])
     assert share > 80.0
     same = seen = 0
@@ -562,6 +569,6 @@ def test_a_warm_start_imitates(options: dict[str, Any], algorithm: str, caplog: 
 
 def test_a_warm_start_wants_an_agent_of_the_system(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"`clone` must be empty for dqn, .* got 'lookahead'"):
-        ppo.Config(**{**options, "algorithm": "dqn", "clone": "lookahead"})
+        Config(**{**options, "algorithm": "dqn", "clone": "lookahead"})
     with pytest.raises(ConfigurationError, match=r"`clone` must name an agent of this system, got 'lookahead', which"):
-        ppo.train(ppo.Config(**{**options, "clone": "lookahead"}))
+        train(Config(**{**options, "clone": "lookahead"}))

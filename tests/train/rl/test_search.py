@@ -12,8 +12,8 @@ import pytest
 for module in ("torch", "stable_baselines3", "sb3_contrib", "tensorboard", "optuna"):
     pytest.importorskip(module, reason="the train extra is not installed")
 
-from train import ppo  # noqa: E402
 from train.rl import search  # noqa: E402
+from train.rl.config import Config  # noqa: E402
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -59,7 +59,7 @@ def test_two_processes_share_a_study(gaussian_cache: Path, tmp_path: Path) -> No
     study = search.search(tmp_path, trials=3, base=base, rival="lookahead", workers=2)
     finished = [trial for trial in study.trials if trial.state.is_finished()]
     assert 3 <= len(finished) <= 4  # both may be at their last one
-    assert finished[0].params["learning_rate"] == ppo.Config().learning_rate
+    assert finished[0].params["learning_rate"] == Config().learning_rate
     assert len({trial.params["learning_rate"] for trial in study.trials}) == len(study.trials)
 
 
@@ -77,7 +77,7 @@ def test_the_others_start_when_no_trial_waits(tmp_path: Path, monkeypatch: pytes
             study.ask()
 
     monkeypatch.setattr(search, "_work", work)
-    monkeypatch.setattr(ppo, "worker_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(search, "worker_pool", ThreadPoolExecutor)
     study = search.search(tmp_path, trials=3, base={}, workers=3, seed=7)
     assert waiting == ({7: 1, 8: 0, 9: 0} if claims else {7: 1, 8: 1, 9: 1})
     assert [trial.number for trial in study.trials] == ([0, 1, 2] if claims else [0])
@@ -85,7 +85,7 @@ def test_the_others_start_when_no_trial_waits(tmp_path: Path, monkeypatch: pytes
 
 def test_the_space_is_of_options() -> None:
     """Every name is an option of the training, and the defaults lie within it."""
-    defaults = ppo.Config()
+    defaults = Config()
     for name, values in search.SPACE.items():
         value = getattr(defaults, name)
         if isinstance(values[0], str):

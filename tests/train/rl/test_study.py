@@ -17,8 +17,9 @@ for module in ("torch", "stable_baselines3", "sb3_contrib", "tensorboard"):
     pytest.importorskip(module, reason="the train extra is not installed")
 pytest.importorskip("matplotlib", reason="the plot extra is not installed")
 
-from train import ppo  # noqa: E402
 from train.rl import study  # noqa: E402
+from train.rl.config import Config  # noqa: E402
+from train.rl.evaluation import MSE_FLOOR  # noqa: E402
 
 
 def test_iqm_by_hand() -> None:
@@ -45,7 +46,7 @@ def rows(**means: float) -> list[dict[str, Any]]:
 
 
 def test_normalized_scores_by_hand() -> None:
-    floor = ppo.MSE_FLOOR
+    floor = MSE_FLOOR
     scores = study.normalized_scores(
         rows(learned=1e-2 - floor, dp=1e-3 - floor, persistent_q3=0.5, persistent_q8=1e-1 - floor)
     )[6.0]
@@ -61,7 +62,7 @@ def test_a_score_wants_its_two_ends() -> None:
 
 
 def test_a_small_study(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = ppo.Config(
+    base = Config(
         cache=str(gaussian_cache),
         total_steps=256,
         num_envs=8,
@@ -81,7 +82,7 @@ def test_a_small_study(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest
     names = ["maskable-ppo", "one-hot"]
     study.run_variants(tmp_path / "runs", names, 2, base, workers=2)
     trained: list[Any] = []
-    monkeypatch.setattr(ppo, "train", trained.append)
+    monkeypatch.setattr(study, "train", trained.append)
     study.run_variants(tmp_path / "runs", names, 2, base)
     assert trained == []  # what is there is not trained again
     for changes, what in (({"learning_rate": 0.5}, "learning_rate 0.0013 in place of 0.5"), ({"eval_seed": 7}, "eval")):
@@ -109,6 +110,6 @@ def test_a_small_study(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest
 
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"`--variants` must be among maskable-ppo, .*, got 'x'"):
-        study.run_variants(tmp_path, ["x"], 1, ppo.Config())
+        study.run_variants(tmp_path, ["x"], 1, Config())
     with pytest.raises(ConfigurationError, match=r"`--runs` must hold finished runs, got none in"):
         study.summarize_runs(tmp_path, ["ppo"])
