@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.figures import rows_by_policy, styles_by_policy, zero_floor
-from agents.interactive import EXTRA, LEGEND_ABOVE, LOG_AXIS, default_snr, import_plotly, make_axis, make_layout
-from agents.replay import replay_row
+from agents.figures.series import zero_floor
+from agents.figures.style import BLACK, BLUE, GRAY, ORANGE, YELLOW, rows_by_policy, styles_by_policy
+from agents.report.plots import EXTRA, LEGEND_ABOVE, LOG_AXIS, default_snr, import_plotly, make_axis, make_layout
+from agents.report.replay import replay_row
 from agents.studies.images import Decoder, decode
 from refine_env import CacheError, ConfigurationError, TrajectoryCache
 from refine_env.dynamics.settings import EnvSettings
@@ -26,8 +27,8 @@ _MOST_IMAGES = 400
 _MOST_PIXELS = 64
 """Images in the player: how many about, and their longer side; they are most of what the page could weigh."""
 
-_CHANNEL_COLORS = {"prompt": "#E69F00", "latent": "#0072B2", "idle": "#BBBBBB"}
-_MESSAGE_COLOR, _SERVER_COLOR, _DEVICE_COLOR = "#0072B2", "#999999", "#000000"
+_CHANNEL_COLORS = {"prompt": ORANGE, "latent": BLUE, "idle": "#BBBBBB"}
+_MESSAGE_COLOR, _SERVER_COLOR, _DEVICE_COLOR = BLUE, GRAY, BLACK
 _FRAME_MS = 200
 
 
@@ -144,7 +145,7 @@ def _now_and_later(slot: int, deadline: int) -> list[dict[str, Any]]:
     """Shapes that mark a slot and veil those after it."""
     over_all = {"type": "rect", "xref": "x", "yref": "paper", "y0": 0.0, "y1": 1.0, "line": {"width": 0}}
     return [
-        {**over_all, "x0": slot - 0.5, "x1": slot + 0.5, "fillcolor": "#F0E442", "opacity": 0.35, "layer": "below"},
+        {**over_all, "x0": slot - 0.5, "x1": slot + 0.5, "fillcolor": YELLOW, "opacity": 0.35, "layer": "below"},
         {**over_all, "x0": slot + 0.5, "x1": deadline + 1.0, "fillcolor": "white", "opacity": 0.85, "layer": "above"},
     ]
 
