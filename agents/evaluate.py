@@ -77,8 +77,8 @@ Team = dict[tuple[str, float], agents.Agent]
 def own_env_kwargs(name: str, env_kwargs: dict[str, Any], snr_db: float) -> dict[str, Any]:
     """Environment arguments of one policy at one SNR: those of the evaluation, with what the policy is made for on top.
 
-    A payload that the evaluation asks for is that of the policies on the closed-loop coder; the paper's coder has none
-    but the latent.
+    A payload that the evaluation asks for holds for policies on the closed-loop coder; the paper's coder sends only
+    latents.
 
     Raises:
         ConfigurationError: if there is no such policy.
@@ -90,7 +90,7 @@ def own_env_kwargs(name: str, env_kwargs: dict[str, Any], snr_db: float) -> dict
 
 
 def make_team(names: tuple[str, ...], snrs_db: tuple[float, ...], env_kwargs: dict[str, Any]) -> Team:
-    """Every policy at every SNR, so that what cannot work is known before the first episode.
+    """Make every policy at every SNR, so that what cannot work is known before the first episode.
 
     Raises:
         ConfigurationError: if a name or SNR is out of range.
@@ -120,11 +120,11 @@ def evaluate(
     """Episodes of every policy at every SNR on common draws: row k of every agent at one SNR has the same seed.
 
     Args:
-        names: of the policies, see :func:`agents.names`.
+        names: names of the policies, see :func:`agents.names`.
         snrs_db: mean SNRs [dB].
-        episodes: per policy and SNR.
-        seed: of the evaluation.
-        env_kwargs: environment arguments; a policy's own ``agents.env_kwargs`` come on top.
+        episodes: how many to play for each policy and SNR.
+        seed: seed of the evaluation.
+        env_kwargs: environment arguments; each policy's ``agents.env_kwargs`` come on top.
         progress: called with the number of episodes that have just ended.
         score: see :func:`refine_env.evaluation.roll_out`.
         workers: see :func:`refine_env.evaluation.roll_out_many`.
@@ -155,7 +155,7 @@ def usable_cores() -> int:
 
 
 def _already_made(agent: agents.Agent, config: SystemConfig) -> agents.Agent:
-    """What makes a policy that there is already."""
+    """The policy that is there already, for :class:`refine_env.evaluation.Entry`, which wants to make one."""
     return agent
 
 
@@ -340,7 +340,7 @@ def _parse_snrs(text: str) -> tuple[float, ...]:
 
 
 class _ImageOptions(NamedTuple):
-    """What was asked for the images."""
+    """The options of the command that concern images."""
 
     metrics: str
     episodes: int | None
@@ -349,7 +349,7 @@ class _ImageOptions(NamedTuple):
     device: str
 
     def open(self, cache_name: str) -> tuple[ImageScorer, dict[str, Any]]:
-        """The scorer, and how to repeat what it does; says what is missing."""
+        """Open the scorer, and describe it so that it can be opened again; print which metrics are missing."""
         cache = TrajectoryCache.open(cache_name)
         names = parse_list("--metrics", self.metrics, str, advice="For example: --metrics psnr,ssim")
         metrics, missing = open_metrics(names, self.lpips_weights, device=self.device)
@@ -483,7 +483,7 @@ def _run_comparison(
     print_table(summary)
     written = [out / name for name in ("episodes.csv", "summary.csv", "run.json")]
     if scorer is None:
-        (out / "images.npz").unlink(missing_ok=True)  # of an earlier evaluation, which these tables replace
+        (out / "images.npz").unlink(missing_ok=True)  # an earlier evaluation may have left it
     else:
         scorer.write_tiles(out / "images.npz")
         written.append(out / "images.npz")

@@ -21,10 +21,10 @@ __all__ = ["draw_all", "draw_images", "main"]
 
 
 def draw_images(folder: Path, out: Path, episode: int = 0) -> list[Path]:
-    """Fig. 3b and the strip, from a folder's ``summary.csv`` and ``images.npz``, as far as there is something to draw.
+    """Draw Fig. 3b and the strip, from ``summary.csv`` and ``images.npz``, as far as there is something to draw.
 
     Raises:
-        ConfigurationError: if a table is not one, or ``episode`` is none whose images were kept.
+        ConfigurationError: if a table is not one, or the images of ``episode`` were not kept.
         MissingExtraError: if matplotlib is not installed.
     """
     written: list[Path] = []
@@ -42,12 +42,12 @@ def draw_images(folder: Path, out: Path, episode: int = 0) -> list[Path]:
 
 
 def draw_all(folder: Path, out: Path, episode: int = 0) -> list[Path]:
-    """Every figure that a folder has the tables of.
+    """Draw every figure that a folder has the tables of.
 
     Args:
-        folder: of the tables.
-        out: for the figures.
-        episode: that the strip shows.
+        folder: folder with the tables.
+        out: folder for the figures.
+        episode: number of the episode that the strip shows.
 
     Returns:
         The files written.

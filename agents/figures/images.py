@@ -21,7 +21,7 @@ def draw_strip(tiles: Table, clean: NDArray[np.uint8], prompt: str, out: Path) -
         tiles: rows with ``agent``, ``snr_db``, ``coder``, ``payload``, ``episode`` and ``image``, as
             :func:`agents.studies.images.read_tiles` gives them.
         clean: image of x_0, uint8 (height, width, 3).
-        prompt: of the trajectory; may be empty.
+        prompt: prompt of the trajectory; may be empty.
         out: folder for ``strip.png`` and ``strip.pdf``.
 
     Returns:

@@ -34,7 +34,7 @@ __all__ = [
 EXTRA = "report"
 
 _MOST_POINTS = 200
-"""Points of a distribution; of more episodes it shows as many quantiles."""
+"""The most points of a distribution; with more episodes it shows that many quantiles."""
 
 
 def import_plotly() -> Any:
@@ -59,7 +59,7 @@ def _text(text: str) -> str:
 
 
 def _line_style(style: Mapping[str, Any]) -> dict[str, Any]:
-    """A matplotlib style as plotly's."""
+    """A style of :mod:`agents.figures.style` in plotly's terms."""
     symbol = MARKERS[style["marker"]]
     if style.get("markerfacecolor") == "white" and not symbol.endswith("-open"):
         symbol += "-open"
@@ -80,7 +80,7 @@ def _line_style(style: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_layout(**own: Any) -> dict[str, Any]:
-    """What all figures have in common."""
+    """A layout with what all figures have in common."""
     return {
         "template": "none",
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222222"},
@@ -94,7 +94,7 @@ def make_layout(**own: Any) -> dict[str, Any]:
 
 
 def make_axis(title: str, **own: Any) -> dict[str, Any]:
-    """An axis with what all have in common."""
+    """An axis with what all axes have in common."""
     return {"title": {"text": title, "standoff": 8}, "gridcolor": "#E4E4E4", "zeroline": False, **own}
 
 

@@ -446,17 +446,19 @@ def test_the_same_tables_give_the_same_page(folder: Path, tmp_path: Path) -> Non
     assert path.read_bytes() == (folder / REPORT_FILE).read_bytes()
 
 
-def test_missing_plotly_ends_in_one_sentence(
+@pytest.mark.parametrize("library", ["plotly", "jinja2"])
+def test_a_missing_library_ends_in_one_sentence(
+    library: str,
     folder: Path,
     tmp_path: Path,
     gaussian_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "plotly"]:
+    for name in [name for name in sys.modules if name.split(".")[0] == library]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    with pytest.raises(MissingExtraError, match=r"`plotly` must be installed.*pip install 'refine-env\[report\]'"):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtraError, match=rf"`{library}` must be installed.*pip install 'refine-env\[report\]'"):
         write_report(folder, tmp_path / "page.html")
     with pytest.raises(typer.Exit, match="4"):
         evaluate_module.main(
