@@ -28,13 +28,13 @@ class Agent(ABC):
     environment with it.
 
     Args:
-        config: the system it acts in, ``env.unwrapped.config``; neither environment nor cache is needed.
+        config: the system that it acts in, ``env.unwrapped.config``; neither environment nor cache is needed.
 
     Attributes:
-        name: its name in tables and figures.
-        config: the system.
+        name: the name of the policy in tables and figures.
+        config: the system that the policy acts in.
         env_kwargs: environment arguments that the policy is made for.
-        plans_with_errors: whether it plans with the coding errors that the configuration's model predicts.
+        plans_with_errors: whether the policy plans with the coding errors that the configuration's model predicts.
     """
 
     env_kwargs: ClassVar[Mapping[str, Any]] = {"coder": "forward", "payload": "latent"}
@@ -44,11 +44,11 @@ class Agent(ABC):
         _check_type(config)
         self.name = name
         self.config = config
-        # What the channel history's length must be; None: whatever it is, once the system is known to be the right one.
+        # The length that the channel history must have; None after `check_config`, which knows the system to be right.
         self._history_length: int | None = config.deadline
 
     def reset(self, num_envs: int = 1) -> None:  # noqa: B027 - most policies remember nothing
-        """Forget all episodes; ``num_envs`` new ones begin."""
+        """Forget all episodes: ``num_envs`` new ones begin."""
 
     @abstractmethod
     def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -67,13 +67,13 @@ class Agent(ABC):
 
         Args:
             observation: the environment's observation.
-            info: of it only ``"action_mask"`` is read, (n,) or (N, n).
+            info: only its ``"action_mask"`` is read, (n,) or (N, n).
 
         Returns:
             An int where the observation's scalar fields are scalars, else int64 (N,).
 
         Raises:
-            ConfigurationError: if observation and mask are not of the system the agent was made for.
+            ConfigurationError: if observation and mask do not fit the system that the agent was made for.
         """
         single = np.ndim(observation["slot"]) == 0
         mask = np.asarray(info["action_mask"])
@@ -89,8 +89,8 @@ class Agent(ABC):
     def check_config(self, config: SystemConfig) -> None:
         """Refuse to act in another system than the one the agent was made for.
 
-        Worth a call before a loop of your own: :meth:`select_action` sees of the system no more than an observation
-        shows, which is neither the SNR nor the link nor the coder.
+        Worth a call before a loop of your own: :meth:`select_action` sees only what an observation shows of the
+        system, which is neither the SNR nor the link nor the coder.
 
         Raises:
             ConfigurationError: naming the first setting that differs.

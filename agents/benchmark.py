@@ -29,12 +29,12 @@ import numpy as np
 import typer
 
 import agents
-from agents.evaluate import DEFAULT_SNRS_DB, evaluate, parse_list, usable_cores
+from agents.evaluate import DEFAULT_AGENTS, DEFAULT_SNRS_DB, evaluate, usable_cores
 from refine_env import ENV_ID, CacheError, ConfigurationError, SystemConfig, TrajectoryCache, __version__
 from refine_env._store import DIRECTORY_VARIABLE, store_directory
 from refine_env._validation import check_choice, check_integer
 from refine_env.coding import LloydMax, base_distortion, kernels
-from refine_env.commands import command, run
+from refine_env.commands import command, parse_list, run
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.evaluation import episode_seeds, write_atomically
 from refine_env.model.distortion import total_distortion
@@ -44,15 +44,6 @@ __all__ = ["ROWS", "Measurement", "Options", "insert_table", "main", "markdown_t
 
 ROWS = ("reconstruct", "step", "vector", "fig3", "build", "start")
 _TWIN = Path(__file__).resolve().parents[1] / "tests" / "twin.py"
-_POLICIES = (
-    "lookahead",
-    "persistent-q3",
-    "persistent-q4",
-    "persistent-q8",
-    "persistent-q10",
-    "persistent-q16",
-    "final-only",
-)  # the paper's Fig. 3a
 _SHAPE = (4, 64, 64)
 _DIMENSIONS = prod(_SHAPE)
 _TABLE_WIDTH = 120
@@ -405,15 +396,15 @@ def measure_fig3(options: Options) -> Iterator[Measurement]:
     twin = load_twin()
     cache = open_gaussian(options)
     env_kwargs: dict[str, Any] = {"cache": str(cache.path), "split": "all"}
-    total = options.episodes * len(_POLICIES) * len(DEFAULT_SNRS_DB)
+    total = options.episodes * len(DEFAULT_AGENTS) * len(DEFAULT_SNRS_DB)
     twins = []
     for snr_db in DEFAULT_SNRS_DB:
         config = EnvSettings.from_kwargs({**env_kwargs, "snr_db": snr_db}).config_for(cache)
-        twins += [twin.Twin(cache, config, "all", twin.plain_rule(name, config)) for name in _POLICIES]
+        twins += [twin.Twin(cache, config, "all", twin.plain_rule(name, config)) for name in DEFAULT_AGENTS]
     seeds = iter(episode_seeds(0, options.twin_episodes * (options.repetitions + 1)))
 
     def ours() -> float:
-        run = partial(evaluate, _POLICIES, DEFAULT_SNRS_DB, episodes=options.episodes, seed=0)
+        run = partial(evaluate, DEFAULT_AGENTS, DEFAULT_SNRS_DB, episodes=options.episodes, seed=0)
         return timed(lambda: run(env_kwargs=env_kwargs, workers=options.workers))
 
     def plain() -> float:
@@ -444,7 +435,7 @@ def measure_fig3(options: Options) -> Iterator[Measurement]:
         lower_is_better=False,
     )
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "agents.evaluate", "--agents", ",".join(_POLICIES), "--no-figures"]
+        command = [sys.executable, "-m", "agents.evaluate", "--agents", ",".join(DEFAULT_AGENTS), "--no-figures"]
         command += ["--cache", str(cache.path.absolute()), "--split", "all", "--episodes", str(options.episodes)]
         command += ["--workers", str(options.workers), "--out", folder]
         seconds, memory = run_and_watch(command)
@@ -670,7 +661,7 @@ def main(
     options = Options(
         repetitions=check_integer("--repetitions", repetitions, 1, advice="Give for example 5."),
         seconds=seconds,
-        num_envs=parse_list("--num-envs", num_envs, int, "1,256"),
+        num_envs=parse_list("--num-envs", num_envs, int, advice="For example: --num-envs 1,256"),
         episodes=check_integer("--episodes", episodes, 1, advice="Give for example 500."),
         workers=check_integer(
             "--workers", usable_cores() if workers is None else workers, 1, advice="Give a number of threads."
@@ -681,7 +672,7 @@ def main(
     text = "" if page is None else insert_table(page.read_text(encoding="utf-8"), "")
     machine = describe_machine()
     measurements = []
-    for one in measure(parse_list("--rows", rows, str, "step,vector"), options):
+    for one in measure(parse_list("--rows", rows, str, advice="For example: --rows step,vector"), options):
         typer.echo(f"{one.row}: {one.case}: {_shown(one.ratio)}× {one.against}", err=True)
         measurements.append(one)
     print_measurements(measurements)

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import platform
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -21,10 +22,13 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 import agents
+from agents.figures import draw_fig3a, draw_images, draw_ladder, rows_by_policy
+from agents.figures.series import summary_cells
+from agents.studies import ladder
 from agents.studies.images import ImageScorer, open_decoder, open_metrics
 from refine_env import CacheError, ConfigurationError, MissingExtraError, SystemConfig, TrajectoryCache, __version__
 from refine_env._validation import check_choice, check_integer
-from refine_env.commands import command, run
+from refine_env.commands import command, parse_list, run
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAYLOADS
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.evaluation import (
@@ -48,7 +52,6 @@ __all__ = [
     "main",
     "make_team",
     "own_env_kwargs",
-    "parse_list",
     "usable_cores",
 ]
 
@@ -74,8 +77,8 @@ Team = dict[tuple[str, float], agents.Agent]
 def own_env_kwargs(name: str, env_kwargs: dict[str, Any], snr_db: float) -> dict[str, Any]:
     """Environment arguments of one policy at one SNR: those of the evaluation, with what the policy is made for on top.
 
-    A payload that the evaluation asks for is that of the policies on the closed-loop coder; the paper's coder has none
-    but the latent.
+    A payload that the evaluation asks for holds for policies on the closed-loop coder; the paper's coder sends only
+    latents.
 
     Raises:
         ConfigurationError: if there is no such policy.
@@ -87,7 +90,7 @@ def own_env_kwargs(name: str, env_kwargs: dict[str, Any], snr_db: float) -> dict
 
 
 def make_team(names: tuple[str, ...], snrs_db: tuple[float, ...], env_kwargs: dict[str, Any]) -> Team:
-    """Every policy at every SNR, so that what cannot work is known before the first episode.
+    """Make every policy at every SNR, so that what cannot work is known before the first episode.
 
     Raises:
         ConfigurationError: if a name or SNR is out of range.
@@ -117,11 +120,11 @@ def evaluate(
     """Episodes of every policy at every SNR on common draws: row k of every agent at one SNR has the same seed.
 
     Args:
-        names: of the policies, see :func:`agents.names`.
+        names: names of the policies, see :func:`agents.names`.
         snrs_db: mean SNRs [dB].
-        episodes: per policy and SNR.
-        seed: of the evaluation.
-        env_kwargs: environment arguments; a policy's own ``agents.env_kwargs`` come on top.
+        episodes: how many to play for each policy and SNR.
+        seed: seed of the evaluation.
+        env_kwargs: environment arguments; each policy's ``agents.env_kwargs`` come on top.
         progress: called with the number of episodes that have just ended.
         score: see :func:`refine_env.evaluation.roll_out`.
         workers: see :func:`refine_env.evaluation.roll_out_many`.
@@ -152,7 +155,7 @@ def usable_cores() -> int:
 
 
 def _already_made(agent: agents.Agent, config: SystemConfig) -> agents.Agent:
-    """What makes a policy that there is already."""
+    """The policy that is there already, for :class:`refine_env.evaluation.Entry`, which wants to make one."""
     return agent
 
 
@@ -197,61 +200,29 @@ def describe_run(
     }
 
 
-def parse_list(name: str, text: str, kind: type, example: str) -> tuple[Any, ...]:
-    """The values of an option that is a comma-separated list.
-
-    Args:
-        name: the option.
-        text: what was given.
-        kind: what each is to be.
-        example: for the message.
-
-    Raises:
-        ConfigurationError: if it is empty, repeats itself, or one is not of that kind.
-    """
-    try:
-        values = tuple(kind(item.strip()) for item in text.split(",") if item.strip())
-    except ValueError:
-        values = ()
-    if not values or len(set(values)) < len(values):
-        raise ConfigurationError(
-            f"`{name}` must be a comma-separated list without repetition, got {text!r}. For example: {name} {example}"
-        )
-    return values
-
-
 def print_table(summary: Table) -> None:
     """The summary on the terminal, within 80 columns: one row an SNR, one column a policy, the lowest mean marked."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    from agents.figures import format_mean, rows_by_policy
-
     policies = rows_by_policy(summary)
-    cells = {(row["snr_db"], policy): row for policy, rows in policies.items() for row in rows}
-    view = RichTable(
-        title="latent MSE at the deadline, mean over episodes",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
+    view = RichTable(title="latent MSE at the deadline, mean over episodes", box=box.SIMPLE_HEAD, padding=0)
     view.add_column("SNR\n[dB]", justify="right")
     for policy in policies:
         agent, parenthesis, details = policy.partition(" (")
         details = f"{parenthesis}{details}".replace(" ", "\n").replace("_", "\n")
         view.add_column(agent.replace("-", "\n", 1) + details, justify="right", no_wrap=True)
-    for snr_db in dict.fromkeys(row["snr_db"] for row in summary):
-        best = min(cells[snr_db, policy]["latent_mse"] for policy in policies if (snr_db, policy) in cells)
-        line = [f"{snr_db:g}"]
-        for policy in policies:
-            if (snr_db, policy) not in cells:
-                line.append("–")
-                continue
-            row = cells[snr_db, policy]
-            mean, interval = format_mean(row["latent_mse"], row["ci_low"], row["ci_high"])
-            marked = f"[bold]{mean}[/bold]" if row["latent_mse"] == best else mean
-            line.append(f"{marked}\n[dim]{interval}[/dim]")
-        view.add_row(*line)
+    for snr_db, cells in summary_cells(policies, dict.fromkeys(row["snr_db"] for row in summary)):
+        view.add_row(
+            snr_db,
+            *(
+                "–"
+                if cell is None
+                else f"{f'[bold]{cell.mean}[/bold]' if cell.lowest else cell.mean}\n[dim]{cell.interval}[/dim]"
+                for cell in cells
+            ),
+        )
     console = Console()
     console.print(view)
     console.print("Second line: 95 % bootstrap interval, in the mean's power of ten. Bold: lowest.", style="dim")
@@ -327,36 +298,49 @@ def main(
                 )
         _run_ladder(
             study,
-            snr_db or ",".join(map(str, range(16) if study == "ladder" else range(0, 25, 3))),
+            _parse_snrs(snr_db or ",".join(map(str, range(16) if study == "ladder" else range(0, 25, 3)))),
             300 if episodes is None else episodes,
             seed,
             out or Path("results", study),
             {"cache": cache, "split": split, "deadline": deadline},
-            workers,
+            _number_of_workers(workers),
             figures,
         )
         return
-    _run(
-        agent_names or ",".join(DEFAULT_AGENTS),
-        snr_db or _DEFAULT_SNR_LIST,
+    names = parse_list(
+        "--agents", agent_names or ",".join(DEFAULT_AGENTS), str, advice="For example: --agents lookahead,persistent-q8"
+    )
+    snrs_db = _parse_snrs(snr_db or _DEFAULT_SNR_LIST)
+    depths = parse_list("--bit-depths", bit_depths, int, advice=f"For example: --bit-depths {_DEFAULT_BIT_DEPTHS}")
+    env_kwargs = {
+        "cache": cache,
+        "split": split,
+        "bit_depths": list(depths),
+        "deadline": deadline,
+        "moments": moments,
+    }
+    if check_choice("--payload", payload, PAYLOADS) != "latent":
+        env_kwargs["payload"] = payload
+    _run_comparison(
+        names,
+        snrs_db,
         200 if episodes is None else episodes,
         seed,
         out or Path("results/fig3a"),
-        cache,
-        split,
-        bit_depths,
-        deadline,
-        payload,
-        moments,
-        workers,
+        env_kwargs,
+        _number_of_workers(workers),
         figures,
         html,
         scoring,
     )
 
 
+def _parse_snrs(text: str) -> tuple[float, ...]:
+    return parse_list("--snr-db", text, float, advice="For example: --snr-db 0,3,6")
+
+
 class _ImageOptions(NamedTuple):
-    """What was asked for the images."""
+    """The options of the command that concern images."""
 
     metrics: str
     episodes: int | None
@@ -365,9 +349,9 @@ class _ImageOptions(NamedTuple):
     device: str
 
     def open(self, cache_name: str) -> tuple[ImageScorer, dict[str, Any]]:
-        """The scorer, and how to repeat what it does; says what is missing."""
+        """Open the scorer, and describe it so that it can be opened again; print which metrics are missing."""
         cache = TrajectoryCache.open(cache_name)
-        names = parse_list("--metrics", self.metrics, str, "psnr,ssim")
+        names = parse_list("--metrics", self.metrics, str, advice="For example: --metrics psnr,ssim")
         metrics, missing = open_metrics(names, self.lpips_weights, device=self.device)
         decoder = open_decoder(cache, self.model, device=self.device)
         scorer = ImageScorer(cache, decoder, metrics, image_episodes=self.episodes)
@@ -404,102 +388,79 @@ def _number_of_workers(workers: int | None) -> int:
     return check_integer("--workers", number, 1, advice="Give the number of processor cores to use.")
 
 
+def _draw(draw: Callable[[], list[Path]]) -> list[Path]:
+    """The figures' files; where matplotlib is not installed a sentence says so, and there are none."""
+    try:
+        return draw()
+    except MissingExtraError as error:
+        typer.echo(f"No figure: {error}")
+        return []
+
+
 def _run_ladder(
     study: str,
-    snr_db: str,
+    snrs_db: tuple[float, ...],
     episodes: int,
     seed: int,
     out: Path,
     env_kwargs: dict[str, Any],
-    workers: int | None,
+    workers: int,
     figures: bool,
 ) -> None:
+    """Play, write and show one of the studies of rungs."""
     from tqdm import tqdm
 
-    from agents.studies.ladder import (
-        ORDERING,
-        RUNGS,
-        climb,
-        draw_ladder,
-        number_of_entries,
-        print_ladder,
-        print_ordering,
-        write_ladder,
-    )
-
-    rungs = RUNGS if study == "ladder" else ORDERING
-
-    snrs_db = parse_list("--snr-db", snr_db, float, "0,3,6")
-    number = _number_of_workers(workers)
+    rungs = ladder.RUNGS if study == "ladder" else ladder.ORDERING
     run = describe_run(("lookahead",), snrs_db, episodes, seed, env_kwargs)
     run |= {"study": study, "rungs": [rung._asdict() for rung in rungs]}
     _make_folder(out)
-    with tqdm(total=number_of_entries(snrs_db, env_kwargs, rungs) * episodes, unit="episode", desc=study) as bar:
-        table = climb(
+    number = ladder.number_of_entries(snrs_db, env_kwargs, rungs) * episodes
+    with tqdm(total=number, unit="episode", desc=study) as bar:
+        table = ladder.climb(
             snrs_db,
             episodes=episodes,
             seed=seed,
             env_kwargs=env_kwargs,
             rungs=rungs,
-            workers=number,
+            workers=workers,
             progress=bar.update,
         )
-    written, cells, totals = write_ladder(table, out, rungs)
+    written, cells, totals = ladder.write_ladder(table, out, rungs)
     write_atomically(out / "run.json", json.dumps(run, indent=1) + "\n")
     written.append(out / "run.json")
     if study == "ordering":
-        print_ordering(cells)
+        ladder.print_ordering(cells)
     else:
-        print_ladder(totals)
-    if figures and study == "ladder":
-        try:
-            written += draw_ladder(cells, totals, out)
-        except MissingExtraError as error:
-            typer.echo(f"No figure: {error}")
+        ladder.print_ladder(totals)
+        if figures:
+            written += _draw(lambda: draw_ladder(cells, totals, out))
     typer.echo("wrote " + ", ".join(str(path) for path in written))
 
 
-def _run(
-    agent_names: str,
-    snr_db: str,
+def _run_comparison(
+    names: tuple[str, ...],
+    snrs_db: tuple[float, ...],
     episodes: int,
     seed: int,
     out: Path,
-    cache: str,
-    split: str,
-    bit_depths: str,
-    deadline: int,
-    payload: str,
-    moments: str,
-    workers: int | None,
+    env_kwargs: dict[str, Any],
+    workers: int,
     figures: bool,
     html: bool,
     images: _ImageOptions | None,
 ) -> None:
+    """Play, write and show the comparison of policies."""
     from tqdm import tqdm
 
-    names = parse_list("--agents", agent_names, str, "lookahead,persistent-q8")
-    snrs_db = parse_list("--snr-db", snr_db, float, "0,3,6")
-    env_kwargs: dict[str, Any] = {
-        "cache": cache,
-        "split": split,
-        "bit_depths": list(parse_list("--bit-depths", bit_depths, int, _DEFAULT_BIT_DEPTHS)),
-        "deadline": deadline,
-        "moments": moments,
-    }
-    if check_choice("--payload", payload, PAYLOADS) != "latent":
-        env_kwargs["payload"] = payload
-    workers = _number_of_workers(workers)
     team = make_team(names, snrs_db, env_kwargs)
     run = describe_run(names, snrs_db, episodes, seed, env_kwargs, team)
     if html:
-        from agents.interactive import import_plotly
-        from agents.report import write_report
+        from agents.report import import_libraries, write_report
 
-        import_plotly()
+        import_libraries()  # what is not installed is known before the first episode
     scorer = None
     if images is not None:
-        scorer, run["images"] = images.open(cache)
+        scorer, run["images"] = images.open(env_kwargs["cache"])
     _make_folder(out)
     with tqdm(total=len(names) * len(snrs_db) * episodes, unit="episode", desc="evaluate") as bar:
         if scorer is not None:
@@ -522,23 +483,16 @@ def _run(
     print_table(summary)
     written = [out / name for name in ("episodes.csv", "summary.csv", "run.json")]
     if scorer is None:
-        (out / "images.npz").unlink(missing_ok=True)  # of an earlier evaluation, which these tables replace
+        (out / "images.npz").unlink(missing_ok=True)  # an earlier evaluation may have left it
     else:
         scorer.write_tiles(out / "images.npz")
         written.append(out / "images.npz")
     if figures:
-        from agents.figures import draw_fig3a, draw_images
-
-        try:
-            written += draw_fig3a(summary, out)
-            if scorer is not None:
-                written += draw_images(out, out)
-        except MissingExtraError as error:
-            typer.echo(f"No figure: {error}")
+        written += _draw(lambda: draw_fig3a(summary, out) + (draw_images(out, out) if scorer is not None else []))
     if html:
         decoder = None
         if images is not None:
-            decoder = open_decoder(TrajectoryCache.open(cache), images.model, device=images.device)
+            decoder = open_decoder(TrajectoryCache.open(env_kwargs["cache"]), images.model, device=images.device)
         written.append(write_report(out, decoder=decoder))
     typer.echo("wrote " + ", ".join(str(path) for path in written))
 

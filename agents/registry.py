@@ -41,8 +41,8 @@ _PERSISTENT = re.compile(r"persistent-q([1-9]|1[0-6])")
 def names(config: SystemConfig | None = None) -> list[str]:
     """The names that :func:`make` knows; Persistent-Q for the bit depths of ``config`` (default: the paper's).
 
-    Besides, ``learned`` is the shipped policy, for the system that it was trained for, and ``learned:PATH`` the one in
-    that folder.
+    Besides these there is ``learned``, the shipped policy, for the system that it was trained for, and
+    ``learned:PATH``, the policy in that folder.
     """
     depths = PAPER_BIT_DEPTHS if config is None else config.bit_depths
     return [*_MAKERS, *(f"persistent-q{bits}" for bits in depths)]
@@ -51,14 +51,15 @@ def names(config: SystemConfig | None = None) -> list[str]:
 def make(name: str, config: SystemConfig, *, neglect_errors: bool = False, **options: Any) -> Agent:
     """The policy of that name, made for a system.
 
-    A policy that plans with the coding errors of the closed-loop coder (``dp`` and its kin, ``clairvoyant``) has a
-    model that neglects them on the paper's coder, and may end far above the look-ahead there: it warns, once.
+    On the paper's coder, the model of a policy that plans with the coding errors of the closed-loop coder (``dp`` and
+    its variants, ``clairvoyant``) neglects these errors. It may end far above the look-ahead there; a warning says so,
+    once.
 
     Args:
         name: one of :func:`names`.
         config: the system, for example ``env.unwrapped.config``.
-        neglect_errors: such a plan is meant; do not warn.
-        **options: of that policy, for example ``seed`` of ``random``.
+        neglect_errors: True says that such a plan is meant; nobody is warned.
+        **options: options of that policy, for example ``seed`` for ``random``.
 
     Raises:
         ConfigurationError: if there is no such policy, or it cannot act in that system.
@@ -77,7 +78,7 @@ def make(name: str, config: SystemConfig, *, neglect_errors: bool = False, **opt
     return agent
 
 
-@cache  # once in a process, however often filters change
+@cache  # one warning in a process, even if the filters of warnings change
 def _warn_of_neglected_errors(name: str) -> None:
     warnings.warn(
         f"{name} plans as if there were no coding errors on the paper's coder (coder='forward'), and may end far above "

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from refine_env.commands import command, run
-from refine_env.errors import ConfigurationError, printable
+from refine_env.commands import command, parse_list, run
+from refine_env.errors import printable
 from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories import (
     TrajectoryCache,
@@ -301,7 +301,14 @@ def _diffusers(
             guidance_scale=guidance_scale,
             seed=seed,
             batch_size=batch_size,
-            device=[name.strip() for name in device.split(",")],
+            device=parse_list(
+                "--device",
+                device,
+                str,
+                what="torch devices with commas between",
+                advice="Write for instance cuda:0,cuda:1.",
+                valid=lambda devices: True,
+            ),
             dtype=dtype,
             revision=revision,
             workers=workers,
@@ -398,12 +405,8 @@ def _line(text: str) -> str:
 
 
 def _parse_shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigurationError(
-            f"`--latent-shape` must be integers C,H,W, got {text!r}. Write for instance 4,64,64."
-        ) from None
+    what, advice = "integers C,H,W", "Write for instance 4,64,64."
+    return parse_list("--latent-shape", text, int, what=what, advice=advice, valid=lambda shape: True)
 
 
 @contextlib.contextmanager

@@ -30,13 +30,14 @@ from refine_env.errors import (
     printable,
 )
 
-__all__ = ["LARGEST_INTEGER", "command", "run"]
+__all__ = ["LARGEST_INTEGER", "command", "parse_list", "run"]
 
 LARGEST_INTEGER = 2**53
 """Up to here every whole number is exact in JSON, and so in what the commands write."""
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
 
 _MOST_CHARACTERS, _FIRST_CHARACTERS = 600, 400  # of a sentence, before escaping
 # Some versions of typer bring a copy of click of their own: this is UsageError of the one in use.
@@ -89,6 +90,38 @@ def run(program: typer.Typer | Callable[..., Any], arguments: Sequence[str] | No
     except typer.Exit as end:
         code = end.exit_code
     sys.exit(code or 0)
+
+
+def parse_list(
+    name: str,
+    text: str,
+    kind: Callable[[str], _Item],
+    *,
+    what: str = "a comma-separated list without repetition",
+    advice: str,
+    valid: Callable[[tuple[_Item, ...]], bool] = lambda items: len(set(items)) == len(items),
+) -> tuple[_Item, ...]:
+    """The items of an option that is a list with commas between.
+
+    Args:
+        name: the option.
+        text: the text that was given; it holds at least one item, and no empty one.
+        kind: makes an item of its text; ``ValueError`` says that it cannot.
+        what: for the message, what the option must be.
+        advice: for the message, what to give instead.
+        valid: whether the items, at least one, may stand together; by default none may occur twice.
+
+    Raises:
+        ConfigurationError: if the text is no such list.
+    """
+    words = [word.strip() for word in text.split(",")]
+    try:
+        items = tuple(kind(word) for word in words) if all(words) else ()
+    except ValueError:
+        items = ()
+    if not items or not valid(items):
+        raise ConfigurationError(f"`{name}` must be {what}, got {text!r}. {advice}")
+    return items
 
 
 def _check_number(name: str, value: object) -> None:

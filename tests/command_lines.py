@@ -52,7 +52,7 @@ BASE = {
     "refine_env.receive": "--port 0 --timeout 0.01",
     "agents.benchmark": "--rows reconstruct --repetitions 1 --seconds 0.001 --num-envs 1 --episodes 1 --workers 1 "
     "--fig3-cache fig3 --twin-episodes 1",
-    "agents.studies.distortion": "--cache tiny --bit-depths 3 --trajectories 1 --no-images --no-figures --out {out}",
+    "agents.distortion": "--cache tiny --bit-depths 3 --trajectories 1 --no-images --no-figures --out {out}",
     "agents.evaluate": "--agents persistent-q3 --snr-db 9 --episodes 1 --cache tiny --bit-depths 3 --deadline 4 "
     "--workers 1 --no-figures --out {out}",
     "agents.figures": "tables --out {out}",
@@ -119,7 +119,7 @@ def modules() -> list[str]:
     """Every module that can be run with ``python -m``."""
     files = (path for package in ("refine_env", "agents", "train") for path in sorted((ROOT / package).rglob("*.py")))
     return [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
         for path in files
         if any(
             isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)

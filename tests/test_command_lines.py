@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from refine_env.commands import LARGEST_INTEGER, command, run
+from refine_env.commands import LARGEST_INTEGER, command, parse_list, run
 from refine_env.errors import ConfigurationError
 from tests import command_lines
 from tests.command_lines import BASE, ENDS, ROOT, commands, lines, make_folder, modules
@@ -192,6 +192,24 @@ def test_bytes_that_are_no_text_are_refused(capsys: pytest.CaptureFixture[str]) 
 
     assert ends(take, "--text", "bad\udce9") == 2
     assert r"`arguments` must be text that UTF-8 can hold, got 'bad\udce9'" in capsys.readouterr().err
+
+
+def test_lists() -> None:
+    assert parse_list("--snr-db", " 0, 6.5 ", float, advice="") == (0.0, 6.5)
+    assert parse_list("--shape", "4,4", int, advice="", valid=lambda shape: True) == (4, 4)
+    for text in ("", " ", ",", "1,", "1,,2", "a", "1,1", "9" * 5000):
+        with pytest.raises(
+            ConfigurationError, match="`--snr-db` must be a comma-separated list without repetition, got"
+        ):
+            parse_list("--snr-db", text, int, advice="For example: --snr-db 0,3")
+    with pytest.raises(ConfigurationError, match="`--sizes` must be ascending, got '2,1'. Sort them."):
+        parse_list("--sizes", "2,1", int, what="ascending", advice="Sort them.", valid=lambda v: v == tuple(sorted(v)))
+
+
+@pytest.mark.parametrize("package", ["refine_env", "agents"])
+def test_lists_are_parsed_in_one_place(package: str) -> None:
+    files = {path.name for path in (ROOT / package).rglob("*.py") if '.split(",' in path.read_text(encoding="utf-8")}
+    assert files <= {"commands.py"}
 
 
 def test_a_command_without_a_line_fails_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ ONLY_READ = {
 }
 # What makes a command small, after its own words, the last of which counts; of the longest beginning that fits.
 SMALL = {
-    "agents.studies.distortion": "--trajectories 2 --no-images",
+    "agents.distortion": "--trajectories 2 --no-images",
     "agents.evaluate": "--episodes 2 --snr-db 12",
     "agents.evaluate --study": "--episodes 2 --snr-db 12 --deadline 4",
     "agents.evaluate --images": "--episodes 2 --snr-db 12 --image-episodes 1 --agents persistent-q3",

@@ -82,7 +82,7 @@ def open_metrics(
     """The metrics of those names, as far as they can be had.
 
     Args:
-        names: among :data:`refine_env.metrics.METRICS`.
+        names: names among :data:`refine_env.metrics.METRICS`.
         lpips_weights: see :class:`refine_env.metrics.LPIPS`.
         device: torch device of LPIPS.
 
@@ -90,7 +90,7 @@ def open_metrics(
         The metrics by name, and for each that is missing its package or weights one sentence.
 
     Raises:
-        ConfigurationError: if a name is not a metric's, or weights were given and are not to be used.
+        ConfigurationError: if a name is not that of a metric, or weights were given and cannot be used.
     """
     metrics: dict[str, Metric] = {}
     missing = []
@@ -117,7 +117,7 @@ def decode(decoder: Decoder, latents: NDArray[Any]) -> NDArray[np.float32]:
     """Decode in batches of one size, so that an image does not depend, in its last bits, on those beside it.
 
     Args:
-        decoder: of the latents' model.
+        decoder: the decoder of the model that drew the latents.
         latents: (N, C, H, W).
 
     Returns:
@@ -140,10 +140,10 @@ class ImageScorer:
 
     Args:
         cache: the trajectories.
-        decoder: of their model.
+        decoder: the decoder of their model.
         metrics: by name, see :func:`open_metrics`.
-        image_episodes: only the first so many of every policy and SNR are scored; None is all.
-        tile_episodes: of the first so many the images are kept.
+        image_episodes: how many episodes of every policy and SNR are scored, the first ones; None is all.
+        tile_episodes: how many episodes of every policy and SNR have their images kept, the first ones.
 
     Attributes:
         progress: called, if set, whenever images have been scored.
@@ -184,7 +184,7 @@ class ImageScorer:
         """The image metrics of every row, None where it is not to be scored.
 
         Args:
-            rows: of the episodes.
+            rows: one row for each episode.
             latents: what each device holds at the deadline, float32 (len(rows), M).
         """
         keys: list[bytes | None] = []
@@ -221,7 +221,7 @@ class ImageScorer:
         return [nothing if key is None else {**nothing, **self._scores[key]} for key in keys]
 
     def _decode_references(self, trajectories: Iterable[int]) -> NDArray[np.float32]:
-        """The decoded x_0 of each trajectory; those used last are kept."""
+        """The decoded x_0 of each trajectory; the ones used last are kept in memory."""
         wanted = list(trajectories)
         missing = [index for index in dict.fromkeys(wanted) if index not in self._references]
         if missing:
@@ -261,7 +261,7 @@ def read_tiles(path: Path, episode: int = 0) -> tuple[Table, NDArray[np.uint8], 
 
     Args:
         path: the ``.npz`` file.
-        episode: which of the kept ones.
+        episode: number of an episode whose images were kept.
 
     Returns:
         One row per policy and SNR, with ``agent``, ``snr_db``, ``coder``, ``payload``, ``episode`` and ``image``,

@@ -16,22 +16,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 import agents
-from agents.figures import save_figure
 from refine_env.config import PAPER_BIT_DEPTHS
-from refine_env.errors import import_extra
-from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, resampling_counts, roll_out_many, write_table
+from refine_env.evaluation import (
+    EPISODE_COLUMNS,
+    Entry,
+    Table,
+    read_table,
+    resampling_counts,
+    roll_out_many,
+    write_table,
+)
 
 __all__ = [
+    "BOUND_COLUMNS",
+    "GROUP_TITLES",
     "LADDER_COLUMNS",
     "ORDERING",
     "RUNGS",
     "RUNG_COLUMNS",
     "Rung",
     "climb",
-    "draw_ladder",
     "number_of_entries",
     "print_ladder",
     "print_ordering",
+    "read_ladder",
     "summarize_ladder",
     "write_ladder",
 ]
@@ -121,43 +129,28 @@ def _ordering() -> tuple[Rung, ...]:
 ORDERING = _ordering()
 """All policies on one system, the closed-loop coder's, against the optimum, which is the first."""
 
+_GAIN = ("gain", "gain_low", "gain_high")
+_BOUND_RATIO = ("bound_ratio", "bound_ratio_low", "bound_ratio_high")
+_RUNG_NAMES = dict.fromkeys(("rung", "group", "agent"), str)
+
 LADDER_COLUMNS: dict[str, type] = {
-    "rung": str,
-    "group": str,
-    "agent": str,
+    **_RUNG_NAMES,
     "snr_db": float,
     "episodes": int,
-    "latent_mse": float,
-    "ci_low": float,
-    "ci_high": float,
-    "gain": float,
-    "gain_low": float,
-    "gain_high": float,
-    "bound": float,
-    "bound_ratio": float,
-    "bound_ratio_low": float,
-    "bound_ratio_high": float,
+    **dict.fromkeys(("latent_mse", "ci_low", "ci_high", *_GAIN, "bound", *_BOUND_RATIO), float),
 }
 """Columns of ``ladder.csv``: per rung and SNR the mean latent MSE, what the first rung's mean is times it (``gain``),
 the clairvoyant's mean on the same system (``bound``) and the ratio of the two, each with a 95 % interval of the paired
 bootstrap."""
 
 RUNG_COLUMNS: dict[str, type] = {
-    "rung": str,
-    "group": str,
-    "agent": str,
+    **_RUNG_NAMES,
     "env_kwargs": str,
-    "gain": float,
-    "gain_low": float,
-    "gain_high": float,
-    "bound_gain": float,
-    "bound_ratio": float,
-    "bound_ratio_low": float,
-    "bound_ratio_high": float,
+    **dict.fromkeys((*_GAIN, "bound_gain", *_BOUND_RATIO), float),
 }
 """Columns of ``rungs.csv``: geometric means of these over the SNRs; ``bound_gain`` is the bound's gain."""
 
-BOUND_COLUMNS = ("bound", "bound_gain", "bound_ratio", "bound_ratio_low", "bound_ratio_high")
+BOUND_COLUMNS = ("bound", "bound_gain", *_BOUND_RATIO)
 """Columns that are empty for the paper's coder, which has no bound."""
 
 _EPISODE_COLUMNS = {"rung": str, **EPISODE_COLUMNS}
@@ -177,25 +170,22 @@ def climb(
 
     Args:
         snrs_db: mean SNRs [dB].
-        episodes: per rung and SNR.
-        seed: of the evaluation.
-        env_kwargs: environment arguments; a rung's come on top.
-        rungs: what to play.
+        episodes: how many to play for each rung and SNR.
+        seed: seed of the evaluation.
+        env_kwargs: environment arguments; those of a rung come on top.
+        rungs: the rungs to play.
         workers: see :func:`refine_env.evaluation.roll_out_many`.
         progress: called with the number of episodes that have just ended.
 
     Returns:
-        Rows of :data:`refine_env.evaluation.EPISODE_COLUMNS` with the column ``rung``; bounds have the rung
-        ``"clairvoyant: …"`` of the first rung on that system.
+        Rows of :data:`refine_env.evaluation.EPISODE_COLUMNS` with the column ``rung``; that of a bound is
+        ``"clairvoyant: …"`` with the first rung that runs on the bound's system.
     """
-    played: list[tuple[str, str, dict[str, Any]]] = []
-    for rung in rungs:
-        kwargs = {**env_kwargs, **_kwargs(rung)}
-        played.append((rung.label, rung.agent, kwargs))
-    for label, kwargs in bounds(rungs, env_kwargs).items():
-        played.append((label, "clairvoyant", kwargs))
+    played = [(rung.label, rung.agent, {**env_kwargs, **_kwargs(rung)}) for rung in rungs]
+    played += [(label, "clairvoyant", kwargs) for label, kwargs in bounds(rungs, env_kwargs).items()]
     found: dict[tuple[str, float], Table] = {}
-    for snr_db in snrs_db:  # one after the other: the tables of all optimal policies of an SNR fit, those of all do not
+    # One SNR after the other: the tables of all optimal policies at one SNR fit in memory, those at all SNRs do not.
+    for snr_db in snrs_db:
         entries = [
             Entry(partial(agents.make, agent, neglect_errors=True), {**kwargs, "snr_db": float(snr_db)})
             for _, agent, kwargs in played
@@ -224,7 +214,7 @@ def bounds(rungs: Sequence[Rung], env_kwargs: Mapping[str, Any]) -> dict[str, di
 
 
 def bound_label(rung: Rung, rungs: Sequence[Rung]) -> str | None:
-    """The label of the bound of a rung's system: that of the first rung with the same system; None if it has none."""
+    """The label of the bound on a rung's system, named after the first rung on that system; None without a bound."""
     if _kwargs(rung)["coder"] == "forward":
         return None
     first = next(other for other in rungs if _system(other) == _system(rung))
@@ -237,7 +227,7 @@ def _kwargs(rung: Rung) -> dict[str, Any]:
 
 def _system(rung: Rung) -> str:
     kwargs = _kwargs(rung)
-    kwargs.pop("latency_model", None)  # which only the look-ahead looks at
+    kwargs.pop("latency_model", None)  # only the look-ahead uses it, so it does not change the bound
     return json.dumps(kwargs, sort_keys=True)
 
 
@@ -245,8 +235,8 @@ def summarize_ladder(table: Table, rungs: Sequence[Rung] = RUNGS) -> tuple[Table
     """Means, gains and distances from the bound, each with a 95 % interval of the bootstrap over paired episodes.
 
     Args:
-        table: of :func:`climb`.
-        rungs: which it has.
+        table: rows that :func:`climb` made.
+        rungs: the rungs that it has.
 
     Returns:
         Rows of :data:`LADDER_COLUMNS` per rung and SNR, and rows of :data:`RUNG_COLUMNS` per rung.
@@ -258,13 +248,14 @@ def summarize_ladder(table: Table, rungs: Sequence[Rung] = RUNGS) -> tuple[Table
 
     @cache
     def means(label: str, snr_db: float) -> NDArray[np.float64]:
-        """The mean, and that of every resample; the same resamples for all, since draws are common."""
+        """The mean, then the means of the resamples, which are the same for all rungs, since their draws are common."""
         values = np.array(scores[label, snr_db])
         counts = resampling_counts(values.size, 2_000, 0)
         return np.concatenate([[values.mean()], counts @ values / values.size]) + GAIN_FLOOR
 
     cells, totals = [], []
     for rung in rungs:
+        names = {"rung": rung.label, "group": rung.group, "agent": rung.agent}
         bound = bound_label(rung, rungs)
         logs: dict[str, NDArray[np.float64]] = {}
         for snr_db in snrs_db:
@@ -277,9 +268,7 @@ def summarize_ladder(table: Table, rungs: Sequence[Rung] = RUNGS) -> tuple[Table
             low, high = np.quantile(own[1:], [0.025, 0.975])
             cells.append(
                 {
-                    "rung": rung.label,
-                    "group": rung.group,
-                    "agent": rung.agent,
+                    **names,
                     "snr_db": snr_db,
                     "episodes": len(scores[rung.label, snr_db]),
                     "latent_mse": float(own[0] - GAIN_FLOOR),
@@ -292,9 +281,7 @@ def summarize_ladder(table: Table, rungs: Sequence[Rung] = RUNGS) -> tuple[Table
             )
         totals.append(
             {
-                "rung": rung.label,
-                "group": rung.group,
-                "agent": rung.agent,
+                **names,
                 "env_kwargs": json.dumps(dict(rung.env_kwargs)),
                 **_interval("gain", np.exp(logs["gain"])),
                 "bound_gain": float(np.exp(logs["bound_gain"][0])) if "bound_gain" in logs else None,
@@ -305,7 +292,7 @@ def summarize_ladder(table: Table, rungs: Sequence[Rung] = RUNGS) -> tuple[Table
 
 
 def _interval(name: str, values: NDArray[np.float64] | None) -> dict[str, float | None]:
-    """A value, the first, with the interval of the others; empty cells where there is none."""
+    """The first value with the 95 % interval of the others; empty cells where there are no values."""
     if values is None:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
     low, high = np.quantile(values[1:], [0.025, 0.975])
@@ -327,12 +314,27 @@ def write_ladder(table: Table, folder: Path, rungs: Sequence[Rung] = RUNGS) -> t
     return paths, cells, totals
 
 
-_TITLES = {
+def read_ladder(folder: Path) -> tuple[Table, Table]:
+    """Read ``ladder.csv`` and ``rungs.csv``, as :func:`write_ladder` wrote them.
+
+    Returns:
+        Rows of :data:`LADDER_COLUMNS`, and rows of :data:`RUNG_COLUMNS`.
+
+    Raises:
+        ConfigurationError: if a file is missing, or not such a table.
+    """
+    command = "python -m agents.evaluate --study ladder"
+    cells = read_table(folder / "ladder.csv", LADDER_COLUMNS, optional=BOUND_COLUMNS, command=command)
+    return cells, read_table(folder / "rungs.csv", RUNG_COLUMNS, optional=BOUND_COLUMNS, command=command)
+
+
+GROUP_TITLES = {
     "paper": "the paper",
     "alone": "one ingredient alone",
     "ladder": "one after the other",
     "without": "all of them but one",
 }
+"""What the groups of rungs are called in table and figure."""
 
 
 def print_ladder(totals: Table) -> None:
@@ -349,7 +351,7 @@ def print_ladder(totals: Table) -> None:
     for row in totals:
         if row["group"] != group:
             group = row["group"]
-            view.add_row(f"[dim]{_TITLES[group]}[/dim]")
+            view.add_row(f"[dim]{GROUP_TITLES[group]}[/dim]")
         view.add_row(
             row["rung"],
             f"{row['gain']:.2f} [dim]{row['gain_low']:.2f} … {row['gain_high']:.2f}[/dim]",
@@ -383,7 +385,7 @@ def print_ordering(cells: Table) -> None:
 
     for label in dict.fromkeys(row["rung"] for row in cells):
         rows = [row for row in cells if row["rung"] == label]
-        # Of the first: the bound over it; of the others: each over it. Either is the inverse of a column.
+        # Shown is the bound over the first rung, and every other rung over the first: inverses of two columns.
         name = "bound_ratio" if label == first else "gain"
         view.add_row(
             "clairvoyant" if label == first else label,
@@ -392,75 +394,3 @@ def print_ordering(cells: Table) -> None:
     console = Console(width=max(80, 22 + 11 * len(snrs_db)))
     console.print(view)
     console.print("=: the 95 % interval, which is in ladder.csv, holds 1.", style="dim")
-
-
-def draw_ladder(cells: Table, totals: Table, folder: Path) -> list[Path]:
-    """``ladder.png`` and ``.pdf``: every rung's gain with its interval and bound, and MSE against SNR of the main ones.
-
-    Args:
-        cells: rows of :data:`LADDER_COLUMNS`.
-        totals: rows of :data:`RUNG_COLUMNS`.
-        folder: where to.
-
-    Raises:
-        MissingExtraError: if matplotlib is not installed.
-    """
-    figure = import_extra("matplotlib.figure", "plot").Figure(figsize=(10.0, 6.4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
-    position, ticks, labels = 0.0, [], []
-    colors = {"paper": "#666666", "alone": "#E69F00", "ladder": "#0072B2", "without": "#56B4E9"}
-    group = ""
-    highest = max(max(row["gain"], row["bound_gain"] or 0.0) for row in totals)
-    for row in totals:
-        if row["group"] != group:
-            group = row["group"]
-            left.text(0.012, position, _TITLES[group], transform=left.get_yaxis_transform(), fontsize=8, va="center")
-            position += 1.0
-        left.barh(position, row["gain"], height=0.7, color=colors[group])
-        left.plot([row["gain_low"], row["gain_high"]], [position, position], color="black", linewidth=1.2)
-        if row["bound_gain"] is not None:
-            left.plot(row["bound_gain"], position, marker="|", color="#D55E00", markersize=9, markeredgewidth=2.0)
-        ticks.append(position)
-        labels.append(row["rung"])
-        position += 1.0
-    left.set_yticks(ticks, labels, fontsize=8)
-    left.invert_yaxis()
-    left.set_xscale("log")
-    left.set_xlim(left=min(0.5, 0.8 * min(row["gain"] for row in totals)), right=1.6 * highest)
-    left.axvline(1.0, color="black", linewidth=0.8)
-    left.set_xlabel("gain: latent MSE of the look-ahead over that of the rung")
-    left.plot([], [], color="#D55E00", marker="|", linestyle="none", markeredgewidth=2.0, label="clairvoyant bound")
-    left.plot([], [], color="black", label="95 % interval")
-    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=2, frameon=False)
-    shown = [
-        "look-ahead",
-        "DP, with the paper's model",
-        "+ current rate known",
-        "+ all bit depths",
-        "+ posterior mean",
-    ]
-    styles = ["#000000", "#E69F00", "#56B4E9", "#0072B2", "#009E73"]
-    for label, color in zip(shown, styles, strict=True):
-        rows = [row for row in cells if row["rung"] == label]
-        if not rows:
-            continue
-        snrs_db = [row["snr_db"] for row in rows]
-        right.plot(snrs_db, [row["latent_mse"] for row in rows], color=color, marker="o", markersize=3, label=label)
-        right.fill_between(
-            snrs_db, [row["ci_low"] for row in rows], [row["ci_high"] for row in rows], color=color, alpha=0.2, lw=0
-        )
-    last = [row for row in cells if row["rung"] == shown[-1] and row["bound"] is not None]
-    right.plot(
-        [row["snr_db"] for row in last],
-        [row["bound"] for row in last],
-        color="#D55E00",
-        linestyle="--",
-        linewidth=1.0,
-        label="clairvoyant, of the last",
-    )
-    right.set_yscale("log")
-    right.set_xlabel("mean SNR per subchannel [dB]")
-    right.set_ylabel("latent MSE at the deadline")
-    right.grid(True, which="major", alpha=0.3)
-    right.legend(fontsize=8)
-    return save_figure(figure, folder, "ladder")

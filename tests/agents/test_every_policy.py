@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 import agents
 from agents import evaluate, figures, record, report, send
-from agents.figures import DASHES, MARKERS, rows_by_policy, styles_by_policy
-from agents.player import make_player
+from agents.figures.style import DASHES, MARKERS, rows_by_policy, styles_by_policy
 from agents.policies.learned import SHIPPED
+from agents.report.player import make_player
 from refine_env.evaluation import EPISODE_COLUMNS, SUMMARY_COLUMNS, read_table
 from refine_env.transport import Receiver, Reception
 

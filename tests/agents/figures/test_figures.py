@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import typer
 
-from agents import figures as figures_module
 from agents.evaluate import print_table
 from agents.figures import (
+    curves,
+    distortion,
     draw_fig2a,
     draw_fig2b,
     draw_fig3a,
     draw_fig3b,
     draw_strip,
+    images,
     main,
     rows_by_policy,
     styles_by_policy,
@@ -57,7 +59,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         figures.append(figure)
         return [out / name]
 
-    monkeypatch.setattr(figures_module, "save_figure", keep)
+    for module in (curves, distortion, images):
+        monkeypatch.setattr(module, "save_figure", keep)
     return figures
 
 

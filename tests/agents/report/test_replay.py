@@ -10,7 +10,7 @@ import pytest
 
 import agents
 from agents.evaluate import evaluate, own_env_kwargs
-from agents.replay import TRACE_COLUMNS, replay_row, trace_episode
+from agents.report.replay import TRACE_COLUMNS, replay_row, trace_episode
 from refine_env import ConfigurationError, LatentRefinementEnv, TrajectoryCache
 
 LAST_SLOT = ("trajectory", "latent_mse", "device_step", "device_bits", "num_deliveries", "bits_sent", "uplink_slots")

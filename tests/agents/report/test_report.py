@@ -21,12 +21,11 @@ import pytest
 import typer
 
 from agents import evaluate as evaluate_module
-from agents import player as player_module
 from agents.evaluate import DEFAULT_AGENTS, DEFAULT_SNRS_DB, describe_run, evaluate
-from agents.figures import format_mean
-from agents.player import choose_episodes
-from agents.replay import replay_row
-from agents.report import REPORT_FILE, read_run, write_report
+from agents.figures.series import format_mean
+from agents.report import REPORT_FILE, read_run, replay_row, write_report
+from agents.report import player as player_module
+from agents.report.player import choose_episodes
 from refine_env import ConfigurationError, MissingExtraError, TrajectoryCache
 from refine_env.evaluation import (
     EPISODE_COLUMNS,
@@ -39,7 +38,7 @@ from refine_env.evaluation import (
 
 pytest.importorskip("plotly", reason="needs plotly")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 AGENTS = ("lookahead", "persistent-q3", "final-only", "random")
 SNRS_DB = (0.0, 6.0, 30.0)
 VOID = {"meta", "img", "br", "hr", "input", "link"}
@@ -447,17 +446,19 @@ def test_the_same_tables_give_the_same_page(folder: Path, tmp_path: Path) -> Non
     assert path.read_bytes() == (folder / REPORT_FILE).read_bytes()
 
 
-def test_missing_plotly_ends_in_one_sentence(
+@pytest.mark.parametrize("library", ["plotly", "jinja2"])
+def test_a_missing_library_ends_in_one_sentence(
+    library: str,
     folder: Path,
     tmp_path: Path,
     gaussian_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "plotly"]:
+    for name in [name for name in sys.modules if name.split(".")[0] == library]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    with pytest.raises(MissingExtraError, match=r"`plotly` must be installed.*pip install 'refine-env\[report\]'"):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtraError, match=rf"`{library}` must be installed.*pip install 'refine-env\[report\]'"):
         write_report(folder, tmp_path / "page.html")
     with pytest.raises(typer.Exit, match="4"):
         evaluate_module.main(

@@ -26,7 +26,7 @@ from refine_env.evaluation import bootstrap_interval, write_table
 from refine_env.metrics import mean_square_error
 from refine_env.trajectories import generate_gaussian
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_tables_survive_the_disk(gaussian_cache: Path, tmp_path: Path) -> None:
 
 def run_distortion(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "agents.studies.distortion", *arguments],
+        [sys.executable, "-m", "agents.distortion", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

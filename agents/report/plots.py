@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.figures import DASHES, IMAGE_PANELS, MARKERS, rows_by_policy, styles_by_policy, zero_floor
+from agents.figures.canvas import SNR_LABEL
+from agents.figures.curves import IMAGE_PANELS
+from agents.figures.series import error_bars, no_delivery_level, sorted_by_snr, zero_floor
+from agents.figures.style import DASHES, GRAY, MARKERS, NOTE_COLOR, rows_by_policy, styles_by_policy
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table
@@ -31,7 +34,7 @@ __all__ = [
 EXTRA = "report"
 
 _MOST_POINTS = 200
-"""Points of a distribution; of more episodes it shows as many quantiles."""
+"""The most points of a distribution; with more episodes it shows that many quantiles."""
 
 
 def import_plotly() -> Any:
@@ -56,7 +59,7 @@ def _text(text: str) -> str:
 
 
 def _line_style(style: Mapping[str, Any]) -> dict[str, Any]:
-    """A matplotlib style as plotly's."""
+    """A style of :mod:`agents.figures.style` in plotly's terms."""
     symbol = MARKERS[style["marker"]]
     if style.get("markerfacecolor") == "white" and not symbol.endswith("-open"):
         symbol += "-open"
@@ -77,7 +80,7 @@ def _line_style(style: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_layout(**own: Any) -> dict[str, Any]:
-    """What all figures have in common."""
+    """A layout with what all figures have in common."""
     return {
         "template": "none",
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222222"},
@@ -91,7 +94,7 @@ def make_layout(**own: Any) -> dict[str, Any]:
 
 
 def make_axis(title: str, **own: Any) -> dict[str, Any]:
-    """An axis with what all have in common."""
+    """An axis with what all axes have in common."""
     return {"title": {"text": title, "standoff": 8}, "gridcolor": "#E4E4E4", "zeroline": False, **own}
 
 
@@ -99,39 +102,62 @@ LOG_AXIS = {"type": "log", "exponentformat": "power", "dtick": 1}
 LEGEND_ABOVE = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0.0}
 
 
-def draw_fig3a(summary: Table) -> Any:
-    """Fig. 3a, as :func:`agents.figures.draw_fig3a` draws it."""
-    floor = zero_floor(row["latent_mse"] for row in summary)
+def _add_lines(
+    figure: Any,
+    summary: Table,
+    column: str,
+    ends: tuple[str, str] | None = None,
+    floor: float = -math.inf,
+    grouped: bool = False,
+    **own: Any,
+) -> None:
+    """Add a line with error bars for each policy; a value of exactly 0 stands, hollow, at a floor above 0.
+
+    ``grouped`` lines of one policy are hidden and shown together, in all panels.
+    """
     policies = rows_by_policy(summary)
-    styles = styles_by_policy(policies)
-    figure = import_plotly().Figure()
-    for policy, unsorted in policies.items():
-        rows = sorted(unsorted, key=lambda row: row["snr_db"])
-        style = _line_style(styles[policy])
+    for policy, look in styles_by_policy(policies).items():
+        rows = sorted_by_snr(policies[policy], column)
+        style = _line_style(look)
         symbol = style["marker"]["symbol"]
-        hollow = symbol if symbol.endswith("-open") else f"{symbol}-open"
-        style["marker"]["symbol"] = [symbol if row["latent_mse"] else hollow for row in rows]
+        if floor > 0.0:
+            hollow = symbol if symbol.endswith("-open") else f"{symbol}-open"
+            style["marker"]["symbol"] = [symbol if row[column] else hollow for row in rows]
+        below, above = error_bars(rows, column, ends, floor)
+        low, high = ends or (f"{column}_low", f"{column}_high")
         figure.add_scatter(
             **style,
             x=[row["snr_db"] for row in rows],
-            y=[row["latent_mse"] or floor for row in rows],
+            y=[row[column] or max(floor, 0.0) for row in rows],
             mode="lines+markers",
             error_y={
                 "type": "data",
                 "symmetric": False,
-                "array": [max(0.0, row["ci_high"] - row["latent_mse"]) if row["latent_mse"] else 0.0 for row in rows],
-                "arrayminus": [
-                    max(0.0, row["latent_mse"] - max(row["ci_low"], floor)) if row["latent_mse"] else 0.0
-                    for row in rows
-                ],
+                "array": above,
+                "arrayminus": below,
                 "thickness": 1,
                 "width": 3,
             },
-            customdata=[[row["latent_mse"], row["ci_low"], row["ci_high"], row["episodes"]] for row in rows],
-            hovertemplate="%{x:g} dB: %{customdata[0]:.3e} (95 %: %{customdata[1]:.2e} – %{customdata[2]:.2e}, "
-            "%{customdata[3]} episodes)",
+            customdata=[[row[column], row[low], row[high], row["episodes"]] for row in rows],
+            legendgroup=_text(policy) if grouped else None,
+            **own,
         )
-    levels = [(sum(row["no_delivery_mse"] for row in summary) / len(summary), "dot", "nothing delivered", 1.0, "right")]
+
+
+def draw_fig3a(summary: Table) -> Any:
+    """Fig. 3a, as :func:`agents.figures.draw_fig3a` draws it."""
+    floor = zero_floor(row["latent_mse"] for row in summary)
+    figure = import_plotly().Figure()
+    _add_lines(
+        figure,
+        summary,
+        "latent_mse",
+        ("ci_low", "ci_high"),
+        floor,
+        hovertemplate="%{x:g} dB: %{customdata[0]:.3e} (95 %: %{customdata[1]:.2e} – %{customdata[2]:.2e}, "
+        "%{customdata[3]} episodes)",
+    )
+    levels = [(no_delivery_level(summary), "dot", "nothing delivered", 1.0, "right")]
     if any(row["latent_mse"] == 0.0 for row in summary):
         levels.append((floor, "solid", "exactly 0 (hollow)", 0.0, "left"))
     for level, dash, text, place, side in levels:
@@ -142,7 +168,7 @@ def draw_fig3a(summary: Table) -> Any:
             x1=1.0,
             y0=level,
             y1=level,
-            line={"color": "#999999", "width": 1, "dash": dash},
+            line={"color": GRAY, "width": 1, "dash": dash},
         )
         figure.add_annotation(
             text=text,
@@ -152,16 +178,13 @@ def draw_fig3a(summary: Table) -> Any:
             y=math.log10(level),  # on a logarithmic axis; a shape's is the value itself
             yanchor="bottom",
             showarrow=False,
-            font={"size": 11, "color": "#666666"},
+            font={"size": 11, "color": NOTE_COLOR},
         )
     return figure.update_layout(
         make_layout(
             height=520,
             legend=LEGEND_ABOVE,
-            xaxis=make_axis(
-                "mean SNR per subchannel [dB]",
-                tickvals=sorted({row["snr_db"] for row in summary}),
-            ),
+            xaxis=make_axis(SNR_LABEL, tickvals=sorted({row["snr_db"] for row in summary})),
             yaxis=make_axis("latent MSE at the deadline", **LOG_AXIS),
         )
     )
@@ -170,31 +193,10 @@ def draw_fig3a(summary: Table) -> Any:
 def draw_fig3b(summary: Table, columns: Sequence[str]) -> Any:
     """Metrics of the decoded image against SNR, a panel each, as :func:`agents.figures.draw_fig3b` draws them."""
     figure = import_extra("plotly.subplots", EXTRA).make_subplots(cols=len(columns), horizontal_spacing=0.1)
-    policies = rows_by_policy(summary)
-    styles = styles_by_policy(policies)
     for panel, column in enumerate(columns, start=1):
-        for policy, unsorted in policies.items():
-            rows = sorted((row for row in unsorted if row[column] is not None), key=lambda row: row["snr_db"])
-            figure.add_scatter(
-                **_line_style(styles[policy]),
-                x=[row["snr_db"] for row in rows],
-                y=[row[column] for row in rows],
-                mode="lines+markers",
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [max(0.0, row[f"{column}_high"] - row[column]) for row in rows],
-                    "arrayminus": [max(0.0, row[column] - row[f"{column}_low"]) for row in rows],
-                    "thickness": 1,
-                    "width": 3,
-                },
-                legendgroup=_text(policy),
-                showlegend=panel == 1,
-                hovertemplate="%{x:g} dB: %{y:.4g}",
-                row=1,
-                col=panel,
-            )
-        figure.update_xaxes(make_axis("mean SNR per subchannel [dB]"), col=panel)
+        hover = "%{x:g} dB: %{y:.4g}"
+        _add_lines(figure, summary, column, grouped=True, hovertemplate=hover, showlegend=panel == 1, row=1, col=panel)
+        figure.update_xaxes(make_axis(SNR_LABEL), col=panel)
         figure.update_yaxes(make_axis(IMAGE_PANELS[column]), col=panel)
     return figure.update_layout(make_layout(height=440, legend=LEGEND_ABOVE))
 

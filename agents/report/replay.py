@@ -1,4 +1,4 @@
-"""One episode of an evaluation over again, slot by slot."""
+"""Play an episode of an evaluation again, and note every slot."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def trace_episode(
     """Play one episode with one policy and note every slot.
 
     With the seed of a row of ``episodes.csv`` and the arguments of its environment it is the same episode, and its last
-    slot ends with that row's numbers, exactly; but not of a policy that draws random numbers of its own.
+    slot ends with exactly the numbers of that row, unless the policy draws random numbers of its own.
 
     Args:
         make_policy: called with the environment's configuration.
-        env_kwargs: the environment's arguments; ``split`` defaults to ``"test"``, as in an evaluation.
-        seed: of the episode.
+        env_kwargs: arguments of the environment; ``split`` defaults to ``"test"``, as in an evaluation.
+        seed: seed of the episode.
         latents: add the column ``latent``: ŷ, what the device holds, float32 (M,) where ``delivered``, else None.
 
     Returns:
@@ -123,19 +123,20 @@ def trace_episode(
 
 
 def replay_row(row: Mapping[str, Any], env_kwargs: Mapping[str, Any], *, latents: bool = False) -> Table:
-    """The trace of an episode of an evaluation, checked against its row.
+    """Play an episode of an evaluation again, and check it against its row.
 
     Args:
-        row: of ``episodes.csv``.
-        env_kwargs: as ``run.json`` has them.
+        row: a row of ``episodes.csv``.
+        env_kwargs: the environment arguments in ``run.json``.
         latents: see :func:`trace_episode`.
 
     Returns:
         See :func:`trace_episode`.
 
     Raises:
-        ConfigurationError: if :func:`agents.make` does not know the policy, or what was played is not the row: the
-            policy draws random numbers, or cache, policy or arguments are not those of the evaluation.
+        ConfigurationError: if :func:`agents.make` does not know the policy, or the episode does not end with the
+            numbers of the row: the policy draws random numbers, or the cache, the policy or the arguments are not
+            those of the evaluation.
         CacheError: if the cache is missing or damaged.
     """
     name = row["agent"]

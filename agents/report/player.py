@@ -1,4 +1,4 @@
-"""The episode player of a report: a few episodes of an evaluation over again, as plotly's figures and frames."""
+"""The episode player of a report: a few episodes, played again, as plotly's figures and frames."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.figures import rows_by_policy, styles_by_policy, zero_floor
-from agents.interactive import EXTRA, LEGEND_ABOVE, LOG_AXIS, default_snr, import_plotly, make_axis, make_layout
-from agents.replay import replay_row
+from agents.figures.series import zero_floor
+from agents.figures.style import BLACK, BLUE, GRAY, ORANGE, YELLOW, rows_by_policy, styles_by_policy
+from agents.report.plots import EXTRA, LEGEND_ABOVE, LOG_AXIS, default_snr, import_plotly, make_axis, make_layout
+from agents.report.replay import replay_row
 from agents.studies.images import Decoder, decode
 from refine_env import CacheError, ConfigurationError, TrajectoryCache
 from refine_env.dynamics.settings import EnvSettings
@@ -24,22 +25,22 @@ __all__ = ["choose_episodes", "make_player"]
 
 _MOST_IMAGES = 400
 _MOST_PIXELS = 64
-"""Images in the player: how many about, and their longer side; they are most of what the page could weigh."""
+"""The number of images in the player, about, and their longer side in pixels: they could be most of the page."""
 
-_CHANNEL_COLORS = {"prompt": "#E69F00", "latent": "#0072B2", "idle": "#BBBBBB"}
-_MESSAGE_COLOR, _SERVER_COLOR, _DEVICE_COLOR = "#0072B2", "#999999", "#000000"
+_CHANNEL_COLORS = {"prompt": ORANGE, "latent": BLUE, "idle": "#BBBBBB"}
+_MESSAGE_COLOR, _SERVER_COLOR, _DEVICE_COLOR = BLUE, GRAY, BLACK
 _FRAME_MS = 200
 
 
 def choose_episodes(rows: Table, count: int) -> list[int]:
     """Typical episodes of one SNR, the same ones for all its policies.
 
-    Episodes are ordered by their rank in latent MSE, averaged over the policies; of that order it is the quantiles
-    1/(2·count), 3/(2·count), …: for one episode the median.
+    Episodes are ordered by their rank in latent MSE, averaged over the policies. Chosen are the quantiles
+    1/(2·count), 3/(2·count), … of that order; a single episode is the median.
 
     Args:
-        rows: of ``episodes.csv``, of one SNR.
-        count: how many.
+        rows: rows of ``episodes.csv`` at one SNR.
+        count: how many to choose.
 
     Returns:
         Numbers of the episodes, from low MSE to high; only such as every policy has played.
@@ -60,7 +61,10 @@ def choose_episodes(rows: Table, count: int) -> list[int]:
 def make_player(
     episodes: Table, run: dict[str, Any] | None, count: int, decoder: Decoder | None
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """What the page's script reads for the player, and sentences on what that does not show."""
+    """The data that the script of the page reads, and sentences on what the player does not show.
+
+    The data is None where there is nothing to play.
+    """
     if count == 0:
         return None, ["It was left out."]
     if run is None:
@@ -136,7 +140,7 @@ def make_player(
 
 
 def _key(choice: tuple[int, int, int]) -> str:
-    """What the page's script makes of the values of its three menus."""
+    """The key of an episode: the script of the page joins the values of its three menus like this."""
     return "-".join(map(str, choice))
 
 
@@ -144,7 +148,7 @@ def _now_and_later(slot: int, deadline: int) -> list[dict[str, Any]]:
     """Shapes that mark a slot and veil those after it."""
     over_all = {"type": "rect", "xref": "x", "yref": "paper", "y0": 0.0, "y1": 1.0, "line": {"width": 0}}
     return [
-        {**over_all, "x0": slot - 0.5, "x1": slot + 0.5, "fillcolor": "#F0E442", "opacity": 0.35, "layer": "below"},
+        {**over_all, "x0": slot - 0.5, "x1": slot + 0.5, "fillcolor": YELLOW, "opacity": 0.35, "layer": "below"},
         {**over_all, "x0": slot + 0.5, "x1": deadline + 1.0, "fillcolor": "white", "opacity": 0.85, "layer": "above"},
     ]
 
@@ -303,7 +307,7 @@ def _draw_episode(trace: Table, num_steps: int, floor: float) -> Any:
     return figure
 
 
-def _held(step: int, bits: int, num_steps: int) -> str:
+def _describe_latent(step: int, bits: int, num_steps: int) -> str:
     return "only noise" if step == num_steps else f"x_{step} at {bits} bit"
 
 
@@ -317,22 +321,23 @@ def _describe(slot: Mapping[str, Any], deadline: int, num_steps: int) -> str:
         "idle": "idle",
     }[slot["channel"]]
     server = "only noise" if slot["server_step"] == num_steps else f"x_{slot['server_step']}"
+    device = _describe_latent(slot["device_step"], slot["device_bits"], num_steps)
     return (
         f"Slot {slot['slot']} of {deadline}. Server: {server}. Link ({slot['rate']:.2f} bit/dim): {link}. "
-        f"Device: {_held(slot['device_step'], slot['device_bits'], num_steps)}, latent MSE {slot['latent_mse']:.3g}."
+        f"Device: {device}, latent MSE {slot['latent_mse']:.3g}."
     )
 
 
 def _add_pictures(
     entries: dict[str, Any], traces: Mapping[str, Table], cache: TrajectoryCache, decoder: Decoder
 ) -> tuple[list[str], int]:
-    """Decode what the devices hold, and tell every slot of the episodes which picture is its.
+    """Decode what the devices hold, and give every slot of the episodes its picture.
 
-    Of episodes with many deliveries a part of them is decoded, evenly spread, the last one always.
+    Where an episode has many deliveries, some of them are decoded, evenly spread, and always the last one.
 
     Returns:
-        The pictures as data URIs, and the number of deliveries up to which all of an episode are decoded. An entry's
-        ``pictures`` are positions among them with captions, a slot each, and its ``clean`` the one of x_0.
+        The pictures as data URIs, and the largest number of pictures of one episode. Every entry gets ``pictures``,
+        a position among them and a caption for each slot, and ``clean``, the position of x_0.
     """
     import_extra("PIL.Image", EXTRA)
     ends = {key: [slot["slot"] for slot in trace if slot["delivered"]] for key, trace in traces.items()}
@@ -357,14 +362,14 @@ def _add_pictures(
         entries[key]["pictures"] = []
         for slot in trace:
             if slot["slot"] in kept:
-                held = _held(slot["device_step"], slot["device_bits"], cache.num_steps)
+                held = _describe_latent(slot["device_step"], slot["device_bits"], cache.num_steps)
                 picture = [add(slot["latent"]), f"{held}, delivered in slot {slot['slot']}"]
             entries[key]["pictures"].append(picture)
     return [_data_uri(image) for image in decode(decoder, np.stack(latents))], each
 
 
 def _limit(deliveries: Sequence[int]) -> int:
-    """Pictures per episode: as many as keep to ``_MOST_IMAGES`` in all, and two at the least."""
+    """The number of pictures of an episode: as many as keep to ``_MOST_IMAGES`` in all, but at least two."""
     limit = 2
     while limit < max(deliveries) and sum(min(count, limit + 1) for count in deliveries) <= _MOST_IMAGES:
         limit += 1

@@ -1,0 +1,24 @@
+"""Figures, each a function of a table; ``python -m agents.figures DIR`` draws all that a folder has tables of."""
+
+from agents.figures.canvas import save_figure
+from agents.figures.curves import draw_fig3a, draw_fig3b
+from agents.figures.distortion import draw_fig2a, draw_fig2b
+from agents.figures.folder import draw_all, draw_images, main
+from agents.figures.images import draw_strip
+from agents.figures.ladder import draw_ladder
+from agents.figures.style import rows_by_policy, styles_by_policy
+
+__all__ = [
+    "draw_all",
+    "draw_fig2a",
+    "draw_fig2b",
+    "draw_fig3a",
+    "draw_fig3b",
+    "draw_images",
+    "draw_ladder",
+    "draw_strip",
+    "main",
+    "rows_by_policy",
+    "save_figure",
+    "styles_by_policy",
+]

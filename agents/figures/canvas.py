@@ -1,0 +1,57 @@
+"""What matplotlib's figures have in common: how they are made, gridded, annotated and saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from agents.figures.style import NOTE_COLOR
+from refine_env.errors import import_extra
+
+__all__ = ["SNR_LABEL", "add_grid", "add_legend_above", "add_note", "legend_entries", "new_figure", "save_figure"]
+
+SNR_LABEL = "mean SNR per subchannel [dB]"
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of that size [inches].
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+    """
+    return import_extra("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, out: Path, name: str) -> list[Path]:
+    """Write ``name.png`` and ``name.pdf``; the same figure gives the same bytes."""
+    written = []
+    out.mkdir(parents=True, exist_ok=True)
+    for suffix in ("png", "pdf"):
+        path, temporary = out / f"{name}.{suffix}", out / f"{name}.{suffix}.tmp"
+        # No dates in the files: the same table gives the same bytes.
+        figure.savefig(temporary, format=suffix, dpi=200, metadata={"CreationDate": None} if suffix == "pdf" else None)
+        temporary.replace(path)
+        written.append(path)
+    return written
+
+
+def add_note(axes: Any, text: str, place: tuple[float, float], offset: tuple[float, float], **kwargs: Any) -> None:
+    """Add a small gray remark, x in fractions of the axes and y in data, moved by ``offset`` points."""
+    kwargs = {"fontsize": 8, "color": NOTE_COLOR, **kwargs}
+    axes.annotate(text, place, xycoords=("axes fraction", "data"), xytext=offset, textcoords="offset points", **kwargs)
+
+
+def add_grid(axes: Any) -> None:
+    """Add thin lines at the major ticks."""
+    axes.grid(visible=True, which="major", linewidth=0.4, alpha=0.5)
+
+
+def legend_entries(axes: Any) -> tuple[list[Any], list[str]]:
+    """Handles and labels of a legend, without error bars."""
+    handles, labels = axes.get_legend_handles_labels()
+    return [handle[0] if isinstance(handle, tuple) else handle for handle in handles], labels
+
+
+def add_legend_above(figure: Any, axes: Any) -> None:
+    """Add the legend of one of the panels above all of them."""
+    figure.legend(*legend_entries(axes), fontsize=8, loc="outside upper center", ncols=4, frameon=False)

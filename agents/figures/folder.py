@@ -1,0 +1,88 @@
+"""All figures of a folder of tables: ``python -m agents.figures DIR``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agents.figures.curves import draw_fig3a, draw_fig3b
+from agents.figures.distortion import draw_fig2a, draw_fig2b
+from agents.figures.images import draw_strip
+from agents.figures.ladder import draw_ladder
+from agents.studies.distortion import DIFFUSION_COLUMNS, QUANTIZATION_COLUMNS, read_distortion_table
+from agents.studies.images import read_tiles
+from agents.studies.ladder import read_ladder
+from refine_env.commands import command
+from refine_env.evaluation import SUMMARY_COLUMNS, read_table
+
+__all__ = ["draw_all", "draw_images", "main"]
+
+
+def draw_images(folder: Path, out: Path, episode: int = 0) -> list[Path]:
+    """Draw Fig. 3b and the strip, from ``summary.csv`` and ``images.npz``, as far as there is something to draw.
+
+    Raises:
+        ConfigurationError: if a table is not one, or the images of ``episode`` were not kept.
+        MissingExtraError: if matplotlib is not installed.
+    """
+    written: list[Path] = []
+    summary = read_table(folder / "summary.csv", SUMMARY_COLUMNS)
+    if any(row["scored_episodes"] for row in summary):
+        written += draw_fig3b(summary, out)
+        if all(row["lpips"] is None for row in summary):
+            typer.echo(
+                "fig3b has no panel for LPIPS: the table has none. Add it with: "
+                "python -m agents.evaluate --images --lpips-weights FILE"
+            )
+    if (folder / "images.npz").is_file():
+        written += draw_strip(*read_tiles(folder / "images.npz", episode), out)
+    return written
+
+
+def draw_all(folder: Path, out: Path, episode: int = 0) -> list[Path]:
+    """Draw every figure that a folder has the tables of.
+
+    Args:
+        folder: folder with the tables.
+        out: folder for the figures.
+        episode: number of the episode that the strip shows.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigurationError: if there is no table, or one is not as it should be.
+        MissingExtraError: if matplotlib is not installed.
+    """
+    written: list[Path] = []
+    for name, columns, draw in (
+        ("fig2a.csv", DIFFUSION_COLUMNS, draw_fig2a),
+        ("fig2b.csv", QUANTIZATION_COLUMNS, draw_fig2b),
+    ):
+        if (folder / name).is_file():
+            written += draw(read_distortion_table(folder / name, columns), out)
+    if (folder / "rungs.csv").is_file():
+        written += draw_ladder(*read_ladder(folder), out)
+    if not written or (folder / "summary.csv").is_file():
+        written += draw_fig3a(read_table(folder / "summary.csv", SUMMARY_COLUMNS), out)
+        written += draw_images(folder, out, episode)
+    return written
+
+
+@command
+def main(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with the tables of agents.evaluate or agents.distortion.")
+    ] = Path("results/fig3a"),
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures.", show_default="that of the tables")] = None,
+    episode: Annotated[int, typer.Option(help="Episode that the strip of images shows.")] = 0,
+) -> None:
+    """Redraw the figures of an evaluation, or of the distortion models, from the tables on disk.
+
+    Exit codes: 0 done, 2 a table is missing or not one, 3 the figures cannot be written, 4 matplotlib is not
+    installed.
+    """
+    written = draw_all(folder, out or folder, episode)
+    typer.echo("wrote " + ", ".join(str(path) for path in written))
