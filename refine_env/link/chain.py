@@ -141,7 +141,7 @@ class RateChain:
         lowest, last = count * self.origin, count * (grid.shape[1] - 1)
         certain = amounts > lowest + (last + 1) * self.spacing
         if (certain | (amounts <= lowest)).all():
-            return certain.astype(np.float64)
+            return np.asarray(certain, dtype=np.float64)
         points = np.arange(grid.shape[1])
         own = levels.probabilities @ grid
         std = math.sqrt(max(0.0, float(own @ (points - own @ points) ** 2)))
@@ -151,7 +151,7 @@ class RateChain:
         power = np.linalg.matrix_power(spectrum.T[:, :, None] * levels.transition, count)
         below = np.cumsum(np.fft.irfft(np.einsum("i,fij->f", levels.probabilities, power), size))
         position = (amounts - lowest) / (self.spacing * coarseness) - 0.5
-        return np.interp(position, np.arange(size), np.clip(below, 0.0, 1.0), left=0.0)
+        return np.asarray(np.interp(position, np.arange(size), np.clip(below, 0.0, 1.0), left=0.0), dtype=np.float64)
 
     def latency_quantiles(self, bits: ArrayLike, quantile: float = 0.9, max_slots: int = FOREVER) -> NDArray[np.int64]:
         """The least N with P[T_dl <= N] >= q, from a stationary first slot [slots], but at most ``max_slots``.
@@ -168,8 +168,12 @@ class RateChain:
         payloads = [check_positive("bits", size, advice="Give the payload in bits, M·b.") for size in np.ravel(bits)]
         allowed = 1.0 - check_quantile(quantile)
         most = check_integer("max_slots", max_slots, 1, advice="Give a number of slots.")
-        tail = cache(lambda count: self._sum_below(count, np.array(payloads)))
-        return np.array([least_count(lambda n, i=i: tail(n)[i] > allowed, most) for i in range(len(payloads))])
+        late = cache(lambda count: self._sum_below(count, np.array(payloads)) > allowed)
+
+        def slots(i: int) -> int:
+            return least_count(lambda count: bool(late(count)[i]), most)
+
+        return np.array([slots(i) for i in range(len(payloads))], dtype=np.int64)
 
     def latency_quantile(self, bits: float, quantile: float = 0.9, max_slots: int = FOREVER) -> int:
         """:meth:`latency_quantiles` of one payload."""

@@ -329,6 +329,19 @@ class RateLaw:
         self._check_independent(2)
         count = check_integer("num_levels", num_levels, 1, 10_000, advice="Give a number of levels, for example 8.")
         edges = self.quantile(np.arange(1, count) / count)
+        masses, rates = self.split(edges)
+        probabilities = masses / masses.sum()
+        return RateLevels(rates, edges, probabilities, np.tile(probabilities, (count, 1)))
+
+    def split(self, edges: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Probability and conditional mean of the rate between neighboring edges.
+
+        Args:
+            edges: ascending [bit/slot] (N − 1,).
+
+        Returns:
+            Probabilities (N,) and means [bit/slot] (N,), from below the first edge to above the last.
+        """
         spacing = self._unit.law.spacing
         # Mass and first moment below each edge; the masses are spread evenly over their cells.
         ends = self._unit.points[0] - spacing / 2.0 + spacing * np.arange(self._unit.points.size + 1)
@@ -337,9 +350,12 @@ class RateLaw:
         inner = edges / self.symbols_per_slot
         masses = np.diff(np.concatenate([[0.0], np.interp(inner, ends, mass), [mass[-1]]]))
         moments = np.diff(np.concatenate([[0.0], np.interp(inner, ends, moment), [moment[-1]]]))
-        rates = self.symbols_per_slot * moments / masses
-        probabilities = masses / masses.sum()
-        return RateLevels(rates, edges, probabilities, np.tile(probabilities, (count, 1)))
+        means = np.divide(moments, masses, out=np.zeros_like(masses), where=masses > 0.0)
+        # Of a part that is less likely than rounding the quotient is anything.
+        means = np.clip(
+            means, np.append(0.0, np.maximum(inner, 0.0)), np.append(inner, self._unit.points[-1]).clip(0.0)
+        )
+        return masses, self.symbols_per_slot * means
 
 
 def _simulate(

@@ -160,15 +160,18 @@ def steady_law(law: GainLaw, num_subchannels: int, total_power: float) -> SlotLa
     most = _sum_law(nats + excess, weights, num_subchannels)
     if least is None or most is None:
         return None
-    edges = least.origin + least.spacing * (np.arange(least.masses.size) + 0.5)
-    error = float(np.abs(np.cumsum(least.masses) - _below(most, edges)).max())
+    error = float(np.abs(np.cumsum(least.masses) - _below(most, _edges(least))).max())
     return replace(least, error=least.error + error) if error < _TOLERANCE else None
+
+
+def _edges(law: SlotLaw) -> NDArray[np.float64]:
+    """The upper end of what each grid point stands for [bit/symbol]."""
+    return np.asarray(law.origin + law.spacing * (np.arange(law.masses.size) + 0.5), dtype=np.float64)
 
 
 def _below(law: SlotLaw, rates: NDArray[np.float64]) -> NDArray[np.float64]:
     """P[R/ℓ <= r] of a tabulated law."""
-    edges = law.origin + law.spacing * (np.arange(law.masses.size) + 0.5)
-    return np.interp(rates, edges, np.cumsum(law.masses), left=0.0)
+    return np.asarray(np.interp(rates, _edges(law), np.cumsum(law.masses), left=0.0), dtype=np.float64)
 
 
 @kernel
@@ -462,7 +465,7 @@ def controlled_rates(
     for rates_half, phi_half in zip(np.array_split(rates, 2), np.array_split(phi, 2), strict=True):
         order = np.argsort(phi_half, kind="stable")
         ranks = (np.arange(order.size) + 0.5) / order.size
-        edges = control.origin + control.spacing * (np.arange(control.masses.size) + 0.5)
+        edges = _edges(control)
         below = np.cumsum(control.masses)
         rising = np.flatnonzero(np.diff(below, prepend=0.0) > 1e-15)
         exact = np.interp(ranks, below[rising], edges[rising])
