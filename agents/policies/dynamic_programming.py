@@ -77,10 +77,10 @@ def independent_slots(
     levels = law.quantize(num_levels)
     sizes = config.message_bits[:, None] / rate_scale
     if num_levels == 1:
-        tail = law.latency_tail(sizes, config.deadline)
+        tail = law.latency_sf(sizes, config.deadline)
     else:
         inner = law.quantize(num_levels * _RATES_PER_LEVEL)
-        tails = law.latency_tail(sizes, config.deadline, inner.rates)
+        tails = law.latency_sf(sizes, config.deadline, inner.rates)
         shape = (len(config.bit_depths), num_levels, _RATES_PER_LEVEL, config.deadline + 1)
         tail = tails.reshape(shape).mean(axis=2)
     deliveries = np.zeros_like(tail)
