@@ -42,11 +42,11 @@ def shown(value: Any) -> str:
 
 
 def did_you_mean(unknown: Iterable[Any], known: Mapping[str, str] | Iterable[str]) -> str:
-    """A sentence that names what unknown names are likely to stand for, with a space at its end; or nothing.
+    """A sentence with the known names that resemble the unknown ones, and a space at its end; empty if none does.
 
     Args:
-        unknown: the names.
-        known: the names that there are, or a mapping from them to what the sentence is to show.
+        unknown: the names that were given.
+        known: the names that exist, or a mapping from them to the form in which the sentence shows them.
     """
     forms = dict(known) if isinstance(known, Mapping) else {name: f"`{name}`" for name in known}
     found = [difflib.get_close_matches(name, forms, n=1) for name in unknown if isinstance(name, str)]
@@ -55,22 +55,23 @@ def did_you_mean(unknown: Iterable[Any], known: Mapping[str, str] | Iterable[str
 
 
 def integer_array(value: Any) -> NDArray[Any] | None:
-    """An array or nested sequence of integers, of whatever width; None for whatever is none."""
+    """An array or nested sequence of integers of any width; None for anything else."""
+    return _array_of_kind(value, "iu")
+
+
+def real_array(value: Any) -> NDArray[np.float64] | None:
+    """An array or nested sequence of real numbers as float64; None for anything else."""
+    array = _array_of_kind(value, "iuf")
+    with np.errstate(over="ignore"):  # a wider float may exceed float64: infinity then
+        return None if array is None else array.astype(np.float64)
+
+
+def _array_of_kind(value: Any, kinds: str) -> NDArray[Any] | None:
     try:
         array = np.asarray(value)
     except Exception:  # ragged, nested too deep, or whatever an object of the caller's raises
         return None
-    return array if array.dtype.kind in "iu" else None
-
-
-def real_array(value: Any) -> NDArray[np.float64] | None:
-    """An array or nested sequence of real numbers as float64; None for whatever is none."""
-    try:
-        array = np.asarray(value)
-    except Exception:  # as above
-        return None
-    with np.errstate(over="ignore"):  # of a wider float
-        return array.astype(np.float64) if array.dtype.kind in "iuf" else None
+    return array if array.dtype.kind in kinds else None
 
 
 def check_integer(name: str, value: Any, minimum: int, maximum: int | None = None, *, advice: str) -> int:
@@ -144,7 +145,7 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_text(name: str, value: str) -> str:
-    """``value`` if UTF-8 can hold it, as every file that keeps it must; raises ConfigurationError otherwise."""
+    """``value`` if it can be encoded in UTF-8, as in every file that holds it; raises ConfigurationError otherwise."""
     try:
         value.encode()
     except UnicodeEncodeError:

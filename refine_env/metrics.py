@@ -1,7 +1,8 @@
 """Quality of decoded images against a reference: PSNR, SSIM and LPIPS, over batches.
 
-Images are (N, height, width, 3), as :class:`refine_env.trajectories.pipeline.LatentDecoder` gives them: floats in
-[0, 1], or uint8.
+Every measure takes ``reference`` and ``images``, two arrays of one shape (N, height, width, 3) with N >= 1, floats in
+[0, 1] or uint8, such as :class:`refine_env.trajectories.pipeline.LatentDecoder` returns. It gives one float64 value per
+image, shape (N,), and raises ConfigurationError for other arrays.
 """
 
 from __future__ import annotations
@@ -53,36 +54,14 @@ class MissingWeightsError(ConfigurationError):
 
 
 def mean_square_error(reference: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
-    """Mean square error over all pixels and channels of every image, on [0, 1]; this is 1/PSNR as a power ratio.
-
-    Args:
-        reference: (N, height, width, 3), floats in [0, 1] or uint8.
-        images: the same.
-
-    Returns:
-        float64 (N,).
-
-    Raises:
-        ConfigurationError: if the arrays are not of that form, or their shapes differ.
-    """
+    """Mean square error over all pixels and channels of every image, on [0, 1]; this is 1/PSNR as a power ratio."""
     a, b = _check_images(reference, images)
     errors: NDArray[np.float64] = np.square(a.astype(np.float64) - b).mean(axis=(1, 2, 3))
     return errors
 
 
 def psnr(reference: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
-    """Peak signal-to-noise ratio −10 log10(MSE) of every image [dB], at most :data:`MAX_PSNR_DB`.
-
-    Args:
-        reference: (N, height, width, 3), floats in [0, 1] or uint8.
-        images: the same.
-
-    Returns:
-        float64 (N,).
-
-    Raises:
-        ConfigurationError: if the arrays are not of that form, or their shapes differ.
-    """
+    """Peak signal-to-noise ratio −10 log10(MSE) of every image [dB], at most :data:`MAX_PSNR_DB`."""
     floor = 10.0 ** (-MAX_PSNR_DB / 10.0)
     values: NDArray[np.float64] = -10.0 * np.log10(np.maximum(mean_square_error(reference, images), floor))
     return values
@@ -95,15 +74,8 @@ def ssim(reference: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
     K_2 = 0.03, population covariances; the mean over the pixels whose window lies inside the image, and over the
     three color channels.
 
-    Args:
-        reference: (N, height, width, 3), floats in [0, 1] or uint8; at least 11 pixels high and wide.
-        images: the same.
-
-    Returns:
-        float64 (N,).
-
     Raises:
-        ConfigurationError: if the arrays are not of that form, or their shapes differ.
+        ConfigurationError: if the images are less than 11 pixels high or wide, or not as the module describes them.
         MissingExtraError: if scikit-image is not installed.
     """
     a, b = _check_images(reference, images, SSIM_WINDOW)
@@ -150,7 +122,8 @@ class LPIPS:
             import_extra(module, "perceptual")
         package = import_extra("lpips", "perceptual")
         self.weights = _find_weights(weights, net)
-        self.sha256 = hashlib.sha256(self.weights.read_bytes()).hexdigest()
+        with self.weights.open("rb") as file:
+            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         with warnings.catch_warnings():
             # lpips calls torchvision with an argument that it renamed.
             warnings.filterwarnings("ignore", message=".*(pretrained|weight enum)", category=UserWarning)
@@ -160,18 +133,7 @@ class LPIPS:
         self._device = device
 
     def __call__(self, reference: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
-        """Distance of every image from its reference.
-
-        Args:
-            reference: (N, height, width, 3), floats in [0, 1] or uint8; more than 16 pixels high and wide.
-            images: the same.
-
-        Returns:
-            float64 (N,).
-
-        Raises:
-            ConfigurationError: if the arrays are not of that form, or their shapes differ.
-        """
+        """Distance of every image from its reference; images must be more than 16 pixels high and wide."""
         torch = import_extra("torch", "perceptual")
         pair = [
             torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2), dtype=np.float32)).to(self._device)

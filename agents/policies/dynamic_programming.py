@@ -84,7 +84,7 @@ def independent_slots(
     levels = law.quantize(num_levels)
     sizes = config.message_bits[:, None] / rate_scale
     if num_levels == 1:
-        tail = law.latency_tail(sizes, config.deadline)
+        tail = law.latency_sf(sizes, config.deadline)
     else:
         first, last = law.grid[[0, -1]]
         parts = min(_MOST_RATES, math.ceil(_RATES_PER_STD * (last - first) / max(law.std, 1e-300)))
@@ -94,7 +94,7 @@ def independent_slots(
         likely = masses > 0.0
         shares = masses[likely, None]
         starts = np.searchsorted(rates[likely], np.append(-np.inf, levels.edges))
-        tails = law.latency_tail(sizes, config.deadline, rates[likely])
+        tails = law.latency_sf(sizes, config.deadline, rates[likely])
         tail = np.add.reduceat(tails * shares, starts, axis=1) / np.add.reduceat(shares, starts, axis=0)
     deliveries = np.zeros_like(tail)
     deliveries[..., 1:] = tail[..., :-1] - tail[..., 1:]

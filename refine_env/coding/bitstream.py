@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 FORMAT_VERSIONS = (1, 2)
-"""Of a payload of M indices of b bits, and of an entropy-coded one."""
+"""The versions of messages with M indices of b bits, and of messages with entropy-coded indices."""
 
 _MAGIC = b"RFNL"
 _HEADER = struct.Struct(">4sBBHHHIIII")  # network byte order, see Message
@@ -179,7 +179,7 @@ class Message:
         return payload + 8 * len(self.side)
 
     def __bytes__(self) -> bytes:
-        front = _HEADER.pack(
+        header = _HEADER.pack(
             _MAGIC,
             FORMAT_VERSIONS[self.entropy_coded],
             self.bits,
@@ -189,10 +189,10 @@ class Message:
             self.latent_dim,
             len(self.payload),
             self.latent_crc,
-            0,
-        )[: -_CHECKSUM.size]
+            0,  # where the checksum goes
+        )
         body = self.side + self.payload
-        return front + _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(front))) + body
+        return header[: -_CHECKSUM.size] + _CHECKSUM.pack(_checksum(header, body)) + body
 
     @staticmethod
     def length(header: bytes) -> int:
@@ -232,7 +232,7 @@ class Message:
             data[:HEADER_BYTES]
         )
         body = bytes(data[HEADER_BYTES:])
-        computed = zlib.crc32(body, zlib.crc32(data[: HEADER_BYTES - _CHECKSUM.size]))
+        computed = _checksum(data[:HEADER_BYTES], body)
         if computed != checksum:
             raise BitstreamError(
                 f"A message must have the CRC-32 that its header says, {checksum:#010x}, got {computed:#010x}. "
@@ -248,6 +248,11 @@ class Message:
             side=body[:side],
             entropy_coded=version == FORMAT_VERSIONS[True],
         )
+
+
+def _checksum(header: bytes, body: bytes) -> int:
+    """CRC-32 of a message, but for the header's last field, which is the checksum itself."""
+    return zlib.crc32(body, zlib.crc32(header[: -_CHECKSUM.size]))
 
 
 class RefinementCodec:
@@ -299,7 +304,7 @@ class RefinementCodec:
         return self.device.size
 
     def compress(self, latent: NDArray[np.float16], step: int, bits: int) -> Message:
-        """The message that takes the device from what it holds to x̂_t; changes nothing.
+        """The message that refines the latent that the device holds to x̂_t; it changes nothing at this end.
 
         Args:
             latent: x_t, float16 of any shape with M values.

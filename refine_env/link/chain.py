@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from refine_env._store import load_arrays, store_arrays
 from refine_env._validation import check_integer, check_positive, check_quantile
 from refine_env.errors import ConfigurationError
 from refine_env.link.channel import ChannelModel
 from refine_env.link.fading import RAYLEIGH, draw_rates_of_many
-from refine_env.link.law import FOREVER, RateLevels, least_count
-from refine_env.link.slot_law import share_out
+from refine_env.link.law import FOREVER, RateLevels, kept_arrays, least_count
+from refine_env.link.slot_law import linear_binning
 from refine_env.link.waterfilling import total_power
 
 __all__ = ["RateChain", "rate_chain"]
@@ -93,7 +92,7 @@ class RateChain:
             factor = math.ceil(size / _MOST_POINTS)
             positions = np.arange(grid.shape[1]) / factor
             points = int(positions[-1]) + 2
-            coarse = np.array([share_out(positions, row, points) for row in grid])
+            coarse = np.array([linear_binning(positions, row, points) for row in grid])
             grid, spacing, size = coarse, spacing * factor, 2 * _MOST_POINTS
         step = np.fft.rfft(grid, size).T[:, :, None] * transition
         spectrum = np.tile(np.eye(count, dtype=np.complex128), (step.shape[0], 1, 1))
@@ -114,8 +113,8 @@ class RateChain:
                 break
         return pmf.reshape(*amounts.shape, count, slots + 1, count)
 
-    def latency_tail(self, bits: ArrayLike, max_slots: int) -> NDArray[np.float64]:
-        """P[T_dl > k], k = 0 … max_slots, from a stationary first slot.
+    def latency_sf(self, bits: ArrayLike, max_slots: int) -> NDArray[np.float64]:
+        """Survival function of the latency, P[T_dl > k] for k = 0 … max_slots, from a stationary first slot.
 
         Args:
             bits: payloads B > 0, any shape.
@@ -129,6 +128,11 @@ class RateChain:
         """
         pmf = np.einsum("i,...ikj->...k", self.levels.probabilities, self.latency_pmf(bits, max_slots))
         return np.maximum(1.0 - np.cumsum(pmf, axis=-1), 0.0)
+
+    def latency_tail(self, bits: ArrayLike, max_slots: int) -> NDArray[np.float64]:
+        """The former, deprecated name of :meth:`latency_sf`."""
+        warnings.warn("`latency_tail` is now called `latency_sf`. Use that name.", DeprecationWarning, stacklevel=2)
+        return self.latency_sf(bits, max_slots)
 
     def _sum_below(self, count: int, amounts: NDArray[np.float64]) -> NDArray[np.float64]:
         """P[R_1 + … + R_N < B] for each amount B, from a stationary first slot.
@@ -209,7 +213,7 @@ def _simulate(
     positions = (rates - origin) / spacing
     points = int(positions.max()) + 2
     inside = [positions[level == i] for i in range(num_levels)]
-    masses = np.array([share_out(own, np.full(own.size, 1.0 / own.size), points) for own in inside])
+    masses = np.array([linear_binning(own, np.full(own.size, 1.0 / own.size), points) for own in inside])
     return {
         "edges": edges,
         "rates": origin + spacing * (masses @ np.arange(points)),
@@ -224,21 +228,15 @@ def _simulate(
 def _unit_chain(
     channel: ChannelModel, num_subchannels: int, power: float, num_levels: int
 ) -> dict[str, NDArray[np.float64]]:
-    """The chain for ℓ = 1, from memory, from disk, or computed and kept."""
-    key = json.dumps(
-        {
-            "version": _VERSION,
-            "num_subchannels": num_subchannels,
-            "power": power.hex(),
-            "num_levels": num_levels,
-            **channel.settings(),
-        }
-    )
-    arrays = load_arrays("rate-chain", key)
-    if arrays is None:
-        arrays = _simulate(channel, num_subchannels, power, num_levels)
-        store_arrays("rate-chain", key, arrays)
-    return arrays
+    """The arrays of the chain for ℓ = 1, from memory, from disk, or computed and kept."""
+    key = {
+        "version": _VERSION,
+        "num_subchannels": num_subchannels,
+        "power": power.hex(),
+        "num_levels": num_levels,
+        **channel.settings(),
+    }
+    return kept_arrays("rate-chain", key, lambda: _simulate(channel, num_subchannels, power, num_levels))
 
 
 def rate_chain(
@@ -256,11 +254,8 @@ def rate_chain(
     simulation: :meth:`refine_env.link.RateLaw.quantize`.
 
     Args:
-        snr_db: mean SNR [dB].
-        num_subchannels: K.
-        symbols_per_slot: ℓ, may be fractional.
-        snr_reference: what the SNR refers to, see :func:`refine_env.link.total_power`.
-        channel: which link.
+        snr_db, num_subchannels, symbols_per_slot, snr_reference, channel: as those of
+            :func:`refine_env.link.rate_statistics`.
         num_levels: L, 1 … 64.
 
     Raises:

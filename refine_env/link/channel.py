@@ -126,7 +126,7 @@ class ChannelModel:
         return RayleighGains() if self.k_factor_db is None else RicianGains(self.k_factor)
 
     def autocorrelation(self, lag: int) -> float:
-        """Of the scattered complex amplitude of a subchannel, at a distance of so many slots."""
+        """Autocorrelation of a subchannel's scattered complex amplitude at a distance of ``lag`` slots."""
         if lag == 0:
             return 1.0
         if self.correlation_coefficient is not None:

@@ -18,7 +18,7 @@ class GainLaw(Protocol):
     """The law of g = |h|², E[g] = 1."""
 
     def __hash__(self) -> int:
-        """Of its parameters."""
+        """A hash of the law's parameters: laws are keys of caches."""
         ...
 
     def density(self, gains: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -73,7 +73,7 @@ class RicianGains:
         return np.asarray((1.0 + kappa) * scaled * np.exp(-((root - math.sqrt(kappa)) ** 2)), dtype=np.float64)
 
     def probability_below(self, gain: float) -> float:
-        """Of the noncentral χ² law with two degrees of freedom."""
+        """The distribution function of a scaled noncentral χ² variable with two degrees of freedom."""
         return float(special.chndtr(2.0 * (1.0 + self.k_factor) * gain, 2.0, 2.0 * self.k_factor))
 
     def draw(

@@ -6,7 +6,7 @@ several at a time, while each slot's own sums keep their order. So a slot's resu
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from refine_env._compiled import kernel
 
 __all__ = ["accumulate_states", "fill_powers", "fill_rates", "fill_rates_at_powers", "mix_slots"]
+
+Floats: TypeAlias = NDArray[np.float64]
+"""A float64 array, under a short name for the kernels' long signatures."""
 
 _BLOCK = 60  # slots at a time: floors of a block stay in the first-level cache
 _SMALL_SNR = 1e-2  # below, 1 + p g loses digits
@@ -24,13 +27,7 @@ _BITS_PER_NAT = 1.0 / np.log(2.0)
 
 @kernel
 def _fill_floors(
-    gains: NDArray[np.float64],
-    powers: NDArray[np.float64],
-    first: int,
-    count: int,
-    floors: NDArray[np.float64],
-    lowest: NDArray[np.float64],
-    block_powers: NDArray[np.float64],
+    gains: Floats, powers: Floats, first: int, count: int, floors: Floats, lowest: Floats, block_powers: Floats
 ) -> None:
     """Floors 1/g_j of a block of slots, infinite where nothing can be received, the lowest of each slot, its power.
 
@@ -63,13 +60,7 @@ def _fill_floors(
 
 @kernel
 def _fill_levels(
-    floors: NDArray[np.float64],
-    lowest: NDArray[np.float64],
-    powers: NDArray[np.float64],
-    levels: NDArray[np.float64],
-    active: NDArray[np.float64],
-    scratch: NDArray[np.float64],
-    counts: NDArray[np.float64],
+    floors: Floats, lowest: Floats, powers: Floats, levels: Floats, active: Floats, scratch: Floats, counts: Floats
 ) -> None:
     """Water level of every slot of a block, above its lowest floor, by finite active-set elimination.
 
@@ -112,7 +103,7 @@ def _fill_levels(
 
 
 @kernel
-def fill_powers(gains: NDArray[np.float64], powers: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+def fill_powers(gains: Floats, powers: Floats, out: Floats) -> None:
     """Waterfilled powers of every slot; ``gains`` and ``out`` (slots, K), total ``powers`` (slots,)."""
     floors = np.empty((gains.shape[1], _BLOCK))
     lowest, levels, block_powers = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
@@ -139,9 +130,7 @@ def _sum_of_logs(floors: Any, lowest: float, level: float) -> float:
 
 
 @kernel
-def fill_rates(
-    gains: NDArray[np.float64], powers: NDArray[np.float64], symbols_per_slot: float, out: NDArray[np.float64]
-) -> None:
+def fill_rates(gains: Floats, powers: Floats, symbols_per_slot: float, out: Floats) -> None:
     """ℓ Σ_j log2(1 + p_j g_j) of every slot; ``gains`` (slots, K), total ``powers`` and ``out`` (slots,)."""
     num_subchannels = gains.shape[1]
     floors = np.empty((num_subchannels, _BLOCK))
@@ -169,9 +158,7 @@ def fill_rates(
 
 
 @kernel
-def fill_rates_at_powers(
-    gains: NDArray[np.float64], powers: NDArray[np.float64], symbols_per_slot: float, out: NDArray[np.float64]
-) -> None:
+def fill_rates_at_powers(gains: Floats, powers: Floats, symbols_per_slot: float, out: Floats) -> None:
     """ℓ Σ_j log2(1 + p_j g_j) of every slot, at given powers; ``gains`` and ``powers`` (slots, K), ``out`` (slots,)."""
     for s in range(gains.shape[0]):
         nats = 0.0
@@ -181,7 +168,7 @@ def fill_rates_at_powers(
 
 
 @kernel
-def accumulate_states(states: NDArray[np.float64], coefficient: float) -> None:
+def accumulate_states(states: Floats, coefficient: float) -> None:
     """White noise of variance 1 into h_n = a h_{n−1} + √(1 − a²) z_n, h_1 = z_1, in place; (slots, width)."""
     innovation = np.sqrt(1.0 - coefficient * coefficient)
     for n in range(1, states.shape[0]):
@@ -190,7 +177,7 @@ def accumulate_states(states: NDArray[np.float64], coefficient: float) -> None:
 
 
 @kernel
-def mix_slots(factor: NDArray[np.float64], states: NDArray[np.float64]) -> None:
+def mix_slots(factor: Floats, states: Floats) -> None:
     """``factor @ states`` in place, for a lower triangular factor (slots, slots) and states (slots, width)."""
     for n in range(states.shape[0] - 1, -1, -1):
         row = states[n]

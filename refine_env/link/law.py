@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,11 +44,23 @@ _MOST_SUMS = 1024  # laws of sums kept in memory
 _MANY = 16_384  # slots above which a sum is Gaussian but for its skewness
 
 FOREVER = 2**31
-"""Slots: beyond any deadline, and still far from overflow when added to one."""
+"""A number of slots beyond any deadline, and still far from overflow when it is added to one."""
+
+
+def kept_arrays(
+    kind: str, key: Mapping[str, Any], compute: Callable[[], dict[str, NDArray[np.float64]]]
+) -> dict[str, NDArray[np.float64]]:
+    """The arrays that are stored on disk under a key, or else those that ``compute`` gives, which are then stored."""
+    text = json.dumps(key)
+    arrays = load_arrays(kind, text)
+    if arrays is None:
+        arrays = compute()
+        store_arrays(kind, text, arrays)
+    return arrays
 
 
 def least_count(fails: Callable[[int], bool], most: int) -> int:
-    """The least N >= 1 that does not fail, where all above it do not either; ``most`` if that is less."""
+    """The least N >= 1 with ``fails(N)`` false, at most ``most``; ``fails`` must be false for all larger N, too."""
     low, high = 0, 1  # fails(low), not fails(high)
     while high < most and fails(high):
         low, high = high, 2 * high
@@ -148,15 +162,11 @@ class _UnitLaw:
 
 @dataclass(frozen=True, eq=False)
 class RateLaw:
-    """The law of the bits R_n that a slot carries, the power fixed in every slot.
+    """The law of the bits R_n that a slot carries, with the power fixed in every slot.
 
     Attributes:
         symbols_per_slot: ℓ.
-        independent: whether the slots' rates are, as sums over several slots want.
-        error: of the probabilities P[R_n <= r], at the rate r where it is largest. By quadrature: what the last
-            refinement changed plus what was cut off, far above the true error. Simulated: half the largest difference
-            between the laws that the two halves of the slots give.
-        simulated_slots: how many slots were simulated; 0: the law was computed by quadrature.
+        independent: whether the rates of different slots are independent, as sums over several slots require.
     """
 
     symbols_per_slot: float
@@ -178,12 +188,16 @@ class RateLaw:
 
     @property
     def error(self) -> float:
-        """See the class."""
+        """Error of the probabilities P[R_n <= r], at the rate r where it is largest.
+
+        By quadrature it is what the last refinement changed plus what was cut off, which is far above the true error.
+        Of a simulated law it is half the largest difference between the laws of the two halves of the slots.
+        """
         return self._unit.law.error
 
     @property
     def simulated_slots(self) -> int:
-        """See the class."""
+        """How many slots were simulated; 0 if the law was computed by quadrature."""
         return self._unit.law.simulated_slots
 
     @property
@@ -226,7 +240,7 @@ class RateLaw:
         return self.sum_below(1, rates)
 
     def quantile(self, probability: ArrayLike) -> NDArray[np.float64]:
-        """The rates below which a slot's lies with the given probabilities [bit/slot]."""
+        """Quantiles of R_n: the rates that it stays below with the given probabilities [bit/slot]."""
         wanted = np.asarray(probability, dtype=np.float64)
         edges = self._unit.points + self._unit.law.spacing / 2.0
         below = self._unit.below / self._unit.below[-1]
@@ -234,8 +248,8 @@ class RateLaw:
         rates = np.interp(wanted, np.append(0.0, below[rising]), np.append(self._unit.points[0], edges[rising]))
         return np.asarray(self.symbols_per_slot * rates, dtype=np.float64)
 
-    def latency_tail(self, bits: ArrayLike, max_slots: int, first_rate: ArrayLike | None = None) -> NDArray[np.float64]:
-        """P[T_dl > k], k = 0 … max_slots: the payload is not through within k slots, R_1 + … + R_k < B.
+    def latency_sf(self, bits: ArrayLike, max_slots: int, first_rate: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Survival function of the latency, P[T_dl > k] = P[R_1 + … + R_k < B] for k = 0 … max_slots.
 
         Args:
             bits: payloads B > 0, any shape.
@@ -264,34 +278,34 @@ class RateLaw:
             amounts = amounts - rates
             known = 1
         flat = np.atleast_1d(amounts).reshape(-1)
-        tail = np.ones((flat.size, slots + 1))
+        survival = np.ones((flat.size, slots + 1))
         for count in range(known, slots + 1):
-            # Once the sums of N slots are certain to do, those of more are.
-            if count > known and not tail[:, count - 1].any():
-                tail[:, count:] = 0.0
+            # Once N slots are certain to suffice, more slots are, too.
+            if count > known and not survival[:, count - 1].any():
+                survival[:, count:] = 0.0
                 break
             if count > 0:
-                tail[:, count] = np.where(flat > 0.0, self._unit.sum_below(count - known, flat), 0.0)
-        return np.minimum.accumulate(tail, axis=1).reshape(*amounts.shape, slots + 1)
+                survival[:, count] = np.where(flat > 0.0, self._unit.sum_below(count - known, flat), 0.0)
+        # The laws of different sums are rounded differently, so that the function might rise by a rounding error.
+        return np.minimum.accumulate(survival, axis=1).reshape(*amounts.shape, slots + 1)
+
+    def latency_tail(self, bits: ArrayLike, max_slots: int, first_rate: ArrayLike | None = None) -> NDArray[np.float64]:
+        """The former, deprecated name of :meth:`latency_sf`."""
+        warnings.warn("`latency_tail` is now called `latency_sf`. Use that name.", DeprecationWarning, stacklevel=2)
+        return self.latency_sf(bits, max_slots, first_rate)
 
     def latency_pmf(self, bits: ArrayLike, max_slots: int, first_rate: ArrayLike | None = None) -> NDArray[np.float64]:
-        """P[T_dl = k], k = 0 … max_slots, T_dl = first N with R_1 + … + R_N >= B.
+        """P[T_dl = k] for k = 0 … max_slots, where T_dl is the first N with R_1 + … + R_N >= B.
 
-        Args:
-            bits: payloads B > 0, any shape.
-            max_slots: the last k.
-            first_rate: R_1, where the transmitter knows its current slot; broadcast against ``bits``.
+        Arguments and errors are those of :meth:`latency_sf`.
 
         Returns:
             Shape (*broadcast shape of the arguments, max_slots + 1); entry 0 is 0, and what is missing from 1 is the
-            probability of more than ``max_slots``, the last entry of :meth:`latency_tail`.
-
-        Raises:
-            ConfigurationError: as :meth:`latency_tail`.
+            probability of more than ``max_slots``, the last entry of :meth:`latency_sf`.
         """
-        tail = self.latency_tail(bits, max_slots, first_rate)
-        pmf = np.zeros_like(tail)
-        pmf[..., 1:] = tail[..., :-1] - tail[..., 1:]
+        survival = self.latency_sf(bits, max_slots, first_rate)
+        pmf = np.zeros_like(survival)
+        pmf[..., 1:] = survival[..., :-1] - survival[..., 1:]
         return pmf
 
     def latency_quantile(self, bits: float, quantile: float = 0.9) -> int:
@@ -365,7 +379,7 @@ def _simulate(
     slots: int,
     summarize: Callable[[NDArray[np.float64]], NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rates of independent slots [bit/symbol], always the same, and what a function makes of the slots' gains."""
+    """Rates of independent slots [bit/symbol], the same in every call, and a function's value for each slot's gains."""
     chunk = max(1, _CHUNK // num_subchannels)
     rng = np.random.default_rng(_SEED)
     rates, summaries = np.empty(slots), np.empty(slots)
@@ -383,7 +397,7 @@ def _simulate(
 
 
 def simulated_moments(channel: ChannelModel, num_subchannels: int, power: float, slots: int) -> tuple[float, float]:
-    """Mean and standard deviation of a slot's rate [bit/symbol], of so many independent slots, always the same.
+    """Mean and standard deviation of the rate [bit/symbol] of simulated, independent slots, the same in every call.
 
     Args:
         channel: which link.
@@ -420,17 +434,15 @@ def _compute(channel: ChannelModel, num_subchannels: int, power: float) -> SlotL
 @lru_cache(maxsize=64)
 def _unit_law(channel: ChannelModel, num_subchannels: int, power: float) -> _UnitLaw:
     """The law for ℓ = 1, from memory, from disk, or computed and kept."""
-    key = json.dumps(
-        {"version": _VERSION, "num_subchannels": num_subchannels, "power": power.hex(), **channel.settings()}
-    )
-    stored = load_arrays("rate-law", key)
-    if stored is not None:
-        origin, spacing, error, slots = stored["numbers"].tolist()
-        return _UnitLaw(SlotLaw(origin, spacing, stored["masses"], error, int(slots)))
-    law = _compute(channel, num_subchannels, power)
-    numbers = np.array([law.origin, law.spacing, law.error, law.simulated_slots])
-    store_arrays("rate-law", key, {"masses": law.masses, "numbers": numbers})
-    return _UnitLaw(law)
+
+    def compute() -> dict[str, NDArray[np.float64]]:
+        law = _compute(channel, num_subchannels, power)
+        return {"masses": law.masses, "numbers": np.array([law.origin, law.spacing, law.error, law.simulated_slots])}
+
+    key = {"version": _VERSION, "num_subchannels": num_subchannels, "power": power.hex(), **channel.settings()}
+    stored = kept_arrays("rate-law", key, compute)
+    origin, spacing, error, slots = stored["numbers"].tolist()
+    return _UnitLaw(SlotLaw(origin, spacing, stored["masses"], error, int(slots)))
 
 
 def _without_correlation(channel: ChannelModel) -> ChannelModel:
@@ -459,11 +471,8 @@ def rate_law(
     several.
 
     Args:
-        snr_db: mean SNR [dB].
-        num_subchannels: K.
-        symbols_per_slot: ℓ, may be fractional.
-        snr_reference: what the SNR refers to, see :func:`refine_env.link.total_power`.
-        channel: which link.
+        snr_db, num_subchannels, symbols_per_slot, snr_reference, channel: as those of
+            :func:`refine_env.link.rate_statistics`.
 
     Raises:
         ConfigurationError: if an argument is out of range.

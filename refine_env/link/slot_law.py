@@ -30,14 +30,15 @@ from scipy import optimize
 
 from refine_env._compiled import kernel
 from refine_env.link.gains import GainLaw, gain_support
+from refine_env.link.kernels import Floats
 
 __all__ = [
     "SlotLaw",
     "controlled_rates",
     "equal_power_law",
+    "linear_binning",
     "log_gain_rule",
     "quadrature_law",
-    "share_out",
     "simulated_law",
     "steady_law",
 ]
@@ -65,12 +66,12 @@ class SlotLaw:
 
     origin: float
     spacing: float
-    masses: NDArray[np.float64]
+    masses: Floats
     error: float
     simulated_slots: int
 
 
-def log_gain_rule(law: GainLaw, low: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def log_gain_rule(law: GainLaw, low: float) -> tuple[Floats, Floats]:
     """Nodes ln g above ``low`` > 0 and weights with which Σ weights·value(ln g) is E[value(ln g); g > low]."""
     smallest, largest = gain_support(law)
     ends = np.linspace(math.log(max(low, smallest)), math.log(max(largest, 1.1 * low)), _PANELS + 1)
@@ -100,7 +101,7 @@ def _tabulate(psi: NDArray[np.complex128], step: float, center: float, error: fl
     )
 
 
-def _sum_law(nats: NDArray[np.float64], weights: NDArray[np.float64], count: int) -> SlotLaw | None:
+def _sum_law(nats: Floats, weights: Floats, count: int) -> SlotLaw | None:
     """The law of a sum of ``count`` independent variables, by the power of their characteristic function.
 
     Args:
@@ -164,23 +165,18 @@ def steady_law(law: GainLaw, num_subchannels: int, total_power: float) -> SlotLa
     return replace(least, error=least.error + error) if error < _TOLERANCE else None
 
 
-def _edges(law: SlotLaw) -> NDArray[np.float64]:
+def _edges(law: SlotLaw) -> Floats:
     """The upper end of what each grid point stands for [bit/symbol]."""
     return np.asarray(law.origin + law.spacing * (np.arange(law.masses.size) + 0.5), dtype=np.float64)
 
 
-def _below(law: SlotLaw, rates: NDArray[np.float64]) -> NDArray[np.float64]:
+def _below(law: SlotLaw, rates: Floats) -> Floats:
     """P[R/ℓ <= r] of a tabulated law."""
     return np.asarray(np.interp(rates, _edges(law), np.cumsum(law.masses), left=0.0), dtype=np.float64)
 
 
 @kernel
-def _add_products(
-    left: NDArray[np.float64],
-    right: NDArray[np.float64],
-    real: NDArray[np.float64],
-    imaginary: NDArray[np.float64],
-) -> None:
+def _add_products(left: Floats, right: Floats, real: Floats, imaginary: Floats) -> None:
     """The complex matrix product; parts of the factors (2, W, Y) and (2, Y, T), of the result (W, T) each.
 
     Written out so that the order of the sums, and with it every bit, is the same on any number of threads.
@@ -260,9 +256,7 @@ class _Waterfilling:
             rate_std,
         )
 
-    def integrand(
-        self, log_level: float, frequencies: NDArray[np.float64], times: NDArray[np.float64]
-    ) -> tuple[NDArray[np.complex128], float]:
+    def integrand(self, log_level: float, frequencies: Floats, times: Floats) -> tuple[NDArray[np.complex128], float]:
         """(1/2π) ∫ dw … at one level (T,), and the size of its integrand at the ends.
 
         The variables w run along the ridge w + slope·t, on which the integrand lies.
@@ -291,7 +285,7 @@ class _Waterfilling:
         return values.sum(axis=0) * scale, float(np.abs(values[[0, -1]]).max()) * scale
 
 
-def _level_range(slot: _Waterfilling, frequencies: NDArray[np.float64], reach: float) -> tuple[float, float] | None:
+def _level_range(slot: _Waterfilling, frequencies: Floats, reach: float) -> tuple[float, float] | None:
     """Ends of ln v outside which its density is negligible; None if one is over ``reach`` standard deviations away."""
     lowest = math.log(slot.power / slot.num_subchannels)  # every slot's level is at least P/K
 
@@ -313,8 +307,8 @@ def _level_range(slot: _Waterfilling, frequencies: NDArray[np.float64], reach: f
 
 def _integrate(
     slot: _Waterfilling,
-    frequencies: NDArray[np.float64],
-    times: NDArray[np.float64],
+    frequencies: Floats,
+    times: Floats,
     ends: tuple[float, float],
     most_intervals: float,
 ) -> tuple[NDArray[np.complex128], float] | None:
@@ -395,10 +389,10 @@ def quadrature_law(law: GainLaw, num_subchannels: int, total_power: float) -> Sl
         frequency_reach *= 1.5  # at other levels than the average
 
 
-def share_out(positions: NDArray[np.float64], weights: NDArray[np.float64], num_points: int) -> NDArray[np.float64]:
-    """Weights at real positions on the grid 0 … num_points − 1, each shared by its two nearest points.
+def linear_binning(positions: Floats, weights: Floats, num_points: int) -> Floats:
+    """Weights at real positions on the grid 0 … num_points − 1, each divided between its two nearest points.
 
-    So the mean stays.
+    The division keeps the mean.
     """
     below = np.clip(positions.astype(np.int64), 0, num_points - 2)
     above = positions - below
@@ -406,12 +400,12 @@ def share_out(positions: NDArray[np.float64], weights: NDArray[np.float64], num_
     return np.asarray(shared + np.bincount(below + 1, weights * above, num_points), dtype=np.float64)
 
 
-def _histogram(rates: NDArray[np.float64], low: float, spacing: float, count: int) -> NDArray[np.float64]:
+def _histogram(rates: Floats, low: float, spacing: float, count: int) -> Floats:
     """Probability of each grid point."""
-    return share_out((rates - low) / spacing, np.full(rates.size, 1.0 / rates.size), count)
+    return linear_binning((rates - low) / spacing, np.full(rates.size, 1.0 / rates.size), count)
 
 
-def simulated_law(rates: NDArray[np.float64]) -> SlotLaw:
+def simulated_law(rates: Floats) -> SlotLaw:
     """The law of simulated rates [bit/symbol] (slots,), the first half independent of the second."""
     low, high, std = float(rates.min()), float(rates.max()), float(rates.std())
     if not high > low:
@@ -430,8 +424,8 @@ def controlled_rates(
     law: GainLaw,
     num_subchannels: int,
     total_power: float,
-    simulate: Callable[[Callable[[NDArray[np.float64]], NDArray[np.float64]]], tuple[NDArray[np.float64], ...]],
-) -> NDArray[np.float64] | None:
+    simulate: Callable[[Callable[[Floats], Floats]], tuple[Floats, ...]],
+) -> Floats | None:
     """Simulated rates of the waterfilled slot [bit/symbol] whose randomness is mostly taken out.
 
     By duality the rate is the least over v of Φ_v = Σ_j φ(v g_j) + P/v, φ(x) = (ln x − 1 + 1/x)^+: so it is Φ at the
@@ -442,7 +436,7 @@ def controlled_rates(
         law: of the gains.
         num_subchannels: K.
         total_power: P.
-        simulate: gives the rates of many slots and what a function makes of the gains (slots, K) of each.
+        simulate: takes a function of the gains (slots, K); returns the rates of many slots, and the function's values.
 
     Returns:
         None where the law of Φ has no convergent quadrature: few active subchannels.
@@ -455,7 +449,7 @@ def controlled_rates(
     if control is None:
         return None
 
-    def sums(gains: NDArray[np.float64]) -> NDArray[np.float64]:
+    def sums(gains: Floats) -> Floats:
         relative = np.maximum(level * gains, 1.0)
         return np.asarray((np.log(relative) - 1.0 + 1.0 / relative).sum(axis=1), dtype=np.float64)
 

@@ -148,11 +148,11 @@ def rate_moments(
 ) -> tuple[float, float]:
     """Mean and standard deviation of what a slot of the simulated link carries, with its power fixed [bit/slot].
 
-    They are ``mean`` and ``fixed_power_std`` of :class:`RateStatistics`. With delayed channel knowledge, where these
-    come of millions of simulated slots, they are those of 4096: the deviation is right to about 1 %.
+    They are ``mean`` and ``fixed_power_std`` of :class:`RateStatistics`. With delayed channel knowledge, where those
+    two would take millions of simulated slots, 4096 slots are simulated: the deviation is right to about 1 %.
 
     Args:
-        snr_db, num_subchannels, symbols_per_slot, snr_reference, channel: see :func:`rate_statistics`.
+        snr_db, num_subchannels, symbols_per_slot, snr_reference, channel: as those of :func:`rate_statistics`.
 
     Raises:
         ConfigurationError: if an argument is out of range.

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from refine_env._validation import check_choice
 from refine_env.errors import CacheError, CacheFormatError
 from refine_env.model.schedule import NoiseSchedule
-from refine_env.trajectories.files import REMEDY, open_file, parse_json, read_file, reason, shorten
+from refine_env.trajectories.files import REMEDY, hash_file, open_file, parse_json, read_file, shorten
 from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Span, sample_seed
 from refine_env.trajectories.statistics import ShardSummary, summarize, total_statistics
 
@@ -32,11 +32,10 @@ __all__ = ["SPLITS", "TrajectoryCache", "find_cache", "find_damage", "read_manif
 SPLITS = ("train", "test", "all")
 
 STAGING_SUFFIX = ".partial"
-"""Suffix of the folder beside a cache in which it grows until it is complete."""
+"""Suffix of the folder, beside a cache's final place, in which the cache grows until it is complete."""
 
 _MAX_OPEN_SHARDS = 256  # each map holds a file descriptor, and 1024 are a usual limit
 _MAX_HEADER_BYTES = 1 << 20
-_HASH_BLOCK_BYTES = 1 << 20
 _LONGEST_NAME = 4000
 _ALPHA_BAR_TOLERANCE = 1e-4  # the models compute the product of a thousand factors in float32
 
@@ -105,7 +104,7 @@ class TrajectoryCache:
 
     @property
     def manifest(self) -> Manifest:
-        """All that the cache says about itself."""
+        """The manifest: recipe, statistics and shards."""
         return self._manifest
 
     @property
@@ -284,23 +283,20 @@ class TrajectoryCache:
     def _open_shard(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         shard = self._manifest.shards[number]
         file = self._path / shard.file
-        try:
-            with open_file(file) as handle:
-                buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise CacheError(f"{file} must be readable, got {reason(error)}. {REMEDY}") from error
+        with open_file(file) as handle:
+            buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         if len(buffer) != shard.bytes:
             raise CacheFormatError(
                 f"{file} must have {shard.bytes} bytes, got {len(buffer)}. It changed since the cache was "
                 "opened; open it again."
             )
-        arrays = (
-            _view(buffer, offset, shape)
+        latents, estimates = (
+            np.frombuffer(buffer, dtype="<f2", count=prod(shape), offset=offset).reshape(shape)
             for offset, shape in zip(
                 self._offsets[number], tensor_shapes(shard, self._manifest.recipe).values(), strict=True
             )
         )
-        return next(arrays), next(arrays)
+        return latents, estimates
 
 
 def find_cache(cache: str | os.PathLike[str]) -> Path:
@@ -390,8 +386,6 @@ def find_damage(
                     summaries.append(summarize_shard(folder, recipe, shard, sha256=digest))
         except CacheError as error:
             damage.append(str(error).removesuffix(f" {REMEDY}"))
-        except OSError as error:
-            damage.append(f"{folder / shard.file} cannot be read: {reason(error)}")
         done += shard.bytes
         if progress is not None:
             progress(done, total)
@@ -471,14 +465,11 @@ def check_shard(folder: Path, span: Span, recipe: Recipe, *, num_bytes: int | No
     """
     file = folder / span.file
     with open_file(file) as handle:
-        try:
-            size = os.fstat(handle.fileno()).st_size
-            if num_bytes is not None and size != num_bytes:
-                raise CacheFormatError(f"{file} must have {num_bytes} bytes, got {size}. {REMEDY}")
-            length = int.from_bytes(handle.read(8), "little")
-            raw = handle.read(length) if length <= min(size - 8, _MAX_HEADER_BYTES) else b""
-        except OSError as error:
-            raise CacheError(f"{file} must be readable, got {reason(error)}. {REMEDY}") from error
+        size = os.fstat(handle.fileno()).st_size
+        if num_bytes is not None and size != num_bytes:
+            raise CacheFormatError(f"{file} must have {num_bytes} bytes, got {size}. {REMEDY}")
+        length = int.from_bytes(handle.read(8), "little")
+        raw = handle.read(length) if length <= min(size - 8, _MAX_HEADER_BYTES) else b""
     header = parse_json(raw, f"The safetensors header of {file}")
     begin = []
     for name, shape in tensor_shapes(span, recipe).items():
@@ -504,19 +495,6 @@ def check_shard(folder: Path, span: Span, recipe: Recipe, *, num_bytes: int | No
             )
         begin.append(8 + length + offsets[0])
     return begin[0], begin[1]
-
-
-def hash_file(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open_file(file) as handle:
-        while block := handle.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _view(buffer: mmap.mmap, offset: int, shape: tuple[int, ...]) -> NDArray[np.float16]:
-    return np.frombuffer(buffer, dtype="<f2", count=prod(shape), offset=offset).reshape(shape)
 
 
 def _reopen(path: str, sha256: str) -> TrajectoryCache:

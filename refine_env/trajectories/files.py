@@ -1,18 +1,35 @@
-"""Read files that somebody else may have written or damaged: whatever is in them, the worst is a CacheError."""
+"""Files that somebody else may have written or damaged: whatever is wrong with them becomes a CacheError."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from safetensors import SafetensorError
 
 from refine_env.errors import CacheError, CacheFormatError
 
-__all__ = ["REMEDY", "check_json", "open_file", "parse_json", "read_file", "reason", "shorten"]
+__all__ = [
+    "REMEDY",
+    "check_json",
+    "describe",
+    "disk_errors",
+    "hash_file",
+    "open_file",
+    "parse_json",
+    "read_file",
+    "reason",
+    "shorten",
+]
 
 REMEDY = "Restore the file, or generate the cache again."
 MAX_JSON_BYTES = 1 << 27
@@ -22,24 +39,25 @@ _SHOWN_CHARACTERS = 80
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for its writer
 
 
-def open_file(file: Path) -> BinaryIO:
-    """Open a regular file for reading.
+@contextmanager
+def open_file(file: Path) -> Iterator[BufferedReader]:
+    """Open a regular file for reading; whatever the system refuses, while it is open too, is one sentence.
 
     Raises:
         CacheFormatError: if it is missing, or something else, such as a pipe.
-        CacheError: if it cannot be opened.
+        CacheError: if it cannot be opened or read.
     """
-
     try:
         descriptor = os.open(file, os.O_RDONLY | _AT_ONCE | getattr(os, "O_BINARY", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # asked first: `fdopen` refuses a folder in its own words
+            os.close(descriptor)
+            raise CacheFormatError(f"{file} must be a regular file, got a folder, pipe or device. {REMEDY}")
+        with os.fdopen(descriptor, "rb") as handle:
+            yield handle
     except FileNotFoundError:
         raise CacheFormatError(f"{file} must exist, got no such file. {REMEDY}") from None
     except (OSError, ValueError) as error:
         raise CacheError(f"{file} must be readable, got {reason(error)}. {REMEDY}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CacheFormatError(f"{file} must be a regular file, got a folder, pipe or device. {REMEDY}")
-    return os.fdopen(descriptor, "rb")
 
 
 def read_file(file: Path) -> bytes:
@@ -52,10 +70,30 @@ def read_file(file: Path) -> bytes:
     with open_file(file) as handle:
         if os.fstat(handle.fileno()).st_size > MAX_JSON_BYTES:
             raise CacheFormatError(f"{file} must have at most {MAX_JSON_BYTES} bytes, got more. {REMEDY}")
-        try:
-            return handle.read()
-        except OSError as error:
-            raise CacheError(f"{file} must be readable, got {reason(error)}. {REMEDY}") from error
+        return handle.read()
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        CacheError: as `open_file`.
+    """
+    with open_file(file) as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise one sentence, a CacheError, where the disk refuses an operation."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise CacheError(
+            f"{folder} must be writable, got: {why}. Free space or choose another folder, and run the "
+            "same command again; what is written is kept."
+        ) from error
 
 
 def parse_json(raw: bytes, where: str) -> dict[str, Any]:
@@ -114,7 +152,13 @@ def shorten(value: Any) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:60]} … {text[-15:]}"
 
 
+def describe(error: Exception) -> str:
+    """The kind of another library's error and the first line of what it says."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first if len(first) <= 160 else first[:160] + '…'}"
+
+
 def reason(error: Exception) -> str:
-    """What the system says of a failed operation."""
+    """The system's own words and code for a failed operation."""
     number = getattr(error, "errno", None)
     return f"{os.strerror(number)} ({errno.errorcode.get(number, number)})" if number else str(error)

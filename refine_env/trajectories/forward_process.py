@@ -16,12 +16,12 @@ __all__ = ["clean_generator", "forward_process", "noise_generator"]
 
 
 def clean_generator(seed: int) -> np.random.Generator:
-    """The stream that the clean latent of the sample with this seed is drawn from."""
+    """The random stream from which the clean latent of the sample with this seed is drawn."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
 
 
 def noise_generator(seed: int) -> np.random.Generator:
-    """The stream that the noise of the sample with this seed is drawn from.
+    """The random stream from which the noise of the sample with this seed is drawn.
 
     Independent of `clean_generator`: otherwise noising the clean latents of a ``gaussian`` cache again, with
     the same base seed, would take x_0 itself for the first noise.

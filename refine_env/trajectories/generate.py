@@ -24,7 +24,7 @@ from refine_env.trajectories.forward_process import clean_generator, forward_pro
 from refine_env.trajectories.manifest import Recipe, Span, Trajectory, sample_seed
 from refine_env.trajectories.prompts import PromptSelection
 from refine_env.trajectories.statistics import ShardSummary
-from refine_env.trajectories.workers import Chunk, Crew, Sampler, draw_shards
+from refine_env.trajectories.workers import Chunk, Sampler, WorkerPool, draw_shards
 from refine_env.trajectories.writer import CacheWriter
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _MOST_AXES = 16
 _LARGEST_LATENT = 2**31 - 1
 
 Progress = Callable[[str, float, int], None]
-"""Called with what is being done (``"sampling"`` or ``"checking"``), the trajectories done (a fraction within
+"""Called with the phase of the work (``"sampling"`` or ``"checking"``), the trajectories done (a fraction within
 a batch counts), and their number."""
 
 _Draw = Callable[[Path, Recipe, Sequence[Span], Callable[[float], None]], list[ShardSummary]]
@@ -87,34 +87,32 @@ def generate_gaussian(
     """
     schedule = _resolve_schedule(schedule, num_steps)
     shape = _check_shape(latent_shape)
-    num_trajectories = check_integer(
+    count = check_integer(
         "num_trajectories",
         num_trajectories,
         1,
         _MOST_TRAJECTORIES,
         advice="The manifest lists each; make several caches of more.",
     )
-    recipe = _recipe(
+
+    def clean(index: int) -> NDArray[np.float32]:
+        return clean_generator(sample_seed(seed, index)).standard_normal(shape, dtype=np.float32)
+
+    return _generate_ideal(
+        path,
+        clean,
+        overwrite,
+        progress,
         source="gaussian",
         schedule=schedule,
         latent_shape=shape,
-        prompts=[None] * num_trajectories,
+        prompts=[None] * count,
         num_train=num_train,
         shard_size=shard_size,
         seed=seed,
-        clean_estimates="linear-mmse",
         units="unit power: clean latents are i.i.d. N(0, 1)",
-        generator={"numpy": np.__version__},
         note=note,
     )
-
-    def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[Chunk]:
-        for trajectory in recipe.trajectories[start:stop]:
-            clean = clean_generator(trajectory.seed).standard_normal(shape, dtype=np.float32)
-            latents, estimates = forward_process(clean, schedule, noise_generator(trajectory.seed))
-            yield latents[None], estimates[None]
-
-    return _write(path, recipe, partial(_draw_here, sample), overwrite, progress)
 
 
 def generate_forward_process(
@@ -141,15 +139,9 @@ def generate_forward_process(
         clean_latents: an array (N, C, H, W); or a file with one, `.npy` or `.safetensors` (its only tensor,
             or the one called ``latents``); or a cache, open or by name or folder, whose x_0 are taken, and
             whose schedule, prompts and train split are the defaults.
-        num_steps: T of Stable Diffusion v1-5's schedule, default 50.
-        schedule: another schedule, instead of ``num_steps``.
         prompts: one per latent.
         seed: base seed of the noise; sample k draws from `sample_seed(seed, k)`.
-        num_train: size of the train split, default one half.
-        shard_size: trajectories in a file.
-        overwrite: replace a finished cache at ``path``.
-        note: free text for the manifest.
-        progress: called as the work goes on.
+        num_steps, schedule, num_train, shard_size, overwrite, note, progress: as in `generate_gaussian`.
 
     Returns:
         The cache, opened.
@@ -158,14 +150,13 @@ def generate_forward_process(
         ConfigurationError: if an argument is not valid, or the clean latents are not such an array.
         CacheError: if the cache cannot be written or read, or something else stands at ``path``.
     """
-    name, latents, origin = _load_clean_latents(clean_latents)
+    name, count, clean, origin = _load_clean_latents(clean_latents)
     if origin is not None:
         if schedule is None and num_steps is None:
             schedule = origin.schedule
         if num_train is None:
             num_train = origin.manifest.recipe.num_train
     schedule = _resolve_schedule(schedule, num_steps)
-    count = len(latents)
     if prompts is not None:
         texts: list[str | None] = list(_check_prompts(prompts))
         if len(texts) != count:
@@ -174,29 +165,22 @@ def generate_forward_process(
             )
     else:
         texts = [None] * count if origin is None else [origin.prompt(index) for index in range(count)]
-    recipe = _recipe(
+    return _generate_ideal(
+        path,
+        clean,
+        overwrite,
+        progress,
         source="forward-process",
         schedule=schedule,
-        latent_shape=_check_shape(latents[0].shape),
+        latent_shape=_check_shape(clean(0).shape),
         prompts=texts,
         num_train=num_train,
         shard_size=shard_size,
         seed=seed,
-        clean_estimates="linear-mmse",
         units="those of the clean latents, taken as they are",
-        generator={"numpy": np.__version__},
-        clean_latents={"name": name, "sha256": _hash_latents(latents)},
+        clean_latents={"name": name, "sha256": _hash_latents(count, clean)},
         note=note,
     )
-
-    def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[Chunk]:
-        for index in range(start, stop):
-            clean = np.asarray(latents[index], dtype=np.float32)
-            noise = noise_generator(recipe.trajectories[index].seed)
-            noisy, estimates = forward_process(clean, schedule, noise)
-            yield noisy[None], estimates[None]
-
-    return _write(path, recipe, partial(_draw_here, sample), overwrite, progress)
 
 
 def generate_diffusers(
@@ -247,14 +231,11 @@ def generate_diffusers(
         revision: branch, tag or commit of a hub model.
         workers: processes that draw whole shards, each with a model of its own; default one for each device.
             One worker on the engine ``loky`` is this process.
-        engine: what runs several workers: ``loky`` (this host), ``dask`` or ``ray``, see `Crew`.
+        engine: what runs several workers: ``loky`` (this host), ``dask`` or ``ray``, see `WorkerPool`.
         address: of a running Dask scheduler or Ray cluster, whose hosts see ``path`` and ``model`` at the same
             place and have the same versions of the libraries.
-        num_train: size of the train split, default one half.
         shard_size: trajectories in a file; default the least multiple of ``batch_size`` that is at least 16.
-        overwrite: replace a finished cache at ``path``.
-        note: free text for the manifest, for instance the license of the samples.
-        progress: called as the work goes on.
+        num_train, overwrite, note, progress: as in `generate_gaussian`.
 
     Returns:
         The cache, opened.
@@ -267,13 +248,12 @@ def generate_diffusers(
         CacheError: if a latent is not finite or exceeds float16, the cache cannot be written, something else
             stands at ``path``, a worker has another model or other versions, or a worker died.
     """
-
     texts = _check_prompts(prompts)
     batch_size = check_integer("batch_size", batch_size, 1, advice="Use 1 where memory is short.")
     if shard_size is None:
         shard_size = batch_size * -(-DEFAULT_SHARD_SIZE // batch_size)
     check_integer("seed", seed, 0, advice="Give a base seed such as 0.")
-    crew = Crew(
+    pool = WorkerPool(
         devices=(device,) if isinstance(device, str) else tuple(device),
         workers=workers,
         engine=engine,
@@ -288,7 +268,7 @@ def generate_diffusers(
         revision=revision,
     )
     # Where others draw, this process loads the model only to describe it, and not onto a device of theirs.
-    sampler = source.load(crew.devices[0] if crew.is_here else "cpu")
+    sampler = source.load(pool.devices[0] if pool.is_here else "cpu")
     recipe = _recipe(
         source="diffusers",
         schedule=sampler.schedule,
@@ -306,22 +286,22 @@ def generate_diffusers(
         guidance_scale=sampler.guidance_scale,
         batch_size=batch_size,
         model_dtype=dtype,
-        device=crew.devices[0].partition(":")[0],
+        device=pool.devices[0].partition(":")[0],
         prompt_source=prompts.source if isinstance(prompts, PromptSelection) else None,
         note=note,
     )
     draw: _Draw
-    if crew.is_here:
-        draw = partial(_draw_here, partial(_sample, sampler, recipe))
+    if pool.is_here:
+        draw = partial(draw_shards, partial(_sample, sampler, recipe))
     else:
-        draw = partial(_draw_elsewhere, crew, source.pinned(sampler))
-        del sampler
+        draw = partial(pool.draw_shards, source.pinned(sampler))
+        del sampler  # its memory is the workers' from here on
     return _write(path, recipe, draw, overwrite, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _DiffusionSource:
-    """What a worker needs to load a diffusion model."""
+    """What a worker needs to load a diffusion model: the arguments of `LatentSampler` but for the device."""
 
     model: str | os.PathLike[str]
     num_steps: int
@@ -334,18 +314,10 @@ class _DiffusionSource:
         """The model on a device."""
         from refine_env.trajectories.pipeline import LatentSampler
 
-        return LatentSampler(
-            self.model,
-            num_steps=self.num_steps,
-            scheduler=self.scheduler,
-            guidance_scale=self.guidance_scale,
-            device=device,
-            dtype=self.dtype,
-            revision=self.revision,
-        )
+        return LatentSampler(device=device, **vars(self))
 
     def pinned(self, sampler: LatentSampler) -> _DiffusionSource:
-        """The same for other processes: the hub's commit instead of a branch, a folder's full path."""
+        """A copy for other processes, with the hub's commit instead of a branch and a folder's full path."""
         if os.path.isdir(self.model):
             return replace(self, model=os.path.abspath(self.model))
         if sampler.revision.startswith("sha256:"):  # the bundled model
@@ -388,21 +360,23 @@ def _scaled(report: Callable[[float], None], count: int, fraction: float) -> Non
     report(fraction * count)
 
 
-def _draw_here(
-    sample: Sampler, folder: Path, recipe: Recipe, spans: Sequence[Span], report: Callable[[float], None]
-) -> list[ShardSummary]:
-    return draw_shards(folder, recipe, spans, sample, report)
+def _generate_ideal(
+    path: str | os.PathLike[str],
+    clean: Callable[[int], NDArray[Any]],
+    overwrite: bool,
+    progress: Progress | None,
+    **details: Any,
+) -> TrajectoryCache:
+    """Run the forward process from the clean latents ``clean(0)``, ``clean(1)``, … into a cache."""
+    recipe = _recipe(clean_estimates="linear-mmse", generator={"numpy": np.__version__}, **details)
 
+    def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[Chunk]:
+        for index in range(start, stop):
+            noise = noise_generator(recipe.trajectories[index].seed)
+            latents, estimates = forward_process(np.asarray(clean(index), np.float32), recipe.schedule, noise)
+            yield latents[None], estimates[None]
 
-def _draw_elsewhere(
-    crew: Crew,
-    source: _DiffusionSource,
-    folder: Path,
-    recipe: Recipe,
-    spans: Sequence[Span],
-    report: Callable[[float], None],
-) -> list[ShardSummary]:
-    return crew.draw_shards(folder, recipe, spans, source, report)
+    return _write(path, recipe, partial(draw_shards, sample), overwrite, progress)
 
 
 def _write(
@@ -508,23 +482,18 @@ def _check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
 
 def _load_clean_latents(
     source: ArrayLike | TrajectoryCache | str | os.PathLike[str],
-) -> tuple[str, Any, TrajectoryCache | None]:
-    """Name, latents (anything that is indexed by the sample), and the cache that they come from, if any."""
-    cache: TrajectoryCache | None = None
+) -> tuple[str, int, Callable[[int], NDArray[Any]], TrajectoryCache | None]:
+    """Name and number of the clean latents, a function that reads one, and the cache that they come from, or None."""
     name = "array"
     if isinstance(source, str | os.PathLike):
         file = Path(source)
         name = file.name
-        if file.suffix in (".npy", ".safetensors"):
-            latents = _load_latent_file(file)
-        else:
-            cache = TrajectoryCache.open(file)
-    elif isinstance(source, TrajectoryCache):
+        is_array = file.suffix in (".npy", ".safetensors")
+        source = _load_latent_file(file) if is_array else TrajectoryCache.open(file)
+    if isinstance(source, TrajectoryCache):
         cache = source
-    else:
-        latents = np.asarray(source)
-    if cache is not None:
-        return cache.path.name, _CleanLatents(cache), cache
+        return cache.path.name, len(cache), lambda index: cache.latents(index)[0], cache
+    latents = np.asarray(source)
     if latents.ndim < 2 or len(latents) == 0 or latents.dtype.kind != "f":
         raise ConfigurationError(
             f"`clean_latents` must be a floating-point array (N, C, H, W), N >= 1, got {latents.dtype} of "
@@ -536,7 +505,7 @@ def _load_clean_latents(
                 f"`clean_latents` must be finite, got {latent[~np.isfinite(latent)][0]} in latent {index}. "
                 "Leave it out."
             )
-    return name, latents, None
+    return name, len(latents), latents.__getitem__, None
 
 
 def _load_latent_file(file: Path) -> NDArray[Any]:
@@ -561,23 +530,9 @@ def _load_latent_file(file: Path) -> NDArray[Any]:
         ) from error
 
 
-class _CleanLatents:
-    """The x_0 of a cache, as a sequence of latents; none is read before it is asked for."""
-
-    def __init__(self, cache: TrajectoryCache) -> None:
-        self.cache = cache
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
-    def __getitem__(self, index: int) -> NDArray[np.float16]:
-        latent: NDArray[np.float16] = self.cache.latents(index)[0]
-        return latent
-
-
-def _hash_latents(latents: Any) -> str:
+def _hash_latents(count: int, clean: Callable[[int], NDArray[Any]]) -> str:
     """SHA-256 of the latents as float32, with their number and shape."""
-    digest = hashlib.sha256(repr((len(latents), tuple(latents[0].shape))).encode())
-    for index in range(len(latents)):
-        digest.update(np.ascontiguousarray(latents[index], dtype="<f4").tobytes())
+    digest = hashlib.sha256(repr((count, tuple(clean(0).shape))).encode())
+    for index in range(count):
+        digest.update(np.ascontiguousarray(clean(index), dtype="<f4").tobytes())
     return digest.hexdigest()

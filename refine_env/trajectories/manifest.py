@@ -1,4 +1,4 @@
-"""What a trajectory cache says about itself: `manifest.json`, format version 2.
+"""The manifest of a trajectory cache, `manifest.json`, format version 2.
 
 A cache is a folder of safetensors shards beside one manifest. The manifest is a *recipe* (everything that was
 known before the first sample was drawn, and all that is needed to draw the same samples again) and the
@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import prod
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,14 @@ _SHARD_NAME = re.compile(r"trajectories-\d{5}-of-\d{5}\.safetensors")
 _SEAL = "manifest_sha256"
 _MAX_DIMENSIONS = 62  # NumPy's 64, less those of trajectory and step
 _MAX_TRAIN_STEPS = 100_000
+_RECIPE_FIELDS = (
+    *("format", "format_version", "generator", "source", "model", "scheduler", "guidance_scale", "batch_size"),
+    *("model_dtype", "device", "clean_latents", "prompt_source", "seed", "num_steps", "latent_shape", "dtype"),
+    *("units", "note", "clean_estimates", "alpha_bar", "timesteps", "splits", "shard_size", "trajectories"),
+)
+"""The recipe's part of a manifest, in the order of the file, which its hash depends on."""
+
+_Value = TypeVar("_Value")
 _MAX_MEAN_SQUARE = float(np.finfo(np.float16).max) ** 2
 
 
@@ -180,32 +188,15 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values, in the manifest's order."""
-        return {
+        derived = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "generator": dict(self.generator),
-            "source": self.source,
-            "model": None if self.model is None else dict(self.model),
-            "scheduler": None if self.scheduler is None else dict(self.scheduler),
-            "guidance_scale": self.guidance_scale,
-            "batch_size": self.batch_size,
-            "model_dtype": self.model_dtype,
-            "device": self.device,
-            "clean_latents": None if self.clean_latents is None else dict(self.clean_latents),
-            "prompt_source": None if self.prompt_source is None else dict(self.prompt_source),
-            "seed": self.seed,
             "num_steps": self.num_steps,
-            "latent_shape": list(self.latent_shape),
             "dtype": DTYPE,
-            "units": self.units,
-            "note": self.note,
-            "clean_estimates": self.clean_estimates,
-            "alpha_bar": list(self.alpha_bar),
-            "timesteps": None if self.timesteps is None else list(self.timesteps),
             "splits": {"train": [0, self.num_train], "test": [self.num_train, self.num_trajectories]},
-            "shard_size": self.shard_size,
-            "trajectories": [{"prompt": sample.prompt, "seed": sample.seed} for sample in self.trajectories],
+            "trajectories": [dict(vars(sample)) for sample in self.trajectories],
         }
+        return {name: derived[name] if name in derived else _plain(getattr(self, name)) for name in _RECIPE_FIELDS}
 
     def to_bytes(self) -> bytes:
         """The recipe as JSON text with a hash of itself, the same bytes for the same recipe.
@@ -268,13 +259,13 @@ class Recipe:
             NoiseSchedule(alpha_bar)
         except ConfigurationError as error:
             raise CacheFormatError(f"{fields.where}: {error} {REMEDY}") from None
-        num_steps = fields.integer("num_steps", minimum=1)
+        num_steps = fields.integer("num_steps", 1)
         if num_steps != len(alpha_bar) - 1:
             fields.fail("num_steps", f"len(alpha_bar) - 1 = {len(alpha_bar) - 1}", num_steps)
         if (dtype := fields.text("dtype")) != DTYPE:
             fields.fail("dtype", repr(DTYPE), dtype)
         trajectories = tuple(
-            Trajectory(prompt=entry.optional_text("prompt"), seed=entry.integer("seed", minimum=0))
+            Trajectory(prompt=entry.optional("prompt", entry.text), seed=entry.integer("seed"))
             for entry in fields.entries("trajectories")
         )
         splits = fields.entry("splits")
@@ -288,7 +279,7 @@ class Recipe:
         latent_shape = fields.integers("latent_shape")
         if not 1 <= len(latent_shape) <= _MAX_DIMENSIONS or min(latent_shape) < 1:
             fields.fail("latent_shape", f"1 to {_MAX_DIMENSIONS} positive integers", list(latent_shape))
-        timesteps = None if fields.absent("timesteps") else fields.integers("timesteps")
+        timesteps = fields.optional("timesteps", fields.integers)
         if timesteps is not None and len(timesteps) != num_steps:
             fields.fail("timesteps", f"{num_steps} integers, one a step", list(timesteps))
         return cls(
@@ -297,21 +288,21 @@ class Recipe:
             latent_shape=latent_shape,
             trajectories=trajectories,
             num_train=train[1],
-            shard_size=fields.integer("shard_size", minimum=1),
-            seed=fields.integer("seed", minimum=0),
+            shard_size=fields.integer("shard_size", 1),
+            seed=fields.integer("seed"),
             clean_estimates=fields.choice("clean_estimates", CLEAN_ESTIMATE_KINDS),
             units=fields.text("units"),
             generator=fields.texts("generator"),
-            model=None if fields.absent("model") else fields.texts("model", "id", "revision"),
-            scheduler=fields.scheduler(),
+            model=fields.optional("model", fields.texts, "id", "revision"),
+            scheduler=fields.optional("scheduler", fields.scheduler),
             timesteps=timesteps,
-            guidance_scale=None if fields.absent("guidance_scale") else fields.number("guidance_scale"),
-            batch_size=None if fields.absent("batch_size") else fields.integer("batch_size", minimum=1),
-            model_dtype=fields.optional_text("model_dtype"),
-            device=fields.optional_text("device"),
-            clean_latents=None if fields.absent("clean_latents") else fields.texts("clean_latents", "name", "sha256"),
-            prompt_source=None if fields.absent("prompt_source") else fields.mapping("prompt_source"),
-            note=fields.optional_text("note"),
+            guidance_scale=fields.optional("guidance_scale", fields.number),
+            batch_size=fields.optional("batch_size", fields.integer, 1),
+            model_dtype=fields.optional("model_dtype", fields.text),
+            device=fields.optional("device", fields.text),
+            clean_latents=fields.optional("clean_latents", fields.texts, "name", "sha256"),
+            prompt_source=fields.optional("prompt_source", fields.mapping),
+            note=fields.optional("note", fields.text),
         )
 
 
@@ -344,16 +335,7 @@ class Manifest:
             "mean_square": self.mean_square.tolist(),
             "second_moments": self.second_moments.tolist(),
             "clean_second_moments": self.clean_second_moments.tolist(),
-            "shards": [
-                {
-                    "file": shard.file,
-                    "start": shard.start,
-                    "stop": shard.stop,
-                    "bytes": shard.bytes,
-                    "sha256": shard.sha256,
-                }
-                for shard in self.shards
-            ],
+            "shards": [asdict(shard) for shard in self.shards],
         }
 
     def to_bytes(self) -> bytes:
@@ -373,17 +355,17 @@ class Manifest:
             where: the file's name, for the messages.
 
         Raises:
-            CacheFormatError: naming the first field that is not as the format has it, or if the content is not
-                that of which it holds the hash.
+            CacheFormatError: naming the first field that is not as the format has it, or if the file's hash of
+                itself does not fit its content.
         """
         fields = _Fields.parse(raw, where)
         recipe = Recipe._from_fields(fields)
         shards = tuple(
             Shard(
                 file=entry.text("file"),
-                start=entry.integer("start", minimum=0),
-                stop=entry.integer("stop", minimum=0),
-                bytes=entry.integer("bytes", minimum=1),
+                start=entry.integer("start"),
+                stop=entry.integer("stop"),
+                bytes=entry.integer("bytes", 1),
                 sha256=entry.text("sha256"),
             )
             for entry in fields.entries("shards")
@@ -450,8 +432,9 @@ class _Fields:
                 f"changed or damaged. {REMEDY}"
             )
 
-    def absent(self, name: str) -> bool:
-        return self.values.get(name) is None
+    def optional(self, name: str, read: Callable[..., _Value], *args: Any) -> _Value | None:
+        """What ``read(name, *args)`` gives; None where the field is absent or null."""
+        return None if self.values.get(name) is None else read(name, *args)
 
     def text(self, name: str) -> str:
         value = self.values.get(name)
@@ -459,16 +442,13 @@ class _Fields:
             self.fail(name, "a text", value)
         return value
 
-    def optional_text(self, name: str) -> str | None:
-        return None if self.absent(name) else self.text(name)
-
     def choice(self, name: str, choices: Sequence[str]) -> str:
         value = self.text(name)
         if value not in choices:
             self.fail(name, "one of " + ", ".join(map(repr, choices)), value)
         return value
 
-    def integer(self, name: str, *, minimum: int) -> int:
+    def integer(self, name: str, minimum: int = 0) -> int:
         value = self.values.get(name)
         if type(value) is not int or value < minimum:
             self.fail(name, f"an integer >= {minimum}", value)
@@ -514,10 +494,8 @@ class _Fields:
         entry = self.entry(name)
         return {key: entry.text(key) for key in dict.fromkeys((*keys, *entry.values))}
 
-    def scheduler(self) -> dict[str, Any] | None:
-        if self.absent("scheduler"):
-            return None
-        entry = self.entry("scheduler")
+    def scheduler(self, name: str) -> dict[str, Any]:
+        entry = self.entry(name)
         return {**entry.values, "class": entry.text("class"), "config": entry.mapping("config")}
 
     def entry(self, name: str) -> _Fields:
@@ -528,6 +506,13 @@ class _Fields:
         if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
             self.fail(name, "a list of objects, at least one", value)
         return [_Fields(item, self.where, f"{name}[{index}].") for index, item in enumerate(value)]
+
+
+def _plain(value: Any) -> Any:
+    """A recipe's value as a type of JSON."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _dump(values: Mapping[str, Any]) -> bytes:
@@ -559,5 +544,5 @@ def _dump(values: Mapping[str, Any]) -> bytes:
 
 
 def _seal(body: bytes) -> bytes:
-    """A JSON object but for its end, with the field that holds its hash."""
+    """Complete a JSON object that lacks its end with a field that holds the hash of all before it."""
     return body + f',\n  "{_SEAL}": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from refine_env._validation import check_choice, check_finite, check_integer
 from refine_env.errors import ConfigurationError, ModelNotFoundError, import_extra
 from refine_env.model.schedule import NoiseSchedule
+from refine_env.trajectories.files import describe
 
 __all__ = ["BUNDLED_MODEL", "LatentDecoder", "LatentSampler", "ModelNotFoundError"]
 
@@ -32,7 +33,7 @@ SCHEDULERS = ("ddpm", "ddim", "model")
 DTYPES = ("float32", "float16", "bfloat16")
 
 UNUSED_COMPONENTS = {"safety_checker": None, "feature_extractor": None}
-"""What looks at images, of which there are none: neither downloaded nor loaded."""
+"""Components that only look at decoded images: they are neither downloaded nor loaded."""
 
 _INDEX_FILE = "model_index.json"
 _MODEL_SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".bin")
@@ -88,8 +89,7 @@ class LatentSampler:
         self.guidance_scale = check_finite("guidance_scale", guidance_scale, advice="1 is no guidance.")
         torch_device, torch_dtype = _torch_device(device), _torch_dtype(dtype)
         self.device_kind: str = torch_device.type
-        folder, self.model_id, self.revision = _find_model(model, revision)
-        _check_index(folder, self.model_id)
+        folder, self.model_id, self.revision = _find_checked_model(model, revision)
         self._pipeline = _load_pipeline(folder, self.model_id, torch_dtype).to(torch_device)
         self._pipeline.set_progress_bar_config(disable=True)
         _check_signature(self._pipeline)
@@ -163,7 +163,7 @@ class LatentSampler:
         return latents, clean
 
     def _scale(self) -> list[float] | None:
-        """Factors from what the scheduler keeps for x_T … x_0 to x_t itself: None for 1, or √ᾱ_t = 1/√(1 + σ_t²)."""
+        """Factors √ᾱ_t = 1/√(1 + σ_t²) that turn the scheduler's own samples into x_T … x_0; None if they are x_t."""
         if float(self._scheduler.init_noise_sigma) == 1.0:
             return None
         sigmas = np.asarray(self._scheduler.sigmas, dtype=np.float64)
@@ -175,19 +175,13 @@ class LatentDecoder:
     """The decoder of a latent diffusion model's VAE.
 
     Args:
-        model: hub id, local folder, or ``emoji`` (bundled).
-        device: torch device.
-        dtype: ``float32``, ``float16`` or ``bfloat16``.
-        revision: branch, tag or commit of a hub model.
+        model, device, dtype, revision: as those of :class:`LatentSampler`.
 
     Attributes:
-        model_id: the hub id, the folder's name, or ``emoji``.
-        revision: the hub's commit, or a hash of the model's files.
+        model_id, revision: as those of :class:`LatentSampler`.
 
     Raises:
-        ConfigurationError: if an argument is not valid, or the model is no text-to-image latent pipeline.
-        ModelNotFoundError: if the weights are missing, or cannot be loaded.
-        MissingExtraError: if torch, diffusers or transformers is not installed.
+        ConfigurationError, ModelNotFoundError, MissingExtraError: as :class:`LatentSampler` does.
     """
 
     def __init__(
@@ -199,8 +193,7 @@ class LatentDecoder:
         revision: str | None = None,
     ) -> None:
         torch_device, torch_dtype = _torch_device(device), _torch_dtype(dtype)
-        folder, self.model_id, self.revision = _find_model(model, revision)
-        _check_index(folder, self.model_id)
+        folder, self.model_id, self.revision = _find_checked_model(model, revision)
         diffusers = import_extra("diffusers", EXTRA)
         class_name = _read_index(folder)["vae"][1]
         with _loading(self.model_id):
@@ -336,7 +329,7 @@ def _find_model(model: str | os.PathLike[str], revision: str | None) -> tuple[Pa
     except Exception as error:  # the hub's client raises whatever its HTTP library raises
         raise ModelNotFoundError(
             f"`model` must be within reach, got {name!r}, which is neither in the local hub cache nor to be "
-            f"downloaded ({_reason(error)}). Run `hf download {name} --local-dir FOLDER` on a "
+            f"downloaded ({describe(error)}). Run `hf download {name} --local-dir FOLDER` on a "
             "connected machine, and pass that FOLDER."
         ) from error
     return folder, name, folder.name
@@ -355,8 +348,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _check_index(folder: Path, model_id: str) -> None:
-    """Refuse what is no text-to-image latent pipeline before its weights are read."""
+def _find_checked_model(model: str | os.PathLike[str], revision: str | None) -> tuple[Path, str, str]:
+    """`_find_model`, which refuses what is no text-to-image latent pipeline before its weights are read."""
+    folder, model_id, revision = _find_model(model, revision)
     index = _read_index(folder)
     present = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
     missing = [
@@ -370,6 +364,7 @@ def _check_index(folder: Path, model_id: str) -> None:
             f"{index.get('_class_name')} without {', '.join(missing)}. Use one such as "
             "stable-diffusion-v1-5/stable-diffusion-v1-5."
         )
+    return folder, model_id, revision
 
 
 def _load_pipeline(folder: Path, model_id: str, dtype: Any) -> Any:
@@ -384,7 +379,7 @@ def _load_pipeline(folder: Path, model_id: str, dtype: Any) -> Any:
 
 @contextlib.contextmanager
 def _loading(model_id: str) -> Iterator[None]:
-    """One sentence for whatever a library raises at missing or damaged weights, and no progress bars."""
+    """Turn whatever a library raises at missing or damaged weights into one sentence; show no progress bars."""
     try:
         with _quiet(), warnings.catch_warnings():
             # The older ones of the supported versions know no other name for `torch_dtype`.
@@ -392,7 +387,7 @@ def _loading(model_id: str) -> Iterator[None]:
             yield
     except Exception as error:
         raise ModelNotFoundError(
-            f"`model` must hold loadable weights, got {model_id!r} ({_reason(error)}). Get the model's files anew."
+            f"`model` must hold loadable weights, got {model_id!r} ({describe(error)}). Get the model's files anew."
         ) from error
 
 
@@ -438,12 +433,6 @@ def _fingerprint(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _reason(error: Exception) -> str:
-    """What another library's error says, in at most one line of moderate length."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first if len(first) <= 160 else first[:160] + '…'}"
-
-
 def _torch_device(device: str) -> Any:
     torch = import_extra("torch", EXTRA)
     try:
@@ -451,7 +440,7 @@ def _torch_device(device: str) -> Any:
         torch.empty(0, device=resolved)
     except Exception as error:  # RuntimeError, AssertionError or NotImplementedError, by the kind of device
         raise ConfigurationError(
-            f"`device` must be a torch device of this machine, got {device!r} ({_reason(error)}). Use 'cpu', "
+            f"`device` must be a torch device of this machine, got {device!r} ({describe(error)}). Use 'cpu', "
             "or 'cuda' where there is a GPU."
         ) from error
     return resolved

@@ -15,12 +15,12 @@ from typing import Any, overload
 
 from refine_env._validation import check_finite, check_integer
 from refine_env.errors import ConfigurationError, import_extra
-from refine_env.trajectories.cache import hash_file
+from refine_env.trajectories.files import hash_file
 
 __all__ = ["PromptSelection", "read_prompts"]
 
 PROMPT_COLUMNS = ("prompt", "p")
-"""Where prompts are looked for: DiffusionDB's tables call the column ``prompt``, its JSON parts ``p``."""
+"""Names of the prompts' column by default: DiffusionDB's tables call it ``prompt``, its JSON parts ``p``."""
 
 SCORE_COLUMNS = ("prompt_nsfw", "image_nsfw")
 """DiffusionDB's scores of a row, 0 … 1; an ``image_nsfw`` of 2 is an image that was blurred at its origin."""
@@ -138,7 +138,7 @@ def read_prompts(
 
 
 def _choose(texts: Iterator[str], num_prompts: int | None, seed: int, unique: bool) -> tuple[tuple[str, ...], int]:
-    """The sample, or all; and how many there were, which for a complete sample is not counted."""
+    """The chosen prompts and their number, which is less than ``num_prompts`` if the file offers fewer."""
     if num_prompts is None:
         everything = tuple(dict.fromkeys(texts) if unique else texts)
         return everything, len(everything)
@@ -191,7 +191,7 @@ _Reader = Callable[[Sequence[str]], Iterator[Sequence[Any]]]
 
 
 def _open_table(file: Path) -> tuple[list[str], _Reader]:
-    """The columns' names, and what reads the given ones row by row."""
+    """The names of the columns, and a function that reads given columns row by row."""
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         return _open_parquet(file)
@@ -254,7 +254,7 @@ def _find_column(file: Path, names: list[str], column: str | None) -> str:
 
 
 def _score(value: Any) -> float:
-    """A score as a number; one that is missing is as great as can be."""
+    """A score as a number; infinity for a missing one, so that no limit admits its row."""
     try:
         score = float(value)
     except (TypeError, ValueError):

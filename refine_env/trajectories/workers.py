@@ -1,4 +1,4 @@
-"""Draw the shards of a cache: here, one after the other, or shared out among processes on one or several hosts.
+"""Draw the shards of a cache: in this process one after the other, or by several processes on one or several hosts.
 
 Each worker draws whole shards and writes them itself with `write_shard`; nothing but their summaries comes back.
 So a cache's bytes depend on neither the number of workers nor the engine that runs them, and a worker holds
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from refine_env._validation import check_choice, check_integer
 from refine_env.errors import CacheError, ConfigurationError, import_extra
 from refine_env.trajectories.cache import tensor_shapes
+from refine_env.trajectories.files import describe, disk_errors
 from refine_env.trajectories.manifest import Recipe, Span
 from refine_env.trajectories.statistics import ShardSummary
 from refine_env.trajectories.writer import lease_name, write_shard
@@ -34,10 +35,10 @@ try:
 except ImportError:  # no such locks on this platform: orphaned workers finish their share
     fcntl = None
 
-__all__ = ["ENGINES", "Chunk", "Crew", "Sampler", "Source", "draw_shards"]
+__all__ = ["ENGINES", "Chunk", "Sampler", "Source", "WorkerPool", "draw_shards"]
 
 ENGINES = ("loky", "dask", "ray")
-"""loky: processes of this host. Dask and Ray: of this host, or of a cluster's hosts that share a folder."""
+"""loky runs processes on this host; Dask and Ray on this host or on the hosts of a cluster that share a folder."""
 
 EXTRA = "generate"
 _POLL_SECONDS = 0.5
@@ -61,8 +62,8 @@ class _AbandonedError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crew:
-    """Who draws.
+class WorkerPool:
+    """The processes that draw a cache's shards.
 
     Args:
         devices: torch devices, all of one kind; worker k works on number k, modulo their number.
@@ -108,19 +109,19 @@ class Crew:
 
     @property
     def is_here(self) -> bool:
-        """Whether this very process does the work."""
+        """Whether the shards are drawn in this process."""
         return self.num_workers == 1 and self.engine == "loky"
 
     def draw_shards(
-        self, folder: Path, recipe: Recipe, spans: Sequence[Span], source: Source, report: Callable[[float], None]
+        self, source: Source, folder: Path, recipe: Recipe, spans: Sequence[Span], report: Callable[[float], None]
     ) -> list[ShardSummary]:
-        """Draw and write shards, worker k every n-th of them.
+        """Draw and write shards; each of n workers takes every n-th.
 
         Args:
+            source: what the workers make their samplers from.
             folder: the growing folder, which every host sees at the same path.
             recipe: the cache's recipe.
             spans: the shards.
-            source: what the workers make their samplers from.
             report: called with the number of trajectories written.
 
         Raises:
@@ -175,7 +176,7 @@ class _Share:
         try:
             self.check_wanted()
             sample = self.source.open(self.recipe, self.device)
-            return draw_shards(self.folder, self.recipe, self.spans, sample, lambda _: self.check_wanted())
+            return draw_shards(sample, self.folder, self.recipe, self.spans, lambda _: self.check_wanted())
         except _AbandonedError:
             if self.own_process:  # an orphan would wait for its parent forever, and keep its device
                 os._exit(1)
@@ -187,19 +188,15 @@ class _Share:
 
 
 def draw_shards(
-    folder: Path,
-    recipe: Recipe,
-    spans: Sequence[Span],
-    sample: Sampler,
-    report: Callable[[float], None],
+    sample: Sampler, folder: Path, recipe: Recipe, spans: Sequence[Span], report: Callable[[float], None]
 ) -> list[ShardSummary]:
     """Draw and write shards in this process.
 
     Args:
+        sample: draws trajectories.
         folder: the growing folder.
         recipe: the cache's recipe.
         spans: the shards, in the order in which they are drawn.
-        sample: draws trajectories.
         report: called with the trajectories drawn; a fraction within a chunk counts.
 
     Raises:
@@ -247,45 +244,41 @@ _Run = Callable[[list[_Share]], list[list[ShardSummary]]]
 
 
 @contextlib.contextmanager
-def _engine(crew: Crew, lanes: int) -> Iterator[_Run]:
-    """What runs shares with joblib on the crew's engine; a cluster that it had to start ends with it."""
+def _engine(pool: WorkerPool, lanes: int) -> Iterator[_Run]:
+    """A function that runs shares with joblib on the pool's engine; a cluster that was started for it is shut down."""
     joblib = import_extra("joblib", EXTRA)
     options: dict[str, Any] = {}
+    own: dict[str, Any]
+    where: dict[str, Any]
     with contextlib.ExitStack() as stack:
-        if crew.engine == "loky":
+        if pool.engine == "loky":
             options["idle_worker_timeout"] = _IDLE_SECONDS  # a worker that has done its share frees its device soon
-        elif crew.engine == "dask":
+        elif pool.engine == "dask":
             distributed = import_extra("distributed", "dask")
-            where: dict[str, Any] = (
-                {"n_workers": lanes, "threads_per_worker": 1, "dashboard_address": None}
-                if crew.address is None
-                else {"address": crew.address}
-            )
-            with _cluster_errors(crew):
+            own = {"n_workers": lanes, "threads_per_worker": 1, "dashboard_address": None}
+            where = own if pool.address is None else {"address": pool.address}
+            with _cluster_errors(pool):
                 options["client"] = stack.enter_context(distributed.Client(**where, set_as_default=False))
         else:
             ray = import_extra("ray", "ray")
             import_extra("ray.util.joblib", "ray").register_ray()
             if not ray.is_initialized():
-                where = (
-                    {"num_cpus": lanes, "include_dashboard": False}
-                    if crew.address is None
-                    else {"address": crew.address}
-                )
-                with _cluster_errors(crew):
+                own = {"num_cpus": lanes, "include_dashboard": False}
+                where = own if pool.address is None else {"address": pool.address}
+                with _cluster_errors(pool):
                     ray.init(**where, log_to_driver=False)
                 stack.callback(ray.shutdown)
-            if crew.devices[0] != "cpu":
+            if pool.devices[0] != "cpu":
                 options["ray_remote_args"] = {"num_gpus": 1}
 
         def run(shares: list[_Share]) -> list[list[ShardSummary]]:
             try:
                 # The configuration is the thread's own.
-                with joblib.parallel_config(crew.engine, n_jobs=len(shares), **options):
+                with joblib.parallel_config(pool.engine, n_jobs=len(shares), **options):
                     tasks = (joblib.delayed(share.draw)() for share in shares)
                     results: list[list[ShardSummary]] = joblib.Parallel(batch_size=1, pre_dispatch="all")(tasks)
                     return results
-            except _lost_workers(crew.engine) as error:
+            except _lost_workers(pool.engine) as error:
                 raise CacheError(
                     f"`workers` must live until their shards are written, got {type(error).__name__}. Use fewer where "
                     "memory is short, and run the same command again; what is written is kept."
@@ -295,14 +288,13 @@ def _engine(crew: Crew, lanes: int) -> Iterator[_Run]:
 
 
 @contextlib.contextmanager
-def _cluster_errors(crew: Crew) -> Iterator[None]:
+def _cluster_errors(pool: WorkerPool) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a cluster that does not answer raises what its network library raises
-        reason = next(iter(str(error).strip().splitlines()), "")
         raise ConfigurationError(
-            f"`address` must be that of a running {crew.engine} cluster, got {crew.address!r} "
-            f"({type(error).__name__}: {reason:.160}). Start the cluster first, or leave the address out."
+            f"`address` must be that of a running {pool.engine} cluster, got {pool.address!r} ({describe(error)}). "
+            "Start the cluster first, or leave the address out."
         ) from error
 
 
@@ -317,14 +309,10 @@ def _lost_workers(engine: str) -> tuple[type[BaseException], ...]:
 
 @contextlib.contextmanager
 def _lease(folder: Path) -> Iterator[Path]:
-    """A file that is there, and locked, as long as this process wants the work."""
+    """A file that exists, and is locked, as long as this process waits for its workers."""
     file = folder / lease_name()
-    try:
+    with disk_errors(folder):
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-    except OSError as error:
-        raise CacheError(
-            f"{folder} must be writable, got: {error.strerror}. Free space or choose another folder."
-        ) from error
     try:
         if fcntl is not None:
             with contextlib.suppress(OSError):  # a file system without locks
@@ -336,7 +324,7 @@ def _lease(folder: Path) -> Iterator[Path]:
 
 
 def _is_held(lease: Path, *, on_this_host: bool) -> bool:
-    """Whether the process that made a lease still lives; of another host's, only whether it was replaced."""
+    """Whether the process that made a lease still lives; on another host only whether the lease still exists."""
     try:
         descriptor = os.open(lease, os.O_RDWR)
     except FileNotFoundError:

@@ -13,13 +13,12 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from refine_env._files import sync_file, sync_folder
@@ -32,7 +31,7 @@ from refine_env.trajectories.cache import (
     summarize_shard,
     tensor_shapes,
 )
-from refine_env.trajectories.files import read_file
+from refine_env.trajectories.files import disk_errors, read_file
 from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Span, is_cache_file, is_shard_file
 from refine_env.trajectories.statistics import ShardSummary, summarize, total_statistics
 
@@ -46,7 +45,7 @@ __all__ = ["CacheWriter", "lease_name", "write_shard"]
 
 RECIPE_FILE = "generation.json"
 RETIRED_SUFFIX = ".replaced"
-"""Suffix of the folder that an old cache is moved to in the instant in which the new one takes its place."""
+"""Suffix of the folder to which an old cache is moved for the instant in which the new one takes its place."""
 
 _TEMPORARY_SUFFIX = ".tmp"
 _TEMPORARY_NAME = re.compile(r"(?P<name>.+)\.[0-9a-f]{8}\.tmp")
@@ -57,8 +56,8 @@ class CacheWriter:
     """One cache in the making; a context manager that holds a lock on the growing folder.
 
     Args:
-        path: where the cache shall stand.
-        recipe: what it shall hold.
+        path: folder of the finished cache.
+        recipe: what determines the cache's samples.
         overwrite: replace a finished cache that stands there; it stays whole until the new one is complete.
 
     Raises:
@@ -81,7 +80,7 @@ class CacheWriter:
                 f"for caches in the making, got {os.fspath(path)!r}. Choose another name."
             )
         try:
-            with _disk_errors(self.path):
+            with disk_errors(self.path):
                 self._acquire()
                 self._restore()
                 self.finished = self._is_finished(overwrite)
@@ -141,7 +140,7 @@ class CacheWriter:
         """
         if not self.finished:
             manifest = self._summarize(progress)
-            with _disk_errors(self.staging):
+            with disk_errors(self.staging):
                 _replace(self.staging / MANIFEST_FILE, manifest.to_bytes())
                 self._publish()
             self.finished = True
@@ -197,7 +196,7 @@ class CacheWriter:
                 os.rename(self._retired, self.path)
 
     def _is_finished(self, overwrite: bool) -> bool:
-        """Whether the cache stands already; raises if ``path`` holds something that must not be replaced."""
+        """Whether the finished cache exists already; raises if ``path`` holds something that must not be replaced."""
         if not self.path.exists():
             return False
         if not self.path.is_dir():
@@ -261,7 +260,7 @@ class CacheWriter:
         self._clear()
 
     def _clear(self) -> None:
-        """Remove what interrupted writers left behind; workers of theirs that still run see it, and stop."""
+        """Remove the temporary files and leases of interrupted writers; their workers miss the lease, and stop."""
         for entry in self.staging.iterdir():
             if entry.name.endswith(_TEMPORARY_SUFFIX) or _LEASE_NAME.fullmatch(entry.name):
                 entry.unlink(missing_ok=True)
@@ -276,7 +275,7 @@ class CacheWriter:
     def _summarize(self, progress: Callable[[int, int], None] | None) -> Manifest:
         recipe = self.recipe
         summaries = []
-        with _disk_errors(self.staging):
+        with disk_errors(self.staging):
             for span in recipe.spans:
                 check_shard(self.staging, span, recipe)
                 summaries.append(self._summaries.get(span.file) or summarize_shard(self.staging, recipe, span))
@@ -339,31 +338,19 @@ def write_shard(
                 f"{tensors[name].shape}. Give every trajectory of the shard."
             )
     content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
-    with _disk_errors(folder):
+    with disk_errors(folder):
         _replace(folder / span.file, content)
     return summarize(recipe, span, tensors, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def lease_name() -> str:
-    """A new name for the file by which workers see whether they are still wanted."""
+    """A new name for a lease, the file by which workers see whether their work is still awaited."""
     return f"workers-{secrets.token_hex(8)}.lease"
 
 
 def _listed(differences: list[str]) -> str:
+    """The first three differences, for a message."""
     return "; ".join(differences[:3] + (["…"] if len(differences) > 3 else []))
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one sentence."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CacheError(
-            f"{folder} must be writable, got: {reason}. Free space or choose another folder, and run the "
-            "same command again; what is written is kept."
-        ) from error
 
 
 def _without_suffix(name: str) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import struct
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ def draw_trajectory(rng: np.random.Generator, dim: int, steps: int = SCHEDULE.nu
     gaussian = rng.standard_normal((steps + 1, dim)).astype(np.float16)
     anything = rng.choice(FINITE_PATTERNS, (steps + 1, dim)).view(np.float16)
     return np.where(rng.random((steps + 1, dim)) < 0.5, gaussian, anything)
+
+
+def check_refused(codec: RefinementCodec, message: Message, spoil: Callable[[Message], bytes], sentence: str) -> None:
+    """A spoiled message changes nothing, and the good one still fits after it."""
+    before = state(codec)
+    with pytest.raises(BitstreamError, match=sentence):
+        codec.decompress(spoil(message))
+    assert state(codec) == before
+    codec.decompress(bytes(message))
+    assert codec.device_step == message.step
 
 
 def make_codec(noise: NDArray[np.float16], bit_depths: tuple[int, ...] = EVERY_BIT_DEPTH) -> RefinementCodec:
@@ -237,13 +248,7 @@ def test_compressing_changes_nothing_and_results_cannot_be_written(
 def test_malformed_messages_are_refused(trajectory: NDArray[np.float16], spoil: Any, sentence: str) -> None:
     codec = make_codec(trajectory[-1], (3, 8, 16))
     codec.decompress(codec.compress(trajectory[4], 4, 8))
-    message = codec.compress(trajectory[2], 2, 3)
-    before = state(codec)
-    with pytest.raises(BitstreamError, match=sentence):
-        codec.decompress(spoil(message))
-    assert state(codec) == before
-    codec.decompress(bytes(message))  # the good one still fits
-    assert codec.device_step == 2
+    check_refused(codec, codec.compress(trajectory[2], 2, 3), spoil, sentence)
 
 
 def test_a_message_is_refused_twice_and_out_of_order(codec: RefinementCodec, trajectory: NDArray[np.float16]) -> None:

@@ -25,7 +25,7 @@ from refine_env.coding.bitstream import HEADER_BYTES
 from refine_env.coding.refinement import rotation_orders
 from refine_env.errors import BitstreamError
 from refine_env.transport import Receiver, Sender
-from tests.coding.test_bitstream import SCHEDULE, forge, state
+from tests.coding.test_bitstream import SCHEDULE, check_refused, forge, state
 
 ROOT = Path(__file__).parents[2]
 QUANTIZED = range(1, 16)
@@ -302,12 +302,7 @@ def test_damage_is_refused(
 ) -> None:
     message, device = message_and_device
     assert (message.entropy_coded, len(message.payload)) == (True, 127)
-    before = state(device)
-    with pytest.raises(BitstreamError, match=sentence):
-        device.decompress(spoil(message))
-    assert state(device) == before
-    device.decompress(bytes(message))  # the good one still fits
-    assert device.device_step == 3
+    check_refused(device, message, spoil, sentence)
 
 
 def test_the_other_coder_refuses_the_payload(rng: np.random.Generator) -> None:

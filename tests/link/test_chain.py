@@ -39,7 +39,7 @@ def test_latency_by_hand(hand: RateChain) -> None:
     assert pmf[1, 2] == pytest.approx((transition @ transition)[1])
     assert pmf[:, [0, 1, 4]] == pytest.approx(0.0, abs=1e-12)
     assert hand.latency_pmf(0.5, 2)[:, 1] == pytest.approx(transition)
-    assert hand.latency_tail(2.5, 3) == pytest.approx([1.0, 1.0, 0.75 * 0.9, 0.0])
+    assert hand.latency_sf(2.5, 3) == pytest.approx([1.0, 1.0, 0.75 * 0.9, 0.0])
     assert [hand.latency_quantile(2.5, q) for q in (0.3, 0.34)] == [2, 3]
     assert hand.latency_pmf(np.array([[0.5, 2.5]]), 4)[0, 1] == pytest.approx(pmf)
 
@@ -48,9 +48,9 @@ def test_sums_of_many_slots_on_a_coarser_grid(monkeypatch: pytest.MonkeyPatch) -
     """A grid four times as coarse changes little; it is taken where sums are wide."""
     chain = rate_chain(6.0, 10, 1.0, channel=GAUSS_MARKOV, num_levels=4)
     bits = 60.0 * chain.mean
-    expected = chain.latency_tail(bits, 80)
+    expected = chain.latency_sf(bits, 80)
     monkeypatch.setattr(chain_module, "_MOST_POINTS", 1 << 12)
-    coarse = chain.latency_tail(bits, 80)
+    coarse = chain.latency_sf(bits, 80)
     assert not np.array_equal(coarse, expected)
     assert np.abs(coarse - expected).max() < 0.005
 
@@ -64,7 +64,7 @@ def test_transitions_of_independent_slots() -> None:
     law = rate_law(6.0)
     assert chain.mean == pytest.approx(law.mean, rel=1e-3)
     for bits in (3.0 * M, 10.0 * M):
-        assert chain.latency_tail(bits, 25) == pytest.approx(law.latency_tail(bits, 25), abs=0.01)
+        assert chain.latency_sf(bits, 25) == pytest.approx(law.latency_sf(bits, 25), abs=0.01)
 
 
 def test_a_chain_of_a_correlated_link() -> None:
@@ -91,8 +91,8 @@ def test_its_latency_is_that_of_the_link() -> None:
     needed = 1 + (np.cumsum(rates, axis=1) < bits).sum(axis=1)
     simulated = np.array([(needed > k).mean() for k in range(slots + 1)])
     chain = rate_chain(6.0, channel=GAUSS_MARKOV)
-    assert np.abs(chain.latency_tail(bits, slots) - simulated).max() < 0.03
-    assert np.abs(rate_law(6.0).latency_tail(bits, slots) - simulated).max() > 0.05
+    assert np.abs(chain.latency_sf(bits, slots) - simulated).max() < 0.03
+    assert np.abs(rate_law(6.0).latency_sf(bits, slots) - simulated).max() > 0.05
     # From a given first level, and with the level after the transmission.
     pmf = chain.latency_pmf(bits, slots)
     first = chain.levels.level_of(rates[:, 0])
@@ -115,7 +115,7 @@ def test_it_is_kept_and_scales(monkeypatch: pytest.MonkeyPatch) -> None:
     again = rate_chain(6.0, 10, 70.0, channel=GAUSS_MARKOV, num_levels=4)
     assert np.array_equal(again.levels.transition, first.levels.transition)
     assert again.levels.rates == pytest.approx(70.0 * first.levels.rates)
-    assert again.latency_tail(700.0, 30) == pytest.approx(first.latency_tail(10.0, 30))
+    assert again.latency_sf(700.0, 30) == pytest.approx(first.latency_sf(10.0, 30))
 
 
 def test_the_configuration_takes_it_where_slots_depend_on_each_other() -> None:

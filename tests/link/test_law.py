@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,17 @@ from numpy.typing import NDArray
 from scipy import special
 
 from refine_env import ConfigurationError, SystemConfig, _store
-from refine_env.link import ChannelModel, RateLaw, draw_rates, latency_quantiles, rate_law, rate_statistics, total_power
+from refine_env.link import (
+    ChannelModel,
+    RateChain,
+    RateLaw,
+    draw_rates,
+    latency_quantiles,
+    rate_chain,
+    rate_law,
+    rate_statistics,
+    total_power,
+)
 from refine_env.link import law as law_module
 from refine_env.link.gains import RayleighGains
 from refine_env.link.slot_law import SlotLaw, controlled_rates, equal_power_law, quadrature_law, simulated_law
@@ -155,8 +166,8 @@ def test_the_latency_is_the_first_slot_by_which_the_bits_are_through() -> None:
     for slots in range(1, 10):
         share = (needed == slots).mean()
         assert abs(share - pmf[slots]) < 4.5 * np.sqrt(max(pmf[slots], 1e-5) / needed.size)
-    assert law.latency_tail(bits, 9) == pytest.approx(1.0 - np.cumsum(pmf), abs=1e-12)
-    assert law.latency_pmf(bits, 5).sum() == pytest.approx(1.0 - law.latency_tail(bits, 5)[-1], abs=1e-12)
+    assert law.latency_sf(bits, 9) == pytest.approx(1.0 - np.cumsum(pmf), abs=1e-12)
+    assert law.latency_pmf(bits, 5).sum() == pytest.approx(1.0 - law.latency_sf(bits, 5)[-1], abs=1e-12)
 
 
 def test_latencies_of_arrays_are_those_of_their_values() -> None:
@@ -188,7 +199,7 @@ def test_quantiles_of_the_latency() -> None:
     for bits in (3.0 * M, 16.0 * M, 8192.0):
         for quantile in (0.1, 0.5, 0.9, 0.999):
             slots = law.latency_quantile(bits, quantile)
-            tail = law.latency_tail(bits, slots)
+            tail = law.latency_sf(bits, slots)
             assert tail[slots] <= 1.0 - quantile < tail[slots - 1]
     assert latency_quantiles(M, (3, 16), law).tolist() == [law.latency_quantile(b * M) for b in (3, 16)]
     # [K]'s standard deviation is 1.8 times too wide here: it never promises less time.
@@ -321,12 +332,19 @@ def test_the_law_of_a_configuration() -> None:
         SystemConfig(snr_db=6.0, latency_model="gaussian")
 
 
+@pytest.mark.parametrize("make", [rate_law, rate_chain])
+def test_the_former_name_of_the_survival_function_works_and_warns(make: Callable[[float], RateLaw | RateChain]) -> None:
+    law = make(6.0)
+    with pytest.warns(DeprecationWarning, match="`latency_tail` is now called `latency_sf`"):
+        assert np.array_equal(law.latency_tail(40_000.0, 9), law.latency_sf(40_000.0, 9))
+
+
 def test_bad_arguments() -> None:
     law = rate_law(6.0)
     with pytest.raises(ConfigurationError, match="`bits` must be > 0, got 0.0"):
         law.latency_pmf(0.0, 5)
     with pytest.raises(ConfigurationError, match="`bits` must be > 0"):
-        law.latency_tail(np.array([1.0, np.nan]), 5)
+        law.latency_sf(np.array([1.0, np.nan]), 5)
     with pytest.raises(ConfigurationError, match="`max_slots` must be an integer >= 0, got -1"):
         law.latency_pmf(1.0, -1)
     with pytest.raises(ConfigurationError, match="`first_rate` must be >= 0, got -1.0"):

@@ -20,10 +20,10 @@ import pytest
 from refine_env import CacheError, ConfigurationError, MissingExtraError, TrajectoryCache
 from refine_env.trajectories import Recipe, generate_diffusers, workers
 from refine_env.trajectories.manifest import Trajectory
-from refine_env.trajectories.workers import Chunk, Crew, draw_shards
+from refine_env.trajectories.workers import Chunk, WorkerPool, draw_shards
 from refine_env.trajectories.writer import CacheWriter
 
-from .test_writer import content
+from .test_writer import content, kill_after
 
 ROOT = Path(__file__).parents[2]
 DEVICES = ("cpu",)
@@ -79,13 +79,13 @@ class Noise:
             yield latents, latents[:, :-1]
 
 
-def draw(path: Path, recipe: Recipe, crew: Crew, source: Noise, report: Callable[[float], None] = float) -> Path:
+def draw(path: Path, recipe: Recipe, pool: WorkerPool, source: Noise, report: Callable[[float], None] = float) -> Path:
     with CacheWriter(path, recipe) as writer:
-        if crew.is_here:
-            sample = source.open(recipe, crew.devices[0])
-            summaries = draw_shards(writer.staging, recipe, writer.missing(), sample, report)
+        if pool.is_here:
+            sample = source.open(recipe, pool.devices[0])
+            summaries = draw_shards(sample, writer.staging, recipe, writer.missing(), report)
         else:
-            summaries = crew.draw_shards(writer.staging, recipe, writer.missing(), source, report)
+            summaries = pool.draw_shards(source, writer.staging, recipe, writer.missing(), report)
         for summary in summaries:
             writer.add(summary)
         return writer.finish().path
@@ -93,7 +93,7 @@ def draw(path: Path, recipe: Recipe, crew: Crew, source: Noise, report: Callable
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return content(draw(tmp_path_factory.mktemp("whole") / "cache", make_recipe(), Crew(), Noise()))
+    return content(draw(tmp_path_factory.mktemp("whole") / "cache", make_recipe(), WorkerPool(), Noise()))
 
 
 @pytest.mark.parametrize("number", [2, 3, 9])
@@ -101,8 +101,8 @@ def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path, whole: dic
     log = tmp_path / "log"
     log.mkdir()
     reports: list[float] = []
-    crew = Crew(devices=("cpu:0", "cpu:1"), workers=number)
-    path = draw(tmp_path / "cache", make_recipe(), crew, Noise(log=log, meet=min(number, 4)), reports.append)
+    pool = WorkerPool(devices=("cpu:0", "cpu:1"), workers=number)
+    path = draw(tmp_path / "cache", make_recipe(), pool, Noise(log=log, meet=min(number, 4)), reports.append)
     assert content(path) == whole
     assert {entry.name for entry in tmp_path.iterdir()} == {"cache", "log"}
     drawn = [entry.name.split("-") for entry in log.iterdir()]
@@ -117,7 +117,7 @@ def test_statistics_are_those_of_the_files(tmp_path: Path, whole: dict[str, byte
     """Those of a run that was interrupted are read from its shards: the same bits."""
     recipe = make_recipe()
     with CacheWriter(tmp_path / "cache", recipe) as writer:
-        draw_shards(writer.staging, recipe, writer.missing(), Noise().open(recipe, "cpu"), float)
+        draw_shards(Noise().open(recipe, "cpu"), writer.staging, recipe, writer.missing(), float)
     with CacheWriter(tmp_path / "cache", recipe) as writer:
         assert writer.missing() == []
         assert content(writer.finish().path) == whole
@@ -125,15 +125,15 @@ def test_statistics_are_those_of_the_files(tmp_path: Path, whole: dict[str, byte
 
 def test_an_error_of_a_worker_is_the_caller_s(tmp_path: Path, whole: dict[str, bytes]) -> None:
     with pytest.raises(CacheError, match="it must go well, and does not"):
-        draw(tmp_path / "cache", make_recipe(), Crew(workers=2), Noise(fail_at=5))
-    assert content(draw(tmp_path / "cache", make_recipe(), Crew(workers=2), Noise())) == whole
+        draw(tmp_path / "cache", make_recipe(), WorkerPool(workers=2), Noise(fail_at=5))
+    assert content(draw(tmp_path / "cache", make_recipe(), WorkerPool(workers=2), Noise())) == whole
 
 
 def test_a_worker_that_dies(tmp_path: Path, whole: dict[str, bytes]) -> None:
     with pytest.raises(CacheError, match=r"`workers` must live until .*TerminatedWorkerError.* run the same command"):
-        draw(tmp_path / "cache", make_recipe(), Crew(workers=2), Noise(die_at=5))
+        draw(tmp_path / "cache", make_recipe(), WorkerPool(workers=2), Noise(die_at=5))
     assert not (tmp_path / "cache").exists()
-    assert content(draw(tmp_path / "cache", make_recipe(), Crew(workers=3), Noise())) == whole
+    assert content(draw(tmp_path / "cache", make_recipe(), WorkerPool(workers=3), Noise())) == whole
 
 
 def test_an_interrupt_ends_the_workers(tmp_path: Path, whole: dict[str, bytes]) -> None:
@@ -142,7 +142,7 @@ def test_an_interrupt_ends_the_workers(tmp_path: Path, whole: dict[str, bytes]) 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        draw(tmp_path / "cache", make_recipe(400), Crew(workers=2), Noise(seconds=0.05), interrupt)
+        draw(tmp_path / "cache", make_recipe(400), WorkerPool(workers=2), Noise(seconds=0.05), interrupt)
     assert 1 <= len(list((tmp_path / "cache.partial").glob("*.safetensors"))) < 200
 
 
@@ -150,25 +150,15 @@ def test_killed_with_its_workers_at_work(tmp_path: Path) -> None:
     """Its orphans see it and stop; whoever goes on at once, with them still alive, ends in the same bytes."""
     count = 60
     code = (
-        "from pathlib import Path\n"
         "from tests.trajectories.test_workers import *\n"
-        f"log = Path({str(tmp_path / 'log')!r})\n"
-        f"draw(Path({str(tmp_path / 'cache')!r}), make_recipe({count}), Crew(workers=2), Noise(seconds=0.1, log=log))"
+        f"noise = Noise(seconds=0.1, log=Path({str(tmp_path / 'log')!r}))\n"
+        f"draw(Path({str(tmp_path / 'cache')!r}), make_recipe({count}), WorkerPool(workers=2), noise)"
     )
     (tmp_path / "log").mkdir()
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    staging = tmp_path / "cache.partial"
-    try:
-        deadline = time.monotonic() + 60
-        while len(list(staging.glob("*.safetensors"))) < 4 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    written = list(staging.glob("*.safetensors"))
+    written = kill_after(4, code, tmp_path / "cache.partial")
     assert 4 <= len(written) < count // 2
-    path = draw(tmp_path / "cache", make_recipe(count), Crew(), Noise())
-    expected = draw(tmp_path / "expected", make_recipe(count), Crew(), Noise())
+    path = draw(tmp_path / "cache", make_recipe(count), WorkerPool(), Noise())
+    expected = draw(tmp_path / "expected", make_recipe(count), WorkerPool(), Noise())
     assert content(path) == content(expected)
     drawn = len(list((tmp_path / "log").iterdir()))
     orphans = {int(entry.name.split("-")[1]) for entry in (tmp_path / "log").iterdir()}
@@ -202,7 +192,7 @@ def test_memory_does_not_grow_with_the_number_of_trajectories(tmp_path: Path) ->
     """Two shards of 2·5·16384·2 bytes = 0.3 MB, a file's copies and float64 slices; the whole cache is 30 shards."""
     recipe = make_recipe(60, (4, 64, 64), steps=2)
     tracemalloc.start()
-    draw(tmp_path / "cache", recipe, Crew(), Noise())
+    draw(tmp_path / "cache", recipe, WorkerPool(), Noise())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     shard = 2 * 5 * 16384 * 2
@@ -212,35 +202,17 @@ def test_memory_does_not_grow_with_the_number_of_trajectories(tmp_path: Path) ->
 class TestEngines:
     @pytest.mark.dask
     def test_dask(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
-        code = (
-            "from pathlib import Path\n"
-            "from tests.trajectories.test_workers import *\n"
-            "if __name__ == '__main__':\n"
-            f"    draw(Path({str(tmp_path / 'cache')!r}), make_recipe(), Crew(workers=2, engine='dask'), Noise())\n"
-        )
-        assert content(_run_script(tmp_path, code)) == whole
+        assert content(_run_script(tmp_path, "WorkerPool(workers=2, engine='dask')")) == whole
 
     @pytest.mark.dask
     def test_dask_with_a_scheduler(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
-        code = (
-            "from pathlib import Path\n"
-            "from distributed import LocalCluster\n"
-            "from tests.trajectories.test_workers import *\n"
-            "if __name__ == '__main__':\n"
-            "    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:\n"
-            "        crew = Crew(workers=2, engine='dask', address=cluster.scheduler_address)\n"
-            f"        draw(Path({str(tmp_path / 'cache')!r}), make_recipe(), crew, Noise())\n"
-        )
-        assert content(_run_script(tmp_path, code)) == whole
+        cluster = "__import__('distributed').LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)"
+        pool = "WorkerPool(workers=2, engine='dask', address=cluster.scheduler_address)"
+        assert content(_run_script(tmp_path, pool, cluster)) == whole
 
     @pytest.mark.ray
     def test_ray(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
-        code = (
-            "from pathlib import Path\n"
-            "from tests.trajectories.test_workers import *\n"
-            f"draw(Path({str(tmp_path / 'cache')!r}), make_recipe(), Crew(workers=2, engine='ray'), Noise())\n"
-        )
-        assert content(_run_script(tmp_path, code)) == whole
+        assert content(_run_script(tmp_path, "WorkerPool(workers=2, engine='ray')")) == whole
 
     @pytest.mark.parametrize(("engine", "module"), [("dask", "distributed"), ("ray", "ray")])
     def test_engine_is_not_installed(
@@ -248,7 +220,7 @@ class TestEngines:
     ) -> None:
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(MissingExtraError, match=rf"`{module}` must be installed .*refine-env\[{engine}\]"):
-            draw(tmp_path / "cache", make_recipe(), Crew(workers=2, engine=engine), Noise())
+            draw(tmp_path / "cache", make_recipe(), WorkerPool(workers=2, engine=engine), Noise())
 
     @pytest.mark.dask
     def test_no_cluster_at_the_address(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,18 +231,24 @@ class TestEngines:
             raise OSError("timed out\nand more")
 
         monkeypatch.setattr(distributed, "Client", refuse)
-        crew = Crew(workers=2, engine="dask", address="tcp://nowhere:1")
+        pool = WorkerPool(workers=2, engine="dask", address="tcp://nowhere:1")
         with pytest.raises(
             ConfigurationError, match=r"running dask cluster, got 'tcp://nowhere:1' \(OSError: timed out\)"
         ):
-            draw(tmp_path / "cache", make_recipe(), crew, Noise())
+            draw(tmp_path / "cache", make_recipe(), pool, Noise())
         assert not (tmp_path / "cache.partial").exists()
 
 
-def _run_script(folder: Path, code: str) -> Path:
+def _run_script(folder: Path, pool: str, cluster: str = "contextlib.nullcontext()") -> Path:
     """Run a script that makes ``folder/cache``; clusters write under HOME and start processes that import it."""
     script = folder / "script.py"
-    script.write_text(code)
+    script.write_text(
+        "import contextlib\n"
+        "from tests.trajectories.test_workers import *\n"
+        "if __name__ == '__main__':\n"
+        f"    with {cluster} as cluster:\n"
+        f"        draw(Path({str(folder / 'cache')!r}), make_recipe(), {pool}, Noise())\n"
+    )
     environment = {**os.environ, "HOME": str(folder), "RAY_TMPDIR": "/tmp", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, str(script)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -291,9 +269,9 @@ def _run_script(folder: Path, code: str) -> Path:
         ({"engine": "ray", "devices": ("cuda:0",)}, "`device` must be without a number on Ray"),
     ],
 )
-def test_bad_crews(kwargs: dict[str, Any], match: str) -> None:
+def test_bad_pools(kwargs: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigurationError, match=match):
-        Crew(**kwargs)
+        WorkerPool(**kwargs)
 
 
 class TestDiffusers:

@@ -79,7 +79,7 @@ def test_equals_the_recursion_without_tables(name: str, bits_per_slot: float) ->
     law = config.rate_law
     knowledge = independent_slots(law, config, 1)
     assert 0.3 < knowledge.uplink[1, 0] < 0.7
-    value, _ = plain_value(config, law.latency_tail(config.message_bits, 8), law.latency_pmf(config.uplink_bits, 8))
+    value, _ = plain_value(config, law.latency_sf(config.message_bits, 8), law.latency_pmf(config.uplink_bits, 8))
     assert Solution(config, knowledge).predicted_value == pytest.approx(value, rel=1e-4)
     assert Solution(config, knowledge, 60).predicted_value == pytest.approx(value, rel=2e-6)
 
@@ -150,7 +150,7 @@ def test_an_uplink_may_never_end() -> None:
     law = config.rate_law
     uplink = law.latency_pmf(config.uplink_bits, 8)
     assert 0.2 < 1.0 - uplink.sum() < 0.8
-    expected, _ = plain_value(config, law.latency_tail(config.message_bits, 8), uplink)
+    expected, _ = plain_value(config, law.latency_sf(config.message_bits, 8), uplink)
     assert agents.DynamicProgramming(config).predicted_value == pytest.approx(expected, rel=1e-6)
 
 
@@ -160,7 +160,7 @@ def test_decides_as_the_recursion_without_tables(rng: np.random.Generator) -> No
     config = tiny("closed_loop", bit_depths=(1, 2, 3, 16), link=link)
     law = config.rate_law
     assert law.latency_pmf(110.0, 8)[2] > 0.9
-    _, value = plain_value(config, law.latency_tail(config.message_bits, 8), law.latency_pmf(config.uplink_bits, 8))
+    _, value = plain_value(config, law.latency_sf(config.message_bits, 8), law.latency_pmf(config.uplink_bits, 8))
     agent = agents.make("dp", config)
     rates = draw_channel(config, 300)
     rates[::2, 0] = 120.0
