@@ -19,7 +19,7 @@ import agents
 from agents.figures import save_figure
 from refine_env.config import PAPER_BIT_DEPTHS
 from refine_env.errors import import_extra
-from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, resampling_counts, roll_out_many, write_table
+from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, resampled_means, roll_out_many, write_table
 
 __all__ = [
     "LADDER_COLUMNS",
@@ -260,8 +260,7 @@ def summarize_ladder(table: Table, rungs: Sequence[Rung] = RUNGS) -> tuple[Table
     def means(label: str, snr_db: float) -> NDArray[np.float64]:
         """The mean, and that of every resample; the same resamples for all, since draws are common."""
         values = np.array(scores[label, snr_db])
-        counts = resampling_counts(values.size, 2_000, 0)
-        return np.concatenate([[values.mean()], counts @ values / values.size]) + GAIN_FLOOR
+        return np.concatenate([[values.mean()], resampled_means(values)]) + GAIN_FLOOR
 
     cells, totals = [], []
     for rung in rungs:

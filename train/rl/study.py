@@ -34,7 +34,7 @@ from refine_env import ConfigurationError
 from refine_env.commands import command, run
 from refine_env.config import PAPER_BIT_DEPTHS
 from refine_env.errors import import_extra
-from refine_env.evaluation import Table, write_table
+from refine_env.evaluation import Table, percentile_interval, write_table
 from train import ppo
 
 __all__ = [
@@ -125,9 +125,7 @@ def bootstrap_interval(
     rng = np.random.default_rng(seed)
     seeds, strata = values.shape
     drawn = rng.integers(seeds, size=(resamples, seeds, strata))
-    told = statistic(values[drawn, np.arange(strata)].reshape(resamples, -1))
-    low, high = np.quantile(told, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return float(low), float(high)
+    return percentile_interval(statistic(values[drawn, np.arange(strata)].reshape(resamples, -1)), level=level)
 
 
 def geometric_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
