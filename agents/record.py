@@ -17,9 +17,9 @@ from scipy.spatial import KDTree
 import agents
 from refine_env import ENV_ID, ConfigurationError, LatentRefinementEnv
 from refine_env._validation import check_integer, check_positive
-from refine_env.commands import command, run
+from refine_env.commands import CacheOption, SnrOption, SplitOption, command, run
 from refine_env.errors import import_extra
-from refine_env.evaluation import reset_policy, write_atomically
+from refine_env.evaluation import play_episode, write_atomically
 
 __all__ = ["main", "record_episode", "write_frames"]
 
@@ -59,13 +59,8 @@ def record_episode(
     kwargs = {"split": "test", **agents.env_kwargs(agent), **(env_kwargs or {})}
     env = gym.make(ENV_ID, render_mode="rgb_array", **kwargs)
     policy = agents.make(agent, env.get_wrapper_attr("config"))
-    observation, info = env.reset(seed=seed, options=None if trajectory is None else {"trajectory": trajectory})
-    reset_policy(policy, 1, env.get_wrapper_attr("episode_rates")[None])
-    frames: list[Any] = [env.render()]
-    terminated = False
-    while not terminated:
-        observation, _, terminated, _, info = env.step(policy.select_action(observation, info))
-        frames.append(env.render())
+    options = None if trajectory is None else {"trajectory": trajectory}
+    frames: list[Any] = [env.render() for _ in play_episode(env, policy, seed=seed, options=options)]
     env.close()
     return frames
 
@@ -206,7 +201,7 @@ def _encode_mp4(frames: Sequence[Frame], fps: float) -> bytes:
 @command
 def main(
     agent: Annotated[str, typer.Option(help="The policy.")] = "lookahead",
-    snr_db: Annotated[float, typer.Option("--snr-db", help="Mean SNR per subchannel in dB.")] = 6.0,
+    snr_db: SnrOption = 6.0,
     seed: Annotated[int, typer.Option(help="Seed of the episode, as in episodes.csv.")] = 0,
     trajectory: Annotated[
         int | None, typer.Option(help="Index of the trajectory to replay.", show_default="drawn")
@@ -220,8 +215,8 @@ def main(
     ] = None,
     slot: Annotated[int | None, typer.Option(help="Slot of the one frame in a .png.", show_default="last")] = None,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = DEFAULT_FPS,
-    cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
-    split: Annotated[str, typer.Option(help="Trajectories: train, test or all.")] = "test",
+    cache: CacheOption = "default",
+    split: SplitOption = "test",
     coder: Annotated[str | None, typer.Option(help="Refinement coder.", show_default="the policy's")] = None,
     deadline: Annotated[int | None, typer.Option(help="Deadline in slots.", show_default="the paper's")] = None,
     decoder: Annotated[

@@ -9,7 +9,7 @@ import typer
 
 import agents
 from refine_env import ENV_ID
-from refine_env.commands import command, run
+from refine_env.commands import CacheOption, SnrOption, SplitOption, command, run
 from refine_env.receive import DEFAULT_PORT, describe
 from refine_env.transport import Sender
 
@@ -22,10 +22,10 @@ def main(
     host: Annotated[str, typer.Option(help="Where the device listens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port at which it listens.")] = DEFAULT_PORT,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the device.")] = 10.0,
-    snr_db: Annotated[float, typer.Option("--snr-db", help="Mean SNR per subchannel in dB.")] = 6.0,
+    snr_db: SnrOption = 6.0,
     seed: Annotated[int, typer.Option(help="Seed of the episode.", min=0)] = 0,
-    cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
-    split: Annotated[str, typer.Option(help="Trajectories: train, test or all.")] = "test",
+    cache: CacheOption = "default",
+    split: SplitOption = "test",
 ) -> None:
     """Play the server for one episode: compute, decide, and send what the channel carries.
 

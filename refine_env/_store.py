@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
+
+from refine_env._files import write_atomically
 
 __all__ = ["DIRECTORY_VARIABLE", "load_arrays", "store_arrays", "store_directory"]
 
 DIRECTORY_VARIABLE = "REFINE_ENV_CACHE"
 """Environment variable that names the folder; empty: nothing is kept on disk."""
 
-_DIGEST_BYTES = 32
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def store_directory() -> Path | None:
@@ -33,16 +34,10 @@ def store_directory() -> Path | None:
     if chosen is not None:
         return Path(chosen) if chosen else None
     try:
-        home = Path.home()
-    except RuntimeError:
+        folder = platformdirs.user_cache_path("refine-env", appauthor=False, opinion=False)
+    except RuntimeError:  # without a home
         return None
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "refine-env"
+    return folder if folder.is_absolute() else None  # earlier versions gave a literal "~" without a home
 
 
 def _path(kind: str, key: str) -> Path | None:
@@ -86,14 +81,5 @@ def store_arrays(kind: str, key: str, arrays: Mapping[str, NDArray[Any]]) -> Non
     if path is None:
         return
     content = save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(key.encode() + content).digest() + content)
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+    with contextlib.suppress(OSError):
+        write_atomically(path, hashlib.sha256(key.encode() + content).digest() + content)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refine_env.errors import ConfigurationError
+from refine_env.errors import ConfigurationError, printable
 
 __all__ = [
     "check_choice",
@@ -29,16 +29,15 @@ __all__ = [
 ]
 
 SNR_DB_LIMIT = 200.0
-_LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: its representation in one line, cut where it is long; its type if it has none."""
+    """A value as a message shows it: its representation, as :func:`printable` text; its type if it has none."""
     try:
         text = " ".join(line.strip() for line in repr(value).splitlines())
     except Exception:  # nested too deep, an integer of too many digits, or whatever an object of the caller's raises
         return f"a {type(value).__name__} that cannot be shown"
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} …"
+    return printable(text)
 
 
 def did_you_mean(unknown: Iterable[Any], known: Mapping[str, str] | Iterable[str]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -66,20 +68,6 @@ app.add_typer(generate, name="generate")
 Out = Annotated[
     Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the new cache.", show_default=False)
 ]
-Seed = Annotated[int, typer.Option(help="Base seed; every sample has its own seed, derived from it.")]
-NumTrain = Annotated[
-    int | None,
-    typer.Option(
-        help="Size of the train split: the first trajectories. The rest is the test split.",
-        show_default="half",
-    ),
-]
-ShardSize = Annotated[int, typer.Option(help="Trajectories in one file.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished cache.")]
-Note = Annotated[
-    str | None,
-    typer.Option(help="Free text for the manifest, such as the license of the samples.", show_default=False),
-]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.")]
 Cache = Annotated[
     str,
@@ -91,44 +79,75 @@ Cache = Annotated[
 ]
 
 
-@generate.command("gaussian", epilog=_EXIT_CODES)
-@command
+_Generator = Callable[..., TrajectoryCache]
+
+
+def _writing_options(
+    seed: Annotated[int, typer.Option(help="Base seed; every sample has its own seed, derived from it.")] = 0,
+    num_train: Annotated[
+        int | None,
+        typer.Option(
+            help="Size of the train split: the first trajectories. The rest is the test split.", show_default="half"
+        ),
+    ] = None,
+    shard_size: Annotated[int, typer.Option(help="Trajectories in one file.")] = 16,
+    note: Annotated[
+        str | None,
+        typer.Option(help="Free text for the manifest, such as the license of the samples.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished cache.")] = False,
+) -> None:
+    """The options that all generators share, as they hand them on."""
+
+
+def _generator(name: str) -> Callable[[Callable[..., _Generator]], None]:
+    """Register a command that generates a cache, with the options that all of them share.
+
+    The function takes the options of its own, and gives what generates the cache when it is called with the shared
+    ones. Where both have an option, the function's own is the command's. Typer reads the options from the signature,
+    so the command gets one of all of them.
+    """
+
+    def register(function: Callable[..., _Generator]) -> None:
+        own = inspect.signature(function, eval_str=True).parameters
+        shared = inspect.signature(_writing_options, eval_str=True).parameters
+        handed_on = [parameter for parameter in shared if parameter not in own]
+
+        @functools.wraps(function)
+        def run_generator(*, quiet: bool, **options: Any) -> None:
+            writing = {option: options.pop(option) for option in handed_on}
+            with _progress(quiet) as progress:
+                cache = function(**options)(**writing, progress=progress)
+            if not quiet:
+                _say(f"{len(cache)} trajectories in {cache.path} (manifest SHA-256 {cache.sha256}).")
+
+        last = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+        parameters = {**own, **{option: shared[option] for option in handed_on}, "quiet": last}.values()
+        signature = inspect.Signature([parameter.replace(kind=last.kind) for parameter in parameters])
+        run_generator.__signature__ = signature  # type: ignore[attr-defined]
+        run_generator.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        generate.command(name, epilog=_EXIT_CODES)(command(run_generator))
+
+    return register
+
+
+@_generator("gaussian")
 def _gaussian(
     out: Out,
     num_trajectories: Annotated[int, typer.Option("--num-trajectories", "-n", help="How many.")] = 128,
     latent_shape: Annotated[str, typer.Option(help="Shape of one latent, C,H,W.")] = "4,64,64",
     num_steps: Annotated[int, typer.Option(help="T, steps of Stable Diffusion v1-5's schedule.")] = 50,
-    seed: Seed = 0,
-    num_train: NumTrain = None,
-    shard_size: ShardSize = 16,
-    note: Note = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
+) -> _Generator:
     """Ideal trajectories from i.i.d. N(0, 1) clean latents.
 
     The forward process, read backwards. Needs no torch.
 
     Example: refine-env generate gaussian -n 500 --out cached_trajectories/gaussian
     """
-    with _progress(quiet) as progress:
-        cache = generate_gaussian(
-            out,
-            num_trajectories,
-            _parse_shape(latent_shape),
-            num_steps=num_steps,
-            seed=seed,
-            num_train=num_train,
-            shard_size=shard_size,
-            overwrite=overwrite,
-            note=note,
-            progress=progress,
-        )
-    _print_done(cache, quiet)
+    return partial(generate_gaussian, out, num_trajectories, _parse_shape(latent_shape), num_steps=num_steps)
 
 
-@generate.command("forward-process", epilog=_EXIT_CODES)
-@command
+@_generator("forward-process")
 def _forward_process(
     clean_latents: Annotated[
         str,
@@ -153,13 +172,7 @@ def _forward_process(
             show_default=False,
         ),
     ] = None,
-    seed: Seed = 0,
-    num_train: NumTrain = None,
-    shard_size: ShardSize = 16,
-    note: Note = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
+) -> _Generator:
     """Ideal trajectories from given clean latents.
 
     x_0 is noised step by step, and read backwards. Needs no torch.
@@ -167,24 +180,10 @@ def _forward_process(
     Example: refine-env generate forward-process --clean-latents default --out cached_trajectories/ideal
     """
     texts = None if prompts is None else read_prompts(prompts)
-    with _progress(quiet) as progress:
-        cache = generate_forward_process(
-            out,
-            clean_latents,
-            num_steps=num_steps,
-            prompts=texts,
-            seed=seed,
-            num_train=num_train,
-            shard_size=shard_size,
-            overwrite=overwrite,
-            note=note,
-            progress=progress,
-        )
-    _print_done(cache, quiet)
+    return partial(generate_forward_process, out, clean_latents, num_steps=num_steps, prompts=texts)
 
 
-@generate.command("diffusers", epilog=_EXIT_CODES)
-@command
+@_generator("diffusers")
 def _diffusers(
     model: Annotated[
         str,
@@ -237,7 +236,6 @@ def _diffusers(
         ),
     ] = "ddpm",
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 7.5,
-    seed: Seed = 0,
     batch_size: Annotated[
         int, typer.Option(help="Samples at once. Part of the recipe: the last bits depend on it.")
     ] = 8,
@@ -266,15 +264,11 @@ def _diffusers(
             show_default="one is started here",
         ),
     ] = None,
-    num_train: NumTrain = None,
     shard_size: Annotated[
         int | None,
         typer.Option(help="Trajectories in one file.", show_default="least multiple of the batch size >= 16"),
     ] = None,
-    note: Note = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
+) -> _Generator:
     """Trajectories of a diffusion model: any text-to-image latent pipeline of diffusers.
 
     Records x_T … x_0 and the network's estimate of the clean sample at every step, in the model's own units.
@@ -284,43 +278,32 @@ def _diffusers(
     Example: refine-env generate diffusers --model emoji --prompts prompts.txt --out cached_trajectories/mine
     """
     texts = read_prompts(
-        prompts,
-        column=prompt_column,
-        num_prompts=num_prompts,
-        seed=prompt_seed,
-        max_nsfw=max_nsfw,
-        unique=unique,
+        prompts, column=prompt_column, num_prompts=num_prompts, seed=prompt_seed, max_nsfw=max_nsfw, unique=unique
     )
-    with _progress(quiet) as progress:
-        cache = generate_diffusers(
-            out,
-            model,
-            texts,
-            num_steps=num_steps,
-            scheduler=scheduler,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            batch_size=batch_size,
-            device=parse_list(
-                "--device",
-                device,
-                str,
-                what="torch devices with commas between",
-                advice="Write for instance cuda:0,cuda:1.",
-                valid=lambda devices: True,
-            ),
-            dtype=dtype,
-            revision=revision,
-            workers=workers,
-            engine=engine,
-            address=address,
-            num_train=num_train,
-            shard_size=shard_size,
-            overwrite=overwrite,
-            note=note,
-            progress=progress,
-        )
-    _print_done(cache, quiet)
+    return partial(
+        generate_diffusers,
+        out,
+        model,
+        texts,
+        num_steps=num_steps,
+        scheduler=scheduler,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+        device=parse_list(
+            "--device",
+            device,
+            str,
+            what="torch devices with commas between",
+            advice="Write for instance cuda:0,cuda:1.",
+            valid=lambda devices: True,
+        ),
+        dtype=dtype,
+        revision=revision,
+        workers=workers,
+        engine=engine,
+        address=address,
+        shard_size=shard_size,
+    )
 
 
 @app.command("info", epilog=_EXIT_CODES)
@@ -442,11 +425,6 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, float, int], None]]:
     finally:
         for bar in bars.values():
             bar.close()
-
-
-def _print_done(cache: TrajectoryCache, quiet: bool) -> None:
-    if not quiet:
-        _say(f"{len(cache)} trajectories in {cache.path} (manifest SHA-256 {cache.sha256}).")
 
 
 def _summary(cache: TrajectoryCache) -> dict[str, Any]:

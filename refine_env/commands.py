@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from tqdm import tqdm
@@ -30,10 +30,15 @@ from refine_env.errors import (
     printable,
 )
 
-__all__ = ["LARGEST_INTEGER", "command", "parse_list", "run"]
+__all__ = ["LARGEST_INTEGER", "CacheOption", "SnrOption", "SplitOption", "command", "parse_list", "run"]
 
 LARGEST_INTEGER = 2**53
 """Up to here every whole number is exact in JSON, and so in what the commands write."""
+
+# Options that several commands have.
+SnrOption = Annotated[float, typer.Option("--snr-db", help="Mean SNR per subchannel in dB.")]
+CacheOption = Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")]
+SplitOption = Annotated[str, typer.Option(help="Trajectories: train, test or all.")]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

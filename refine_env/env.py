@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from types import FrameType
+import traceback
 from typing import Any
 
 import gymnasium as gym
@@ -21,7 +21,7 @@ from refine_env.errors import ConfigurationError, RenderModeError
 from refine_env.render import EpisodeViewer, ansi_frame
 from refine_env.trajectories import TrajectoryCache
 
-__all__ = ["RENDER_MODES", "LatentRefinementEnv", "check_render_mode", "make_viewer"]
+__all__ = ["RENDER_MODES", "LatentRefinementEnv", "SystemProperties", "check_render_mode", "make_viewer"]
 
 RENDER_MODES = ("ansi", "human", "rgb_array")
 PICTURE_MODES = ("human", "rgb_array")
@@ -40,13 +40,34 @@ def check_render_mode(
 
 
 def make_viewer(render_mode: str | None, process: DecisionProcess, fps: float) -> EpisodeViewer | None:
-    """What notes the past for frames, only where they show it: otherwise there is no cost."""
+    """The viewer that notes the past for pictures; None in the other render modes, which then cost nothing."""
     if render_mode not in PICTURE_MODES:
         return None
     return EpisodeViewer(process.episodes, process.cache, process.settings.render_decoder, fps)
 
 
-class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
+class SystemProperties:
+    """What the single and the vector environment alike say of the system that they simulate."""
+
+    _process: DecisionProcess
+
+    @property
+    def config(self) -> SystemConfig:
+        """The system: all that a policy may know in advance."""
+        return self._process.config
+
+    @property
+    def cache(self) -> TrajectoryCache:
+        """The trajectory cache."""
+        return self._process.cache
+
+    @property
+    def settings(self) -> EnvSettings:
+        """The arguments of the environment, or of each environment."""
+        return self._process.settings
+
+
+class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
     """Deadline-aware transmission of a diffusion model's intermediate latents over a fading channel.
 
     ## Description
@@ -79,7 +100,7 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
     | ``device_step`` | Discrete(T+1) | t_p, latent that the device has decoded; T = the shared noise |
     | ``channel_history`` | Box float32 (history_length,) | bits per latent dimension of the slots up to the current one, most recent last, 0 before slot 1; saturates at what carries the largest message in one slot |
     | ``remaining_bits`` | Box float32 (1,) | bits per dimension still to flow of the message in flight, the prompt included; 0 = idle |
-    | ``device_error`` | Box float32 (1,) | predicted coding error per dimension of what the device holds; of the `forward` coder D_quant of the last delivery, which neglects the errors before it; saturates at the largest that the model knows |
+    | ``device_error`` | Box float32 (1,) | predicted coding error per dimension of what the device holds; with the `forward` coder D_quant of the last delivery, which neglects the errors before it; saturates at the largest that the model knows |
     | ``device_bits`` | Discrete(17) | bit depth of the last delivery, 0 = none |
 
     ## Rewards
@@ -173,29 +194,13 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
         self.action_space = self._process.action_space
 
     @property
-    def config(self) -> SystemConfig:
-        """The system: all that a policy may know in advance."""
-        return self._process.config
-
-    @property
-    def cache(self) -> TrajectoryCache:
-        """The trajectory cache."""
-        return self._process.cache
-
-    @property
-    def settings(self) -> EnvSettings:
-        """The environment's arguments."""
-        return self._process.settings
-
-    @property
     def episode_rates(self) -> NDArray[np.float64]:
         """Bits that every slot of the episode carries, to its end, (T_d,): for bounds and pictures, not for policies.
 
         Raises:
             ResetNeeded: if no episode has begun.
         """
-        if not self._process.episodes.begun():
-            raise ResetNeeded("An episode must have begun to have a channel, got none. Call reset().")
+        self._check_begun("have a channel")
         rates: NDArray[np.float64] = self._process.episodes.rates[0].copy()
         return rates
 
@@ -206,9 +211,12 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
         Raises:
             ResetNeeded: if no episode has begun.
         """
-        if not self._process.episodes.begun():
-            raise ResetNeeded("An episode must have begun to have a channel, got none. Call reset().")
+        self._check_begun("have a channel")
         return float(self._process.snrs_db[0])
+
+    def _check_begun(self, purpose: str) -> None:
+        if not self._process.episodes.begun():
+            raise ResetNeeded(f"An episode must have begun to {purpose}, got none. Call reset().")
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -238,22 +246,21 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
     def _refuse_time_limit(self) -> None:
         """Raise ConfigurationError if a wrapper ends episodes before the deadline, where they would pay nothing.
 
-        Gymnasium tells an environment nothing of the wrappers around it, but a reset comes through them: they are
-        among its callers.
+        An environment does not know the wrappers around it, and its ``spec`` names only the limit of ``gym.make``, not
+        one that was put around it later. But a reset passes through all of them: so they are the callers, from the
+        innermost to the outermost, with nothing but Gymnasium's own functions between them.
         """
-        caller: FrameType | None = sys._getframe(2)
-        while caller is not None:
-            wrapper = caller.f_locals.get("self")
-            around = isinstance(wrapper, gym.Wrapper) and wrapper.unwrapped is self
-            if around and isinstance(wrapper, TimeLimit) and wrapper._max_episode_steps < self.config.deadline:
-                raise ConfigurationError(
-                    f"`max_episode_steps` must be at least the deadline, {self.config.deadline}, got "
-                    f"{wrapper._max_episode_steps}: cut off before it, an episode pays nothing. Leave it out, or make "
-                    "the environment with another `deadline`."
-                )
-            if not around and not caller.f_globals.get("__name__", "").startswith("gymnasium."):
+        for frame, _ in traceback.walk_stack(sys._getframe(2)):
+            wrapper = frame.f_locals.get("self")
+            if isinstance(wrapper, gym.Wrapper) and wrapper.unwrapped is self:
+                if isinstance(wrapper, TimeLimit) and wrapper._max_episode_steps < self.config.deadline:
+                    raise ConfigurationError(
+                        f"`max_episode_steps` must be at least the deadline, {self.config.deadline}, got "
+                        f"{wrapper._max_episode_steps}: cut off before it, an episode pays nothing. Leave it out, or "
+                        "make the environment with another `deadline`."
+                    )
+            elif not frame.f_globals.get("__name__", "").startswith("gymnasium."):
                 return
-            caller = caller.f_back
 
     def step(self, action: np.int64 | int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Act in the current slot and pass to the next.
@@ -299,8 +306,7 @@ class LatentRefinementEnv(gym.Env[dict[str, Any], np.int64]):
             MissingExtraError: if what draws pictures is not installed.
             ConfigurationError, CacheError: if ``render_decoder`` names a model that cannot be used.
         """
-        if not self._process.episodes.begun():
-            raise ResetNeeded("An episode must have begun to render it, got none. Call reset().")
+        self._check_begun("render it")
         if self._viewer is None:
             return ansi_frame(self._process.episodes, 0) if self.render_mode == "ansi" else None
         if self.render_mode == "rgb_array":

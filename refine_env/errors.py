@@ -79,9 +79,9 @@ def printable(text: object, limit: int = 200) -> str:
 
 
 class NamesAdapter(type):
-    """The type of vector environments: its representation names the adapter to Stable-Baselines3.
+    """The metaclass of vector environments: the representation of such a class names the adapter to Stable-Baselines3.
 
-    That library refuses Gymnasium's vector environments, and the type is all that its message tells of them.
+    That library refuses Gymnasium's vector environments with a message that shows nothing of them but the class.
     """
 
     def __repr__(cls) -> str:

@@ -14,14 +14,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from refine_env._validation import check_choice, check_integer, shown
-from refine_env.config import SystemConfig
 from refine_env.dynamics.process import DecisionProcess, Draws, Look, split_look
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.dynamics.simulator import NO_ACTION
-from refine_env.env import RENDER_MODES, LatentRefinementEnv, check_render_mode, make_viewer
+from refine_env.env import RENDER_MODES, LatentRefinementEnv, SystemProperties, check_render_mode, make_viewer
 from refine_env.errors import ConfigurationError, NamesAdapter
 from refine_env.render import EpisodeViewer, ansi_frame
-from refine_env.trajectories import TrajectoryCache
 
 __all__ = ["LatentRefinementVectorEnv"]
 
@@ -32,7 +30,9 @@ _MOST_ENVIRONMENTS = 1_000_000
 _AUTORESET_MODES = {"NextStep": AutoresetMode.NEXT_STEP, "SameStep": AutoresetMode.SAME_STEP}
 
 
-class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDArray[Any]], metaclass=NamesAdapter):
+class LatentRefinementVectorEnv(
+    SystemProperties, VectorEnv[dict[str, Any], NDArray[np.int64], NDArray[Any]], metaclass=NamesAdapter
+):
     """N episodes of :class:`refine_env.env.LatentRefinementEnv` at once, in one compiled loop.
 
     Equal bit for bit to ``SyncVectorEnv`` over N single environments: each episode has its own generator,
@@ -56,12 +56,7 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
     _viewer: EpisodeViewer | None = None  # closing looks for it even where __init__ raised
 
     def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        autoreset_mode: str = "NextStep",
-        render_mode: str | None = None,
-        **kwargs: Any,
+        self, num_envs: int = 1, *, autoreset_mode: str = "NextStep", render_mode: str | None = None, **kwargs: Any
     ) -> None:
         advice = "Give the number of environments."
         self.num_envs = check_integer("num_envs", num_envs, 1, advice=advice)
@@ -86,28 +81,13 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
 
     @property
-    def config(self) -> SystemConfig:
-        """The system: all that a policy may know in advance."""
-        return self._process.config
-
-    @property
-    def cache(self) -> TrajectoryCache:
-        """The trajectory cache."""
-        return self._process.cache
-
-    @property
-    def settings(self) -> EnvSettings:
-        """The environments' arguments."""
-        return self._process.settings
-
-    @property
     def episode_rates(self) -> NDArray[np.float64]:
         """Bits that every slot of each episode carries, to its end, (N, T_d): for bounds and critics, not for policies.
 
         Raises:
             ResetNeeded: if some have not begun.
         """
-        return self._of_episodes(self._process.episodes.rates)
+        return self._copy_of(self._process.episodes.rates)
 
     @property
     def episode_snrs_db(self) -> NDArray[np.float64]:
@@ -116,7 +96,7 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         Raises:
             ResetNeeded: if some have not begun.
         """
-        return self._of_episodes(self._process.snrs_db)
+        return self._copy_of(self._process.snrs_db)
 
     @property
     def episode_trajectories(self) -> NDArray[np.int64]:
@@ -125,12 +105,15 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         Raises:
             ResetNeeded: if some have not begun.
         """
-        return self._of_episodes(self._process.episodes.trajectory)
+        return self._copy_of(self._process.episodes.trajectory)
 
-    def _of_episodes(self, values: NDArray[Any]) -> NDArray[Any]:
-        if not self._process.episodes.begun():
-            raise ResetNeeded("All episodes must have begun to have a channel, got some that have not. Call reset().")
+    def _copy_of(self, values: NDArray[Any]) -> NDArray[Any]:
+        self._check_begun("have a channel")
         return values.copy()
+
+    def _check_begun(self, purpose: str) -> None:
+        if not self._process.episodes.begun():
+            raise ResetNeeded(f"All episodes must have begun to {purpose}, got some that have not. Call reset().")
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -215,18 +198,18 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
     def resume(
         self, trajectories: ArrayLike, rates: ArrayLike, snrs_db: ArrayLike, actions: NDArray[np.integer[Any]]
     ) -> None:
-        """Put every environment into the middle of an episode, by what it was drawn and how it was acted.
+        """Put every environment into the middle of an episode, given what was drawn for it and the actions so far.
 
-        The generators stay as they are: whoever wants the episodes after it to be the same sets theirs.
+        The generators stay as they are; set them too where the episodes after this one are to be the same.
 
         Args:
             trajectories: :attr:`episode_trajectories` (N,).
             rates: :attr:`episode_rates` (N, T_d).
             snrs_db: :attr:`episode_snrs_db` (N,).
-            actions: those of each episode so far, integers (N, n), with -1 after its last one.
+            actions: each episode's actions so far, integers (N, n), filled up with -1.
 
         Raises:
-            ConfigurationError: if trajectories, rates or SNRs are not those of such episodes.
+            ConfigurationError: if trajectories, rates or SNRs are none that such episodes can have.
             ActionError: if an action is not in the action space.
         """
         replayed = self._process.check_options({"trajectory": trajectories, "rates": rates})
@@ -263,8 +246,7 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
             ResetNeeded: if no episode has begun.
         """
         values = self._process.check_actions(actions)
-        if not self._process.episodes.begun():
-            raise ResetNeeded("All episodes must have begun to step, got some that have not. Call reset().")
+        self._check_begun("step")
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
         fresh = self._ended
         taken = np.where(fresh, NO_ACTION, values)
@@ -285,13 +267,7 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
             look = self._process.look()
         observations, current = split_look(look)
         infos.update(self._masked_infos(current, everywhere))
-        return (
-            observations,
-            rewards,
-            terminated,
-            np.zeros(self.num_envs, dtype=np.bool_),
-            infos,
-        )
+        return observations, rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), infos
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions are legal now, bool (N, n)."""
@@ -307,8 +283,7 @@ class LatentRefinementVectorEnv(VectorEnv[dict[str, Any], NDArray[np.int64], NDA
         """
         if self.render_mode is None:
             return None
-        if not self._process.episodes.begun():
-            raise ResetNeeded("All episodes must have begun to render them, got some that have not. Call reset().")
+        self._check_begun("render them")
         if self._viewer is not None:
             return tuple(self._viewer.frame(i) for i in range(self.num_envs))
         return tuple(ansi_frame(self._process.episodes, i) for i in range(self.num_envs))

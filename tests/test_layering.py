@@ -26,7 +26,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "refine_env": {
         "errors": set(),
         "_compiled": set(),
-        "_store": set(),
+        "_store": {"_files"},
         "_files": set(),
         "_validation": {"errors"},
         "commands": BASE,

@@ -22,7 +22,7 @@ from refine_env.evaluation import (
     Entry,
     Table,
     read_table,
-    resampling_counts,
+    resampled_means,
     roll_out_many,
     write_table,
 )
@@ -250,8 +250,7 @@ def summarize_ladder(table: Table, rungs: Sequence[Rung] = RUNGS) -> tuple[Table
     def means(label: str, snr_db: float) -> NDArray[np.float64]:
         """The mean, then the means of the resamples, which are the same for all rungs, since their draws are common."""
         values = np.array(scores[label, snr_db])
-        counts = resampling_counts(values.size, 2_000, 0)
-        return np.concatenate([[values.mean()], counts @ values / values.size]) + GAIN_FLOOR
+        return np.concatenate([[values.mean()], resampled_means(values)]) + GAIN_FLOOR
 
     cells, totals = [], []
     for rung in rungs:

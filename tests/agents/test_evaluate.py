@@ -28,7 +28,6 @@ from refine_env.evaluation import (
     read_table,
     roll_out,
     summarize,
-    write_atomically,
     write_table,
 )
 
@@ -169,39 +168,6 @@ def test_episode_seeds() -> None:
         episode_seeds(-1, 3)
 
 
-def test_bootstrap_covers_the_mean_as_often_as_it_says() -> None:
-    """200 samples of 100: coverage 95 % has a standard deviation of 1.5 %."""
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        low, high = bootstrap_interval(rng.normal(1.0, 2.0, 100), resamples=1000)
-        hits += low <= 1.0 <= high
-    assert 0.89 <= hits / 200 <= 0.985
-    assert bootstrap_interval(np.full(10, 3.0)) == (3.0, 3.0)
-
-
-def test_bootstrap_width_is_that_of_the_normal_theory() -> None:
-    values = np.random.default_rng(1).normal(size=400)
-    low, high = bootstrap_interval(values)
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)
-
-
-def test_tables_survive_the_disk(gaussian_cache: Path, tmp_path: Path) -> None:
-    rows = roll_out(lookahead, env_kwargs={"cache": str(gaussian_cache)}, episodes=5)
-    write_table(tmp_path / "episodes.csv", rows, EPISODE_COLUMNS)
-    assert read_table(tmp_path / "episodes.csv", EPISODE_COLUMNS) == rows
-    summary = summarize(rows)
-    write_table(tmp_path / "summary.csv", summary, SUMMARY_COLUMNS)
-    assert read_table(tmp_path / "summary.csv", SUMMARY_COLUMNS) == summary
-    with pytest.raises(ConfigurationError, match="`summary.csv` must have the columns .* got none named episode"):
-        read_table(tmp_path / "summary.csv", EPISODE_COLUMNS)
-    odd = [{**rows[0], "agent": name} for name in ('a"b', 'x, "y"', "two\nlines", "α")]
-    write_table(tmp_path / "odd.csv", odd, EPISODE_COLUMNS)
-    assert read_table(tmp_path / "odd.csv", EPISODE_COLUMNS) == odd
-    with pytest.raises(ConfigurationError, match="`none.csv` must be a table of an evaluation, got no file"):
-        read_table(tmp_path / "none.csv", EPISODE_COLUMNS)
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -225,37 +191,6 @@ def test_figures_of_a_bad_table_end_in_one_sentence(tmp_path: Path, spoil: Any, 
     assert result.returncode == 2
     assert result.stderr.startswith("error: `summary.csv` must")
     assert result.stderr.count("\n") == 1
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "table.csv"
-    write_atomically(path, "old")
-
-    def fail(*args: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    renamed: list[int] = []
-    rename = os.replace
-
-    def replace(source: Path, target: Path) -> None:
-        assert os.stat(source).st_ino in synced
-        renamed.append(os.stat(source).st_ino)
-        rename(source, target)
-
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
-    monkeypatch.setattr(os, "replace", replace)
-    write_atomically(tmp_path / "table.csv", "new")
-    assert synced == [*renamed, tmp_path.stat().st_ino]
-    assert (tmp_path / "table.csv").stat().st_mode & 0o777 == 0o644
 
 
 def run_evaluate(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

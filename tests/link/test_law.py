@@ -294,14 +294,18 @@ class TestKeeping:
 
     def test_the_users_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(_store.DIRECTORY_VARIABLE)
-        monkeypatch.setattr(sys, "platform", "linux")
         monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
         assert _store.store_directory() == Path("/caches/refine-env")
         monkeypatch.setenv("XDG_CACHE_HOME", "")
         monkeypatch.setenv("HOME", "/home/someone")
         assert _store.store_directory() == Path("/home/someone/.cache/refine-env")
-        monkeypatch.setattr(sys, "platform", "darwin")
-        assert _store.store_directory() == Path("/home/someone/Library/Caches/refine-env")
+
+    def test_a_user_without_a_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Then nothing is kept, and no folder named ``~`` is made."""
+        monkeypatch.delenv(_store.DIRECTORY_VARIABLE)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        assert _store.store_directory() is None
 
     def test_the_same_bytes_on_any_number_of_threads(self) -> None:
         code = (

@@ -28,7 +28,7 @@ from refine_env.render.frame import FramePainter, _bars_with_gaps, format_error,
 
 pytest.importorskip("matplotlib")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (FRAME_HEIGHT, FRAME_WIDTH, 3)
 MakeEnv = Callable[..., gym.Env[Any, Any]]
 

@@ -35,7 +35,7 @@ from refine_env.transport import Receiver, Reception, Sender
 from tests.transport import hostile
 from tests.transport.hostile import frame
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FRAME_BYTES = 13
 DEVICE = """
 import sys
@@ -390,7 +390,7 @@ def spoil_piece(data: bytes, spoil: Callable[[bytes], bytes]) -> bytes:
         (lambda d: change_config(d, snr_db=10**400), TransportError, "`config` must describe a system"),
         (lambda d: change_config(d, link=[1]), TransportError, "`link` must be an object"),
         (lambda d: change_config(d, latent_dim=10**12), TransportError, "at most 1048576 at this device, got 10{12}"),
-        (lambda d: change_config(d, latent_dim=10**99), TransportError, "1048576 at this device, got 10{38}…"),
+        (lambda d: change_config(d, latent_dim=10**99), TransportError, "`config` must describe a .*`latent_dim`"),
         (lambda d: change_config(d, latent_dim=512), TransportError, "must have 1024 bytes here, got 512"),
         (
             lambda d: change_config(d, schedule={"alpha_bar": np.geomspace(1.0, 5e-324, 9).tolist()}),

@@ -36,7 +36,7 @@ from refine_env import ConfigurationError
 from refine_env.commands import command, run
 from refine_env.config import PAPER_BIT_DEPTHS
 from refine_env.errors import import_extra
-from refine_env.evaluation import Table, write_table
+from refine_env.evaluation import Table, percentile_interval, write_table
 from train.options import show_log
 from train.rl.config import Config
 from train.rl.evaluation import MSE_FLOOR, read_evaluations
@@ -123,9 +123,7 @@ def bootstrap_interval(
     rng = np.random.default_rng(seed)
     seeds, strata = values.shape
     drawn = rng.integers(seeds, size=(resamples, seeds, strata))
-    replicates = statistic(values[drawn, np.arange(strata)].reshape(resamples, -1))
-    low, high = np.quantile(replicates, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return float(low), float(high)
+    return percentile_interval(statistic(values[drawn, np.arange(strata)].reshape(resamples, -1)), level=level)
 
 
 def _means(rows: Table) -> dict[float, dict[str, float]]:

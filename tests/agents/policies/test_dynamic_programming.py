@@ -119,7 +119,7 @@ def test_values_below_single_precision() -> None:
     config = tiny("closed_loop", bit_depths=(15,), deadline=12, link=link)
     law = config.rate_law
     expected, _ = plain_value(
-        config, law.latency_tail(config.message_bits, 12), law.latency_pmf(config.uplink_bits, 12)
+        config, law.latency_sf(config.message_bits, 12), law.latency_pmf(config.uplink_bits, 12)
     )
     assert 0.0 < expected < 1e-45
     value = Solution(config, independent_slots(law, config, 1)).predicted_value
@@ -135,7 +135,7 @@ def test_many_small_systems() -> None:
         law = config.rate_law
         expected, _ = plain_value(
             config,
-            law.latency_tail(config.message_bits, config.deadline),
+            law.latency_sf(config.message_bits, config.deadline),
             law.latency_pmf(config.uplink_bits, config.deadline),
         )
         blind, aware = (Solution(config, independent_slots(law, config, levels)).predicted_value for levels in (1, 24))

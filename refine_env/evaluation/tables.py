@@ -1,0 +1,132 @@
+"""Tables of episodes and their summaries: the columns, and their form on the disk, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from refine_env._files import write_atomically
+from refine_env.errors import ConfigurationError
+
+__all__ = ["EPISODE_COLUMNS", "IMAGE_COLUMNS", "SUMMARY_COLUMNS", "Table", "read_table", "write_table"]
+
+Table = list[dict[str, Any]]
+"""Rows of equal keys."""
+
+IMAGE_COLUMNS = ("psnr_db", "ssim", "lpips")
+"""Metrics of the decoded image, in a table of episodes and, as means, in a summary; None, an empty cell, where they
+were not computed. Tables without these columns are read as if they were empty."""
+
+_OPTIONAL_COLUMNS = ("scored_episodes", *(name + end for name in IMAGE_COLUMNS for end in ("", "_low", "_high")))
+
+EPISODE_COLUMNS: dict[str, type] = {
+    "agent": str,
+    "snr_db": float,
+    "episode": int,
+    "seed": int,
+    "trajectory": int,
+    "latent_mse": float,
+    "no_delivery_mse": float,
+    "device_step": int,
+    "device_bits": int,
+    "num_deliveries": int,
+    "bits_sent": float,
+    "uplink_slots": int,
+    "coder": str,
+    "payload": str,
+    **dict.fromkeys(IMAGE_COLUMNS, float),
+}
+"""Columns of a table of episodes. ``no_delivery_mse`` is what the episode's device would score with nothing
+delivered, ``device_step`` = T means just that, ``uplink_slots`` = 0 an uplink that never finished."""
+
+SUMMARY_COLUMNS: dict[str, type] = {
+    "agent": str,
+    "snr_db": float,
+    "episodes": int,
+    "latent_mse": float,
+    "ci_low": float,
+    "ci_high": float,
+    "no_delivery_mse": float,
+    "delivered_share": float,
+    "mean_device_step": float,
+    "mean_num_deliveries": float,
+    "mean_bits_sent": float,
+    "coder": str,
+    "payload": str,
+    "scored_episodes": int,
+    **{name + end: float for name in IMAGE_COLUMNS for end in ("", "_low", "_high")},
+}
+"""Columns of a summary: one row per agent, SNR, coder and payload, ``ci_low`` … ``ci_high`` a 95 % bootstrap interval
+of the mean ``latent_mse``; and likewise the image metrics' means over the ``scored_episodes``, with ``_low`` and
+``_high``."""
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, type]) -> None:
+    """Write rows as CSV, atomically; numbers in full precision."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([row[name] for name in columns] for row in rows)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_table(
+    path: Path,
+    columns: Mapping[str, type],
+    *,
+    optional: Collection[str] = _OPTIONAL_COLUMNS,
+    command: str = "python -m agents.evaluate",
+) -> Table:
+    """Read what :func:`write_table` wrote.
+
+    Args:
+        path: the file.
+        columns: to read.
+        optional: those of them that a file may lack or leave empty, which gives None.
+        command: that makes such a table, for the messages.
+
+    Raises:
+        ConfigurationError: if the file is missing or empty, its columns are not these, or a number is none or not
+            finite.
+    """
+    if not path.is_file():
+        raise ConfigurationError(
+            f"`{path.name}` must be a table of an evaluation, got no file at {path}. Make one with: {command}"
+        )
+    remedy = f"Make it anew with: {command}"
+    rows: Table = []
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        missing = [name for name in columns if name not in (*(reader.fieldnames or []), *optional)]
+        if missing:
+            raise ConfigurationError(
+                f"`{path.name}` must have the columns {', '.join(columns)}, got none named {', '.join(missing)}. "
+                f"{remedy}"
+            )
+        try:
+            rows.extend(
+                {
+                    name: None if name in optional and row.get(name, "") == "" else _parse(kind, row[name])
+                    for name, kind in columns.items()
+                }
+                for row in reader
+            )
+        except (ValueError, TypeError, csv.Error) as error:
+            raise ConfigurationError(
+                f"`{path.name}` must hold a value of the right kind in every column, got {error} in line "
+                f"{reader.line_num}. {remedy}"
+            ) from None
+    if not rows:
+        raise ConfigurationError(f"`{path.name}` must have rows, got none below the header. {remedy}")
+    return rows
+
+
+def _parse(kind: type, text: str) -> Any:
+    value = kind(text)
+    if kind is float and not math.isfinite(value):
+        raise ValueError(text)
+    return value
