@@ -182,7 +182,8 @@ def _fill_summary(
             out[i, column + depths] = _clip(margin / 5.0)
             out[i, column + 2 * depths] = _clip(math.erfc(-margin / math.sqrt(2.0)) - 1.0)
             out[i, column + 3 * depths] = _clip((capacity_clean - sizes[b]) / spread_clean / 5.0)
-            out[i, column + 4 * depths] = _log_error(distortion(model, t, residual * base[b]))
+            # The formula of `distortion`, with its products in the order in which policies were trained with them.
+            out[i, column + 4 * depths] = _log_error(model.clean[t] + model.error_slope[t] * residual * base[b])
             place = column + 5 * depths
             for q in range(normal_quantiles.size):
                 latency = _latency(sizes[b], current, mean, deviation, seen, normal_quantiles[q], deadline)

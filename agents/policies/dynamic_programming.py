@@ -72,7 +72,7 @@ class ChannelKnowledge(NamedTuple):
 def independent_slots(
     law: RateLaw, config: SystemConfig, num_levels: int, *, rate_scale: float = 1.0
 ) -> ChannelKnowledge:
-    """Of a link whose slots are independent: there is one class.
+    """What is known of a link with independent slots: there is one class.
 
     The law of a level's deliveries is averaged over the rates in it, so what is computed with it is exact for a policy
     that sees just the level.
@@ -105,7 +105,7 @@ def independent_slots(
 
 
 def chained_slots(chain: RateChain, config: SystemConfig) -> ChannelKnowledge:
-    """Of a link whose slots form a Markov chain of levels: the class of a slot is its level.
+    """What is known of a link with a Markov chain of levels: the class of a slot is its level.
 
     Args:
         chain: of a slot's rate.

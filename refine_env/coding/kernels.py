@@ -151,16 +151,16 @@ def pack_bits(indices: NDArray[np.uint16], bits: int, out: NDArray[np.uint8]) ->
         bits: b, 1 … 16.
         out: ⌈Mb/8⌉ bytes.
     """
-    held, count, position = np.uint32(0), 0, 0  # bits not yet written, below 8 of them between two indices
+    pending, count, position = np.uint32(0), 0, 0  # bits not yet written, below 8 of them between two indices
     for m in range(indices.size):
-        held = np.uint32((held << np.uint32(bits)) | np.uint32(indices[m]))
+        pending = np.uint32((pending << np.uint32(bits)) | np.uint32(indices[m]))
         count += bits
         while count >= 8:
             count -= 8
-            out[position] = np.uint8((held >> np.uint32(count)) & np.uint32(0xFF))
+            out[position] = np.uint8((pending >> np.uint32(count)) & np.uint32(0xFF))
             position += 1
     if count > 0:
-        out[position] = np.uint8((held << np.uint32(8 - count)) & np.uint32(0xFF))
+        out[position] = np.uint8((pending << np.uint32(8 - count)) & np.uint32(0xFF))
 
 
 @kernel
@@ -172,15 +172,15 @@ def unpack_bits(data: NDArray[np.uint8], bits: int, indices: NDArray[np.uint16])
         bits: b, 1 … 16.
         indices: overwritten with M indices below 2^b.
     """
-    held, count, position = np.uint32(0), 0, 0
+    pending, count, position = np.uint32(0), 0, 0
     mask = np.uint32((1 << bits) - 1)
     for m in range(indices.size):
         while count < bits:
-            held = np.uint32((held << np.uint32(8)) | np.uint32(data[position]))
+            pending = np.uint32((pending << np.uint32(8)) | np.uint32(data[position]))
             position += 1
             count += 8
         count -= bits
-        indices[m] = np.uint16((held >> np.uint32(count)) & mask)
+        indices[m] = np.uint16((pending >> np.uint32(count)) & mask)
 
 
 @kernel
@@ -672,7 +672,7 @@ def begin_batch(
 
     Args:
         selected: which of the N (n,).
-        addresses: of every episode's float16 patterns (N,).
+        addresses: of every episode's float16 patterns (N,); the caller keeps these arrays alive during the call.
         num_rows: how many steps these have, T + 1 or T (N,).
         num_steps: T.
         device: (N, M); the rows of the selected are overwritten.
@@ -712,7 +712,7 @@ def deliver_batch(
     Args:
         state: records with the fields ``delivered``, ``device_step``, ``predecessor``, ``device_bits``,
             ``num_deliveries``, ``device_error``, ``latent_mse`` (N,); the last two are written.
-        addresses: of every episode's float16 patterns, (T, M) or more.
+        addresses: of every episode's float16 patterns, (T, M) or more; as :func:`begin_batch` takes them.
         device: (N, M).
         tables: the coder's.
         orders: as :func:`deliver` takes them, as many as any episode has deliveries.

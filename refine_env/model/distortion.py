@@ -113,13 +113,13 @@ class SecondMoments:
 
     @classmethod
     def forward_process(cls, schedule: NoiseSchedule) -> SecondMoments:
-        """Of x_t under the forward process from an x_0 of unit power: √(ᾱ_later/ᾱ_earlier)."""
+        """The moments of x_t under the forward process, if x_0 has unit power: √(ᾱ_later/ᾱ_earlier)."""
         ab = schedule.alpha_bar
         return cls(np.sqrt(np.minimum.outer(ab, ab) / np.maximum.outer(ab, ab)))
 
     @classmethod
     def martingale(cls, mmse: ArrayLike) -> SecondMoments:
-        """Of y_t = E[x_0 | x_{t+1}] of an ideal denoiser, whose increments are orthogonal.
+        """The moments of y_t = E[x_0 | x_{t+1}] of an ideal denoiser, which has orthogonal increments.
 
         E⟨y_t, y_t'⟩/M = P − mmse(max(t, t')), with P = mmse(T) = E‖x_0‖²/M and y_T = 0.
 
