@@ -14,7 +14,7 @@ import numba
 from numba.core import event
 from numba.core.caching import FunctionCache
 
-__all__ = ["kernel", "tell_of_compiling"]
+__all__ = ["kernel", "plain", "tell_of_compiling"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,6 +69,12 @@ def kernel(function: F) -> F:
     with suppress(RuntimeError):  # no writable place for the cache
         compiled._cache = _KernelCache(function)
     return cast(F, compiled)
+
+
+def plain(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """The Python function behind a kernel: for arrays, and where a single call is not worth compiling for."""
+    python: Callable[..., Any] = getattr(compiled, "py_func", compiled)
+    return python
 
 
 class _First(event.Listener):

@@ -15,7 +15,26 @@ from numpy.typing import NDArray
 
 from refine_env._validation import check_integer, shown
 from refine_env.config import SystemConfig
-from refine_env.dynamics.process import INTEGERS, DecisionProcess
+from refine_env.dynamics.process import (
+    BITS_SENT,
+    DELIVERED,
+    DEVICE_BITS,
+    DEVICE_ERROR,
+    DEVICE_STEP,
+    FLOATS,
+    ILLEGAL,
+    INTEGERS,
+    LATENT_MSE,
+    NUM_DELIVERIES,
+    NUMBERS,
+    REMAINING_BITS,
+    REWARD,
+    SERVER_STEP,
+    SLOT,
+    TRAJECTORY,
+    UPLINK_SLOTS,
+    DecisionProcess,
+)
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.errors import ConfigurationError, RenderModeError
 from refine_env.render import EpisodeViewer, ansi_frame
@@ -184,8 +203,8 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
         self._viewer = make_viewer(render_mode, self._process, self.metadata["render_fps"])
         self._action = np.zeros(1, dtype=np.int64)
         self._num_actions = self._process.config.num_actions
-        self._integers = np.empty((len(INTEGERS), 1), dtype=np.int64)
-        self._numbers = np.empty((3, 1))
+        self._integers = np.empty((INTEGERS, 1), dtype=np.int64)
+        self._numbers = np.empty((NUMBERS, 1))
         self._history_shape = (1, self._process.history_length)
         self._mask_shape = (1, self._num_actions)
         self._deadline = self._process.config.deadline
@@ -236,11 +255,11 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
         self._refuse_time_limit()
         checked = self._process.check_options(options)
         super().reset(seed=seed)
-        self._process.begin((0,), (self.np_random,), checked)
+        self._process.begin((0,), self._process.draw((self.np_random,)), checked)
         if self._viewer is not None:
             self._viewer.begin(0)
             self._show()
-        observation, info, _ = self._look()
+        observation, info, _ = self._observe()
         return observation, info
 
     def _refuse_time_limit(self) -> None:
@@ -277,7 +296,7 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
         if self._viewer is not None:
             self._viewer.follow(self._action)
             self._show()
-        observation, info, reward = self._look()
+        observation, info, reward = self._observe()
         return observation, reward, observation["slot"] > self._deadline, False, info
 
     def _check_action(self, action: Any) -> int:
@@ -324,42 +343,31 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
         if self._viewer is not None:
             self._viewer.close()
 
-    def _look(self) -> tuple[dict[str, Any], dict[str, Any], float]:
-        """Observation, info and reward, with plain numbers (``split_look`` has the same keys for N episodes)."""
-        floats = np.empty((2, 1, 1), _FLOAT32)
+    def _observe(self) -> tuple[dict[str, Any], dict[str, Any], float]:
+        """Observation, info and reward, with plain numbers (``Observations.as_dicts`` has the same keys for N)."""
+        floats = np.empty((FLOATS, 1, 1), _FLOAT32)
         history = np.empty(self._history_shape, _FLOAT32)
         mask = np.empty(self._mask_shape, _INT8)
-        self._process.look_into(self._integers, self._numbers, floats, history, mask)
-        (
-            slot,
-            server_step,
-            device_step,
-            device_bits,
-            num_deliveries,
-            uplink_slots,
-            trajectory,
-            delivered,
-            illegal,
-        ) = self._integers.ravel().tolist()
-        self._slot = slot
-        bits_sent, latent_mse, reward = self._numbers.ravel().tolist()
+        self._process.observe_into(self._integers, self._numbers, floats, history, mask)
+        integers, numbers = self._integers.ravel().tolist(), self._numbers.ravel().tolist()
+        self._slot = slot = integers[SLOT]
         observation = {
             "channel_history": history[0],
-            "device_bits": device_bits,
-            "device_error": floats[1, 0],
-            "device_step": device_step,
-            "remaining_bits": floats[0, 0],
-            "server_step": server_step,
+            "device_bits": integers[DEVICE_BITS],
+            "device_error": floats[DEVICE_ERROR, 0],
+            "device_step": integers[DEVICE_STEP],
+            "remaining_bits": floats[REMAINING_BITS, 0],
+            "server_step": integers[SERVER_STEP],
             "slot": slot,
         }
         info = {
             "action_mask": mask[0],
-            "bits_sent": bits_sent,
-            "delivered": delivered == 1,
-            "illegal_action": illegal == 1,
-            "latent_mse": latent_mse,
-            "num_deliveries": num_deliveries,
-            "trajectory": trajectory,
-            "uplink_slots": uplink_slots,
+            "bits_sent": numbers[BITS_SENT],
+            "delivered": integers[DELIVERED] == 1,
+            "illegal_action": integers[ILLEGAL] == 1,
+            "latent_mse": numbers[LATENT_MSE],
+            "num_deliveries": integers[NUM_DELIVERIES],
+            "trajectory": integers[TRAJECTORY],
+            "uplink_slots": integers[UPLINK_SLOTS],
         }
-        return observation, info, reward
+        return observation, info, numbers[REWARD]

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from refine_env._validation import check_choice, check_integer, shown
-from refine_env.dynamics.process import DecisionProcess, Draws, Look, split_look
+from refine_env.dynamics.process import REWARD, DecisionProcess, Draws, Observations
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.dynamics.simulator import NO_ACTION
 from refine_env.env import RENDER_MODES, LatentRefinementEnv, SystemProperties, check_render_mode, make_viewer
@@ -192,7 +192,7 @@ class LatentRefinementVectorEnv(
         self._reseed(seed, selected)
         self._ended[selected] = False
         self._begin(selected, checked)
-        observations, infos = split_look(self._process.look())
+        observations, infos = self._process.observe().as_dicts()
         return observations, self._masked_infos(infos, selected)
 
     def resume(
@@ -221,7 +221,7 @@ class LatentRefinementVectorEnv(
                 "Give `episode_snrs_db` of such an environment."
             )
         everyone = range(self.num_envs)
-        self._process.start(everyone, Draws(replayed["trajectory"], replayed["rates"], snrs), replayed)
+        self._process.begin(everyone, Draws(replayed["trajectory"], replayed["rates"], snrs), replayed)
         if self._viewer is not None:
             for i in everyone:
                 self._viewer.begin(i)
@@ -257,16 +257,16 @@ class LatentRefinementVectorEnv(
             self._begin(fresh, {})
         terminated = self._process.episodes.finished()
         infos: dict[str, Any] = {}
-        look = self._process.look()
-        rewards = look.numbers[2]
+        current = self._process.observe()
+        rewards = current.numbers[REWARD]
         if self._autoreset == AutoresetMode.NEXT_STEP:
             self._ended = terminated.copy()
         elif terminated.any():
-            infos = self._final(look, terminated)
+            infos = self._final(current, terminated)
             self._begin(terminated, {})
-            look = self._process.look()
-        observations, current = split_look(look)
-        infos.update(self._masked_infos(current, everywhere))
+            current = self._process.observe()
+        observations, current_infos = current.as_dicts()
+        infos.update(self._masked_infos(current_infos, everywhere))
         return observations, rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), infos
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -290,7 +290,7 @@ class LatentRefinementVectorEnv(
 
     def _begin(self, selected: NDArray[np.bool_], options: dict[str, Any]) -> None:
         chosen = np.flatnonzero(selected).tolist()
-        self._process.begin(chosen, [self._generators[i] for i in chosen], options)
+        self._process.begin(chosen, self._process.draw([self._generators[i] for i in chosen]), options)
         if self._viewer is not None:
             for i in chosen:
                 self._viewer.begin(i)
@@ -311,9 +311,9 @@ class LatentRefinementVectorEnv(
             masked[key], masked[f"_{key}"] = values, selected.copy()
         return masked
 
-    def _final(self, look: Look, ended: NDArray[np.bool_]) -> dict[str, Any]:
+    def _final(self, last: Observations, ended: NDArray[np.bool_]) -> dict[str, Any]:
         """The last observations and infos of the episodes that just ended."""
-        observations, infos = split_look(look)
+        observations, infos = last.as_dicts()
         final_obs = np.full(self.num_envs, None, dtype=object)
         for i in np.flatnonzero(ended):
             final_obs[i] = {

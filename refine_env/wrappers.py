@@ -28,6 +28,8 @@ from refine_env.coding import LOSSLESS_BITS, base_distortion
 from refine_env.config import SystemConfig
 from refine_env.errors import ConfigurationError, NamesAdapter
 from refine_env.link import rate_moments
+from refine_env.model.distortion import RefinementModel
+from refine_env.model.rules import distortion, residual_variance
 
 __all__ = [
     "ENCODINGS",
@@ -127,10 +129,7 @@ def _fill_summary(
     device_error: NDArray[Any],
     history: NDArray[Any],
     deadline: int,
-    innovation: NDArray[np.float64],
-    error_gain: NDArray[np.float64],
-    clean: NDArray[np.float64],
-    error_slope: NDArray[np.float64],
+    model: RefinementModel,
     sizes: NDArray[np.float64],
     base: NDArray[np.float64],
     grid_means: NDArray[np.float64],
@@ -157,10 +156,9 @@ def _fill_summary(
         deviation = np.interp(mean, grid_means, grid_deviations)
         # The later slots' own deviation, and that of the mean that stands for theirs.
         spread = deviation * math.sqrt(later + later * later / max(seen, 1)) + 1e-9
-        t, held, error = server_step[i], device_step[i], float(device_error[i, 0])
-        # Residual variances of the newest latent and of the clean one, as RefinementModel.residual_variance has them.
-        residual = innovation[t, held] + error_gain[t, held] * error
-        residual_clean = innovation[0, held] + error_gain[0, held] * error
+        t, p, error = server_step[i], device_step[i], float(device_error[i, 0])
+        residual = residual_variance(model, t, p, error)
+        residual_clean = residual_variance(model, 0, p, error)
         out[i, 0] = _clip(2.0 * left / deadline - 1.0)
         out[i, 1] = _clip(mean * deadline / most / 4.0 - 1.0)
         out[i, 2] = _clip(math.log2(mean * deadline / most) / 4.0)
@@ -169,8 +167,8 @@ def _fill_summary(
         out[i, 5] = _clip(capacity / most / 4.0 - 1.0)
         out[i, 6] = _clip(math.log2(capacity / most + 1e-3) / 4.0)
         out[i, 7] = _clip((left - t) / deadline)
-        out[i, 8] = _log_error(clean[t])
-        out[i, 9] = _log_error(clean[held] + error_slope[held] * error)
+        out[i, 8] = _log_error(model.clean[t])
+        out[i, 9] = _log_error(distortion(model, p, error))
         out[i, 10] = _log_error(residual)
         out[i, 11] = _log_error(residual_clean)
         column = 12
@@ -184,7 +182,8 @@ def _fill_summary(
             out[i, column + depths] = _clip(margin / 5.0)
             out[i, column + 2 * depths] = _clip(math.erfc(-margin / math.sqrt(2.0)) - 1.0)
             out[i, column + 3 * depths] = _clip((capacity_clean - sizes[b]) / spread_clean / 5.0)
-            out[i, column + 4 * depths] = _log_error(clean[t] + error_slope[t] * residual * base[b])
+            # The formula of `distortion`, with its products in the order in which policies were trained with them.
+            out[i, column + 4 * depths] = _log_error(model.clean[t] + model.error_slope[t] * residual * base[b])
             place = column + 5 * depths
             for q in range(normal_quantiles.size):
                 latency = _latency(sizes[b], current, mean, deviation, seen, normal_quantiles[q], deadline)
@@ -337,7 +336,6 @@ class ObservationEncoder:
                 encoded[rows, start + values] = 1.0
                 start += size
         if self.encoding == "summary":
-            model = config.refinement_model
             _fill_summary(
                 slot,
                 server_step,
@@ -345,10 +343,7 @@ class ObservationEncoder:
                 device_error,
                 history,
                 config.deadline,
-                model.innovation,
-                model.error_gain,
-                model.clean,
-                model.error_slope,
+                config.refinement_model,
                 self._sizes,
                 self._base,
                 self._grid_means,

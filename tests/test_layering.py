@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import pkgutil
 import re
 import subprocess
 import sys
@@ -13,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from numba.core.dispatcher import Dispatcher
 
 import refine_env
 
@@ -356,35 +353,3 @@ def test_id_with_the_module_s_name_registers_itself(gaussian_cache: Path) -> Non
         "print(type(env.unwrapped).__name__)"
     )
     assert run_python(code) == "LatentRefinementEnv"
-
-
-KERNELS_OF_AGENTS = ("agents.policies.clairvoyant", "agents.policies.dynamic_programming", "agents.policies.lookahead")
-
-
-def foreign_kernels(module: ModuleType) -> list[str]:
-    """Kernels of ``module`` that call a kernel of another file."""
-    found = []
-    for name, value in vars(module).items():
-        if isinstance(value, Dispatcher) and value.py_func.__module__ == module.__name__:
-            for callee in value.py_func.__code__.co_names:
-                other = getattr(module, callee, None)
-                if isinstance(other, Dispatcher) and other.py_func.__module__ != module.__name__:
-                    found.append(f"{module.__name__}.{name} calls {callee} of {other.py_func.__module__}")
-    return found
-
-
-def test_a_kernel_calls_only_kernels_of_its_own_file() -> None:
-    """Numba compiles a kernel anew when its own file changes, not when a file that it calls into does."""
-    names = [info.name for info in pkgutil.walk_packages(refine_env.__path__, "refine_env.")]
-    modules = [importlib.import_module(name) for name in [*names, *KERNELS_OF_AGENTS]]
-    assert [complaint for module in modules for complaint in foreign_kernels(module)] == []
-
-
-def test_a_call_into_another_file_is_seen() -> None:
-    module = ModuleType("elsewhere")
-    exec(
-        "from numba import njit\nfrom refine_env.coding.kernels import decode_float16\n"
-        "@njit\ndef f(x):\n    return decode_float16(x, x)\n",
-        vars(module),
-    )
-    assert foreign_kernels(module) == ["elsewhere.f calls decode_float16 of refine_env.coding.kernels"]

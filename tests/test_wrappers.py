@@ -17,6 +17,7 @@ import refine_env
 from refine_env import ConfigurationError
 from refine_env.coding import base_distortion
 from refine_env.wrappers import ENCODINGS, EncodeObservation, ObservationEncoder, VectorEncodeObservation
+from tests.model import plain_rules
 
 VARIANTS = [(encoding, history) for encoding in ENCODINGS for history in (None, 0, 5)]
 
@@ -180,7 +181,7 @@ def test_summary_by_hand(kwargs: dict[str, Any], slot: int, server: int, device:
     deviation = np.interp(mean * config.latent_dim, *np.transpose(moments)) / config.latent_dim
     spread = deviation * math.sqrt((left - 1) + (left - 1) ** 2 / slot)
     model = config.refinement_model
-    residual = model.residual_variance(server, device, error)
+    residual = plain_rules.residual_variance(model, server, device, error)
     sizes = config.message_bits / config.latent_dim
     expected = {
         "slot": 2 * slot / 61 - 1,
@@ -198,9 +199,9 @@ def test_summary_by_hand(kwargs: dict[str, Any], slot: int, server: int, device:
         "log_capacity_left": math.log2(capacity / 16 + 1e-3) / 4,
         "clean_latent_in": (left - server) / 60,
         "latent_distortion_server": log_scale(model.clean[server]),
-        "distortion_device": log_scale(model.distortion(device, error)),
+        "distortion_device": log_scale(plain_rules.distortion(model, device, error)),
         "residual_server": log_scale(residual),
-        "residual_clean": log_scale(model.residual_variance(0, device, error)),
+        "residual_clean": log_scale(plain_rules.residual_variance(model, 0, device, error)),
     }
     for k, bits in enumerate(config.bit_depths):
         margin = (capacity - sizes[k]) / spread
@@ -211,7 +212,7 @@ def test_summary_by_hand(kwargs: dict[str, Any], slot: int, server: int, device:
         clean = max(left - server, 0) * mean if server else capacity
         spread_clean = deviation * math.sqrt(unknown + unknown**2 / slot)
         expected[f"margin_clean[{bits}]"] = min(max((clean - sizes[k]) / spread_clean / 5, -1), 1)
-        after = model.distortion(server, residual * base_distortion(bits))
+        after = plain_rules.distortion(model, server, residual * base_distortion(bits))
         expected[f"distortion_after[{bits}]"] = log_scale(after)
         for quantile in (0.9, 0.99):
             latency = next(

@@ -18,6 +18,8 @@ from agents.base import Agent
 from refine_env import ConfigurationError, SystemConfig
 from refine_env._compiled import kernel
 from refine_env.coding import base_distortion
+from refine_env.model.distortion import RefinementModel
+from refine_env.model.rules import distortion, may_transmit, residual_variance, server_step
 
 __all__ = ["Clairvoyant"]
 
@@ -76,20 +78,17 @@ def _best_schedule(
     uplink_bits: float,
     sizes: NDArray[np.float64],
     base: NDArray[np.float64],
-    innovation: NDArray[np.float64],
-    error_gain: NDArray[np.float64],
-    clean: NDArray[np.float64],
-    error_slope: NDArray[np.float64],
+    model: RefinementModel,
     refreshes: bool,
     schedule: NDArray[np.int64],
 ) -> float:
     """Fill in the actions of one episode (T_d + 2,) and return the distortion at the deadline that they end in."""
-    deadline, num_steps = rates.size, clean.size - 1
+    deadline, num_steps = rates.size, model.clean.size - 1
     schedule[:] = 0
     sent, uplink_slots = 0.0, 0
     while sent < uplink_bits:
         if uplink_slots == deadline:
-            return float(clean[num_steps])
+            return float(model.clean[num_steps])
         sent += rates[uplink_slots]
         uplink_slots += 1
     first = min(uplink_slots + 1, deadline + 1)  # nothing is generated yet
@@ -100,7 +99,7 @@ def _best_schedule(
     reached = np.zeros((deadline + 2, num_steps + 1, 2, 3), dtype=np.int64)
     reached[first, num_steps, :, 0] = -1
     for n in range(first, deadline + 1):
-        t = num_steps - min(num_steps, max(0, n - uplink_slots - 1))
+        t = server_step(n, uplink_slots, num_steps)
         for p in range(t, num_steps + 1):
             for kind in range(2):
                 if reached[n, p, kind, 0] == 0 or (
@@ -110,9 +109,9 @@ def _best_schedule(
                 error = errors[n, p, kind]
                 which = kind * (num_steps + 1) + p
                 _put(n + 1, p, error, n, which, 0, errors, reached)
-                if t == num_steps or (t == p and not (refreshes and error > 0.0)):
+                if not may_transmit(t, p, num_steps, refreshes, error > 0.0):
                     continue
-                variance = innovation[t, p] + error_gain[t, p] * error
+                variance = residual_variance(model, t, p, error)
                 for b in range(sizes.size):
                     if latencies[n, b] > 0:
                         _put(n + latencies[n, b], t, variance * base[b], n, which, b + 1, errors, reached)
@@ -120,7 +119,7 @@ def _best_schedule(
     for p in range(num_steps, -1, -1):
         for kind in range(2):
             if reached[deadline + 1, p, kind, 0] != 0:
-                value = clean[p] + error_slope[p] * errors[deadline + 1, p, kind]
+                value = distortion(model, p, errors[deadline + 1, p, kind])
                 if value < best:
                     best, end_step, end_kind = value, p, kind
     n, p, kind = deadline + 1, end_step, end_kind
@@ -137,10 +136,7 @@ def _best_schedules(
     uplink_bits: float,
     sizes: NDArray[np.float64],
     base: NDArray[np.float64],
-    innovation: NDArray[np.float64],
-    error_gain: NDArray[np.float64],
-    clean: NDArray[np.float64],
-    error_slope: NDArray[np.float64],
+    model: RefinementModel,
     refreshes: bool,
     schedules: NDArray[np.int64],
     values: NDArray[np.float64],
@@ -152,10 +148,7 @@ def _best_schedules(
             uplink_bits,
             sizes,
             base,
-            innovation,
-            error_gain,
-            clean,
-            error_slope,
+            model,
             refreshes,
             schedules[i],
         )
@@ -182,15 +175,11 @@ class Clairvoyant(Agent):
 
     def __init__(self, config: SystemConfig) -> None:
         super().__init__(config, name="clairvoyant")
-        model = config.refinement_model
         self._system = (
             float(config.uplink_bits),
             np.array(config.message_bits),
             np.array([base_distortion(bits) for bits in config.bit_depths]),
-            model.innovation,
-            model.error_gain,
-            model.clean,
-            model.error_slope,
+            config.refinement_model,
             bool(config.make_coder().refreshes_held_step),
         )
         self.schedules = np.zeros((0, config.deadline + 2), dtype=np.int64)

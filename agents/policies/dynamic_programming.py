@@ -29,9 +29,18 @@ from numpy.typing import NDArray
 
 from agents.base import Agent
 from refine_env import SystemConfig
-from refine_env._compiled import kernel
-from refine_env.coding import LOSSLESS_BITS, base_distortion
+from refine_env._compiled import kernel, plain
+from refine_env.coding import base_distortion
 from refine_env.link import RateChain, RateLaw
+from refine_env.model.distortion import RefinementModel
+from refine_env.model.rules import (
+    distortion,
+    is_lossy,
+    longest_uplink,
+    may_transmit,
+    residual_variance,
+    server_step,
+)
 
 __all__ = ["DynamicProgramming"]
 
@@ -70,7 +79,7 @@ class ChannelKnowledge(NamedTuple):
 def independent_slots(
     law: RateLaw, config: SystemConfig, num_levels: int, *, rate_scale: float = 1.0
 ) -> ChannelKnowledge:
-    """Of a link whose slots are independent: there is one class.
+    """What is known of a link with independent slots: there is one class.
 
     The law of a level's deliveries is averaged over the rates in it, so what is computed with it is exact for a policy
     that sees just the level, and the levels' average is the law of a policy that sees none.
@@ -109,7 +118,7 @@ def independent_slots(
 
 
 def chained_slots(chain: RateChain, config: SystemConfig) -> ChannelKnowledge:
-    """Of a link whose slots form a Markov chain of levels: the class of a slot is its level.
+    """What is known of a link with a Markov chain of levels: the class of a slot is its level.
 
     Args:
         chain: of a slot's rate.
@@ -131,7 +140,7 @@ class Recursion(NamedTuple):
     """The recursion along deliveries, and the grid of coding errors on which values are tabulated.
 
     Attributes:
-        innovation, error_gain, clean, error_slope: of :class:`refine_env.model.distortion.RefinementModel`.
+        model: how the distortion develops over a chain of deliveries.
         base: D_base of every bit depth (|𝓑|,).
         grid: coding errors, 0 and then evenly spaced logarithms (E,).
         first_log: logarithm of ``grid[1]``.
@@ -139,10 +148,7 @@ class Recursion(NamedTuple):
         refreshes: the held step may be sent again while it has an error.
     """
 
-    innovation: NDArray[np.float64]
-    error_gain: NDArray[np.float64]
-    clean: NDArray[np.float64]
-    error_slope: NDArray[np.float64]
+    model: RefinementModel
     base: NDArray[np.float64]
     grid: NDArray[np.float64]
     first_log: float
@@ -151,21 +157,18 @@ class Recursion(NamedTuple):
 
     @classmethod
     def of(cls, config: SystemConfig, points_per_decade: int) -> Recursion:
-        """Of a system."""
+        """The recursion of a system, with so many grid points per decade of coding errors."""
         model = config.refinement_model
         base = np.array([base_distortion(bits) for bits in config.bit_depths])
         largest = np.zeros(config.num_steps + 1)  # error that a delivery of each step can leave
         for t in range(config.num_steps - 1, -1, -1):
-            held = slice(t + 1, None)
-            largest[t] = (model.innovation[t, held] + model.error_gain[t, held] * largest[held]).max() * base.max()
+            older = slice(t + 1, None)
+            largest[t] = model.residual_variance(t, older, largest[older]).max() * base.max()
         top = max(float(largest.max()), 1e-300)
         count = int(-np.log10(_SMALLEST_ERROR) * points_per_decade) + 1
         grid = np.append(0.0, np.geomspace(top * _SMALLEST_ERROR, top, count))
         return cls(
-            model.innovation,
-            model.error_gain,
-            model.clean,
-            model.error_slope,
+            model,
             base,
             grid,
             float(np.log(grid[1])),
@@ -204,7 +207,7 @@ def _place(error: float, grid: NDArray[np.float64], first_log: float, points_per
 def _sending(
     b: int,
     variance: float,
-    held: float,
+    late: float,
     level: int,
     slots_left: int,
     recursion: Recursion,
@@ -216,7 +219,7 @@ def _sending(
     Args:
         b: index of the bit depth.
         variance: s² of its residual.
-        held: distortion at the deadline where it ends too late.
+        late: distortion at the deadline if it ends too late.
         level: of the slot's rate.
         slots_left: a transmission of so many slots ends in time.
         recursion: the recursion.
@@ -225,7 +228,7 @@ def _sending(
     """
     i, w = _place(variance * recursion.base[b], recursion.grid, recursion.first_log, recursion.points_per_log)
     in_time = (1.0 - w) * sent[b, level, i] + w * sent[b, level, i + 1]
-    return float(in_time + tail[b, level, slots_left] * held)
+    return float(in_time + tail[b, level, slots_left] * late)
 
 
 @kernel
@@ -242,7 +245,7 @@ def _solve(
     sent: NDArray[np.float64],
 ) -> None:
     """Backward induction over the slots; fills ``values`` and ``sent`` of a :class:`Table`."""
-    deadline, num_steps = server_steps.size - 2, recursion.clean.size - 1
+    deadline, num_steps = server_steps.size - 2, recursion.model.clean.size - 1
     classes, levels = mixing.shape
     for n in range(deadline + 1, first_slot - 1, -1):
         t = server_steps[n]
@@ -260,13 +263,13 @@ def _solve(
             own = values[first_row[n] + p]
             if n > deadline:
                 for i in range(recursion.grid.size):
-                    own[:, i] = recursion.clean[p] + recursion.error_slope[p] * recursion.grid[i]
+                    own[:, i] = distortion(recursion.model, p, recursion.grid[i])
                 continue
             following = values[first_row[n + 1] + p]
             for i in range(recursion.grid.size):
-                legal = t < num_steps and (t < p or (recursion.refreshes and i > 0))
-                held = recursion.clean[p] + recursion.error_slope[p] * recursion.grid[i]
-                variance = recursion.innovation[t, p] + recursion.error_gain[t, p] * recursion.grid[i]
+                legal = may_transmit(t, p, num_steps, recursion.refreshes, recursion.grid[i] > 0.0)
+                late = distortion(recursion.model, p, recursion.grid[i])
+                variance = residual_variance(recursion.model, t, p, recursion.grid[i])
                 for level in range(levels):
                     best = 0.0
                     for c in range(classes):
@@ -274,14 +277,14 @@ def _solve(
                     if legal:
                         for b in range(recursion.base.size):
                             best = min(
-                                best, _sending(b, variance, held, level, deadline + 1 - n, recursion, sent[n], tail)
+                                best, _sending(b, variance, late, level, deadline + 1 - n, recursion, sent[n], tail)
                             )
                     for c in range(classes):
                         own[c, i] += mixing[c, level] * best
 
 
 @kernel
-def _fill_qualities(
+def _fill_expected_distortion(
     slots: NDArray[np.int64],
     device_steps: NDArray[np.int64],
     errors: NDArray[np.float64],
@@ -294,24 +297,24 @@ def _fill_qualities(
     recursion: Recursion,
     onward: NDArray[np.float64],
     tail: NDArray[np.float64],
-    qualities: NDArray[np.float64],
+    expected: NDArray[np.float64],
 ) -> None:
-    """What every action is worth in N states of one table, in slots 1 … T_d; fills ``qualities`` (N, 1 + |𝓑|)."""
+    """Fill in the least expected distortion after every action (N, 1 + |𝓑|), in slots 1 … T_d of one table."""
     deadline = server_steps.size - 2
     for k in range(slots.size):
         n, p, error, level = slots[k], device_steps[k], errors[k], levels[k]
         t = server_steps[n]
         i, w = _place(error, recursion.grid, recursion.first_log, recursion.points_per_log)
         following = values[first_row[n + 1] + p]
-        qualities[k, 0] = 0.0
+        expected[k, 0] = 0.0
         for c in range(following.shape[0]):
-            qualities[k, 0] += onward[level, c] * ((1.0 - w) * following[c, i] + w * following[c, i + 1])
-        qualities[k, 1:] = np.inf
+            expected[k, 0] += onward[level, c] * ((1.0 - w) * following[c, i] + w * following[c, i + 1])
+        expected[k, 1:] = np.inf
         if legal[k]:
-            held = recursion.clean[p] + recursion.error_slope[p] * error
-            variance = recursion.innovation[t, p] + recursion.error_gain[t, p] * error
+            late = distortion(recursion.model, p, error)
+            variance = residual_variance(recursion.model, t, p, error)
             for b in range(recursion.base.size):
-                qualities[k, b + 1] = _sending(b, variance, held, level, deadline + 1 - n, recursion, sent[n], tail)
+                expected[k, b + 1] = _sending(b, variance, late, level, deadline + 1 - n, recursion, sent[n], tail)
 
 
 @dataclass(eq=False)
@@ -344,7 +347,7 @@ class Solution:
         deadline, num_steps = self.config.deadline, self.config.num_steps
         knowledge, recursion = self.knowledge, self.recursion
         slots = np.arange(deadline + 2)
-        server_steps = num_steps - np.clip(slots - uplink_slots - 1, 0, num_steps)
+        server_steps = np.array([plain(server_step)(n, uplink_slots, num_steps) for n in range(deadline + 2)])
         first_slot = min(uplink_slots + 1, deadline + 1)
         rows = np.where(slots < first_slot, 0, num_steps + 1 - server_steps)
         first_row = np.cumsum(rows) - rows - server_steps
@@ -375,7 +378,7 @@ class Solution:
     def predicted_value(self) -> float:
         """Expected distortion at the deadline, over the law of T_ul; with nothing delivered where it never ends."""
         uplink = self.knowledge.uplink
-        nothing = float(self.recursion.clean[-1])
+        nothing = float(self.recursion.model.clean[-1])
         value = nothing * max(0.0, 1.0 - float(uplink.sum()))
         for slots in range(self.config.deadline + 1):
             probability = float(uplink[slots].sum())
@@ -384,7 +387,9 @@ class Solution:
                 value += nothing * probability if late else float(uplink[slots] @ self.at_uplink_end(slots))
         return value
 
-    def qualities(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def expected_distortion(
+        self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
         """The least expected distortion at the deadline after each action, (N, 1 + |𝓑|); infinite where illegal.
 
         Args:
@@ -403,7 +408,7 @@ class Solution:
         for uplink_slots in np.unique(uplinks).tolist():
             own = np.flatnonzero(uplinks == uplink_slots)
             part = np.empty((own.size, config.num_actions))
-            _fill_qualities(
+            _fill_expected_distortion(
                 slots[own],
                 observation["device_step"][own],
                 errors[own],
@@ -420,9 +425,9 @@ class Solution:
 
     def _uplink_slots(self, slots: NDArray[np.int64], server_steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """T_ul of each episode, which time and t(n) > 0 tell; with t(n) = 0 any will do for which it is 0."""
-        ended = slots - 1 - self.config.num_steps  # the largest T_ul with t(n) = 0
+        longest: NDArray[np.int64] = longest_uplink(slots, server_steps, self.config.num_steps)
         usual = int(self.knowledge.uplink.sum(axis=1).argmax())
-        return np.where(server_steps > 0, ended + server_steps, np.minimum(ended, max(1, usual)))
+        return np.where(server_steps > 0, longest, np.minimum(longest, max(1, usual)))
 
 
 @lru_cache(maxsize=48)
@@ -474,7 +479,7 @@ class DynamicProgramming(Agent):
         """The actions of the least expected distortion."""
         actions = np.zeros(legal.size, dtype=np.int64)
         if legal.any():
-            actions[legal] = best_actions(self.solution.qualities(part_of(observation, legal), legal[legal]))
+            actions[legal] = best_actions(self.solution.expected_distortion(part_of(observation, legal), legal[legal]))
         return actions
 
     def value(self, observation: Mapping[str, Any]) -> NDArray[np.float64]:
@@ -490,22 +495,22 @@ class DynamicProgramming(Agent):
         single = np.ndim(observation["slot"]) == 0
         batch = {key: np.asarray(value)[None] if single else value for key, value in observation.items()}
         config, recursion = self.config, self.solution.recursion
-        server_steps, device_steps, bits = batch["server_step"], batch["device_step"], batch["device_bits"]
+        server_steps, device_steps = batch["server_step"], batch["device_step"]
         values = np.full(server_steps.size, np.nan)
         ended = batch["slot"] > config.deadline
         errors = np.asarray(batch["device_error"], dtype=np.float64).reshape(-1)
         values[ended] = config.refinement_model.distortion(device_steps[ended], errors[ended])
         idle = ~ended & (batch["remaining_bits"].reshape(-1) == 0.0)
-        refinable = recursion.refreshes & (bits > 0) & (bits < LOSSLESS_BITS) & (server_steps == device_steps)
-        legal = (server_steps < config.num_steps) & ((server_steps < device_steps) | refinable)
+        lossy = plain(is_lossy)(batch["device_bits"])
+        legal = plain(may_transmit)(server_steps, device_steps, config.num_steps, recursion.refreshes, lossy)
         if idle.any():
-            values[idle] = self.solution.qualities(part_of(batch, idle), legal[idle]).min(axis=1)
+            values[idle] = self.solution.expected_distortion(part_of(batch, idle), legal[idle]).min(axis=1)
         return values[0] if single else values
 
 
-def best_actions(qualities: NDArray[np.float64]) -> NDArray[np.int64]:
+def best_actions(expected_distortion: NDArray[np.float64]) -> NDArray[np.int64]:
     """The actions of the least expected distortion, (N, 1 + |𝓑|) to (N,); waiting where nothing is gained."""
-    shaded = qualities.copy()
+    shaded = expected_distortion.copy()
     shaded[:, 0] -= _ROUNDING * np.abs(shaded[:, 0])
     actions: NDArray[np.int64] = shaded.argmin(axis=1)
     return actions

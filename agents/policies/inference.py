@@ -137,11 +137,11 @@ class InferringDynamicProgramming(Agent):
             return actions
         part = part_of(observation, legal)
         posterior = self.posterior(part)
-        qualities = np.zeros((len(posterior), self.config.num_actions))
+        expected = np.zeros((len(posterior), self.config.num_actions))
         for g in np.flatnonzero(posterior.any(axis=0)).tolist():
             own = posterior[:, g] > 0.0
             policy = self._known_rates.solution(float(self.snrs_db[g]))
             likely = np.ones(int(own.sum()), dtype=np.bool_)
-            qualities[own] += posterior[own, g, None] * policy.qualities(part_of(part, own), likely)
-        actions[legal] = best_actions(qualities)
+            expected[own] += posterior[own, g, None] * policy.expected_distortion(part_of(part, own), likely)
+        actions[legal] = best_actions(expected)
         return actions

@@ -25,7 +25,7 @@ from refine_env.wrappers import ObservationEncoder
 __all__ = ["ACTIVATIONS", "FORMAT", "SHIPPED", "Learned", "PolicyFiles", "read_policy"]
 
 FORMAT = 2
-"""Of ``policy.json``; format 1 has no ``weights_sha256``, and is still read."""
+"""Format version of ``policy.json``; version 1 has no ``weights_sha256``, and is still read."""
 
 SHIPPED = Path(__file__).parent / "shipped"
 """Folder of the policy that ``learned`` names."""

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refine_env._compiled import plain
 from refine_env._validation import check_integer
 from refine_env.coding import kernels
 from refine_env.coding.entropy import compress_indices, decompress_indices
 from refine_env.coding.lloyd_max import LOSSLESS_BITS
 from refine_env.coding.refinement import Code, Coder
 from refine_env.errors import BitstreamError, ConfigurationError, import_extra
+from refine_env.model.rules import is_lossy, may_transmit
 
 __all__ = [
     "FORMAT_VERSIONS",
@@ -427,11 +429,12 @@ class RefinementCodec:
                 f"`bits` must be one of the bit depths {list(self.coder.bit_depths)}, got {bits}. "
                 "Use the same bit depths at both ends."
             )
-        refreshes = self.coder.refreshes_held_step and 0 < self.device_bits < LOSSLESS_BITS
-        if not 0 <= step < self.device_step + refreshes:
+        lossy = plain(is_lossy)(self.device_bits)
+        system = (self.coder.schedule.num_steps, self.coder.refreshes_held_step, lossy)
+        if step < 0 or not plain(may_transmit)(step, self.device_step, *system):
+            oldest = self.device_step - (not plain(may_transmit)(self.device_step, self.device_step, *system))
             raise BitstreamError(
-                f"`step` must be in 0 … {self.device_step + refreshes - 1}, fresher than what the device holds, got "
-                f"{step}. Send a later latent."
+                f"`step` must be in 0 … {oldest}, fresher than what the device holds, got {step}. Send a later latent."
             )
 
 

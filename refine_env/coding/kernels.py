@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from refine_env._compiled import kernel
 from refine_env.coding.lloyd_max import LOSSLESS_BITS, QuantizerTable
+from refine_env.model.distortion import RefinementModel
+from refine_env.model.rules import residual_variance
 
 __all__ = [
     "CoderTables",
@@ -149,16 +151,16 @@ def pack_bits(indices: NDArray[np.uint16], bits: int, out: NDArray[np.uint8]) ->
         bits: b, 1 … 16.
         out: ⌈Mb/8⌉ bytes.
     """
-    held, count, position = np.uint32(0), 0, 0  # bits not yet written, below 8 of them between two indices
+    pending, count, position = np.uint32(0), 0, 0  # bits not yet written, below 8 of them between two indices
     for m in range(indices.size):
-        held = np.uint32((held << np.uint32(bits)) | np.uint32(indices[m]))
+        pending = np.uint32((pending << np.uint32(bits)) | np.uint32(indices[m]))
         count += bits
         while count >= 8:
             count -= 8
-            out[position] = np.uint8((held >> np.uint32(count)) & np.uint32(0xFF))
+            out[position] = np.uint8((pending >> np.uint32(count)) & np.uint32(0xFF))
             position += 1
     if count > 0:
-        out[position] = np.uint8((held << np.uint32(8 - count)) & np.uint32(0xFF))
+        out[position] = np.uint8((pending << np.uint32(8 - count)) & np.uint32(0xFF))
 
 
 @kernel
@@ -170,15 +172,15 @@ def unpack_bits(data: NDArray[np.uint8], bits: int, indices: NDArray[np.uint16])
         bits: b, 1 … 16.
         indices: overwritten with M indices below 2^b.
     """
-    held, count, position = np.uint32(0), 0, 0
+    pending, count, position = np.uint32(0), 0, 0
     mask = np.uint32((1 << bits) - 1)
     for m in range(indices.size):
         while count < bits:
-            held = np.uint32((held << np.uint32(8)) | np.uint32(data[position]))
+            pending = np.uint32((pending << np.uint32(8)) | np.uint32(data[position]))
             position += 1
             count += 8
         count -= bits
-        indices[m] = np.uint16((held >> np.uint32(count)) & mask)
+        indices[m] = np.uint16((pending >> np.uint32(count)) & mask)
 
 
 @kernel
@@ -552,8 +554,7 @@ class CoderTables(NamedTuple):
 
     Attributes:
         gain: prediction gain g, float32 (T+1, T+1), indexed [t, t_p].
-        variance: s² where the device has no error, float64 (T+1, T+1).
-        error_gain: what the device's error adds to s², float64 (T+1, T+1).
+        model: what s² is by the model.
         base_distortion: D_base(b), float64 (17,), 0 where b is not used.
         cells: the quantizers' cells, one table under the other, float32 (rows, 4).
         first_row: a quantizer's first row in ``cells``, int64 (17,).
@@ -568,8 +569,7 @@ class CoderTables(NamedTuple):
     """
 
     gain: NDArray[np.float32]
-    variance: NDArray[np.float64]
-    error_gain: NDArray[np.float64]
+    model: RefinementModel
     base_distortion: NDArray[np.float64]
     cells: NDArray[np.float32]
     first_row: NDArray[np.int64]
@@ -594,12 +594,6 @@ def _type_pointer(typing_context: Any, address: Any) -> Any:
 _PATTERNS: Any = types.CPointer(types.uint16)  # type: ignore[no-untyped-call]
 _pointer: Any = intrinsic(_type_pointer)
 _array_at: Any = numba.carray  # type: ignore[attr-defined]
-
-
-@kernel
-def _residual_variance(tables: CoderTables, step: int, device_step: int, device_error: float) -> Any:
-    """s² by the model."""
-    return tables.variance[step, device_step] + tables.error_gain[step, device_step] * device_error
 
 
 @kernel
@@ -639,7 +633,7 @@ def deliver(
     cells = tables.cells[first : first + tables.num_rows[bits]]
     origin, bins_per_unit = tables.origin[bits], tables.bins_per_unit[bits]
     gain = tables.gain[step, device_step]
-    variance = _residual_variance(tables, step, device_step, device_error)
+    variance = residual_variance(tables.model, step, device_step, device_error)
     if orders is None:  # known when this is compiled: nothing below is, then
         if variance > 0.0:
             _refine(latent, held, device, gain, np.float32(np.sqrt(variance)), cells, origin, bins_per_unit)
@@ -678,7 +672,7 @@ def begin_batch(
 
     Args:
         selected: which of the N (n,).
-        addresses: of every episode's float16 patterns (N,).
+        addresses: of every episode's float16 patterns (N,); the caller keeps these arrays alive during the call.
         num_rows: how many steps these have, T + 1 or T (N,).
         num_steps: T.
         device: (N, M); the rows of the selected are overwritten.
@@ -701,7 +695,7 @@ def predict_errors(state: NDArray[Any], tables: CoderTables) -> None:
     for i in range(state.size):
         s = state[i]
         if s.delivered:
-            variance = _residual_variance(tables, s.device_step, s.predecessor, s.device_error)
+            variance = residual_variance(tables.model, s.device_step, s.predecessor, s.device_error)
             s.device_error = variance * tables.base_distortion[s.device_bits]
 
 
@@ -718,7 +712,7 @@ def deliver_batch(
     Args:
         state: records with the fields ``delivered``, ``device_step``, ``predecessor``, ``device_bits``,
             ``num_deliveries``, ``device_error``, ``latent_mse`` (N,); the last two are written.
-        addresses: of every episode's float16 patterns, (T, M) or more.
+        addresses: of every episode's float16 patterns, (T, M) or more; as :func:`begin_batch` takes them.
         device: (N, M).
         tables: the coder's.
         orders: as :func:`deliver` takes them, as many as any episode has deliveries.

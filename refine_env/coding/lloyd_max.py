@@ -13,6 +13,7 @@ from scipy import linalg, special
 
 from refine_env._validation import check_integer
 from refine_env.errors import ConfigurationError
+from refine_env.model.rules import LOSSLESS_BITS
 
 __all__ = [
     "LOSSLESS_BITS",
@@ -21,9 +22,6 @@ __all__ = [
     "QuantizerTable",
     "base_distortion",
 ]
-
-LOSSLESS_BITS = 16
-"""Bit depth at which a latent is sent as its float16 values: nothing is lost."""
 
 MAX_QUANTIZER_BITS = 15
 

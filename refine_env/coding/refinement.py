@@ -277,8 +277,7 @@ class _LinearCoder:
         costs = [_row_costs(bits) for bits in self._quantizers] if self.entropy_coding else []
         return kernels.CoderTables(
             gain=self.model.gain.astype(np.float32),
-            variance=self.model.innovation,
-            error_gain=self.model.error_gain,
+            model=self.model,
             base_distortion=by_depth[0],
             cells=np.concatenate(cells) if cells else np.zeros((1, 4), dtype=np.float32),
             first_row=rows[0],
@@ -493,8 +492,8 @@ class _LinearCoder:
     def max_error(self) -> float:
         """A bound of the predicted coding errors over all t <= t_p and 𝓑, by the model; of ``forward`` the largest."""
         largest = max(self._base_distortion.values())
-        held = largest * max(1.0, float(self.model.innovation[:, -1].max()))  # what a device's error can be
-        return float((self.model.innovation + self.model.error_gain * held).max()) * largest
+        device_error = largest * max(1.0, float(self.model.innovation[:, -1].max()))  # the most that it can be
+        return float(self.model.residual_variance(np.s_[:], np.s_[:], device_error).max()) * largest
 
 
 class ForwardCoder(_LinearCoder):

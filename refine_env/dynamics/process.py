@@ -24,10 +24,9 @@ __all__ = [
     "INFO_KEYS",
     "DecisionProcess",
     "Draws",
-    "Look",
+    "Observations",
     "draw_for_all",
     "make_observation_space",
-    "split_look",
 ]
 
 INFO_KEYS = (
@@ -67,27 +66,21 @@ def make_observation_space(config: SystemConfig, history_length: int) -> spaces.
     )
 
 
-INTEGERS = (
-    "slot",
-    "server_step",
-    "device_step",
-    "device_bits",
-    "num_deliveries",
-    "uplink_slots",
-    "trajectory",
-    "delivered",
-    "illegal_action",
-)
-"""Rows of the integers in a :class:`Look`."""
+# Rows of the arrays in Observations.
+INTEGERS, NUMBERS, FLOATS = 9, 3, 2
+SLOT, SERVER_STEP, DEVICE_STEP, DEVICE_BITS, NUM_DELIVERIES = range(5)
+UPLINK_SLOTS, TRAJECTORY, DELIVERED, ILLEGAL = range(5, INTEGERS)
+BITS_SENT, LATENT_MSE, REWARD = range(NUMBERS)
+REMAINING_BITS, DEVICE_ERROR = range(FLOATS)
 
 
-class Look(NamedTuple):
-    """What N episodes show, in fresh arrays.
+class Observations(NamedTuple):
+    """Observations, infos and rewards of N episodes, in few arrays that a kernel fills.
 
     Attributes:
-        integers: int64 (len(INTEGERS), N).
-        numbers: bits sent, latent MSE and reward of the last step, float64 (3, N).
-        floats: bits per dimension still to flow and predicted coding error, float32 (2, N, 1).
+        integers: int64 (INTEGERS, N), rows SLOT … ILLEGAL.
+        numbers: float64 (NUMBERS, N), rows BITS_SENT, LATENT_MSE and REWARD, the reward of the last step.
+        floats: float32 (FLOATS, N, 1), rows REMAINING_BITS, per dimension, and DEVICE_ERROR.
         history: channel history, float32 (N, history length).
         mask: legal actions, int8 (N, 1 + |𝓑|).
     """
@@ -97,6 +90,40 @@ class Look(NamedTuple):
     floats: NDArray[np.float32]
     history: NDArray[np.float32]
     mask: NDArray[np.int8]
+
+    @classmethod
+    def empty(cls, count: int, history_length: int, num_actions: int) -> Observations:
+        """Arrays for N episodes, yet to be filled."""
+        return cls(
+            np.empty((INTEGERS, count), dtype=np.int64),
+            np.empty((NUMBERS, count)),
+            np.empty((FLOATS, count, 1), dtype=np.float32),
+            np.empty((count, history_length), dtype=np.float32),
+            np.empty((count, num_actions), dtype=np.int8),
+        )
+
+    def as_dicts(self) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Observations and infos; keys in the order of Gymnasium's spaces."""
+        observations: dict[str, NDArray[Any]] = {
+            "channel_history": self.history,
+            "device_bits": self.integers[DEVICE_BITS],
+            "device_error": self.floats[DEVICE_ERROR],
+            "device_step": self.integers[DEVICE_STEP],
+            "remaining_bits": self.floats[REMAINING_BITS],
+            "server_step": self.integers[SERVER_STEP],
+            "slot": self.integers[SLOT],
+        }
+        infos: dict[str, NDArray[Any]] = {
+            "action_mask": self.mask,
+            "bits_sent": self.numbers[BITS_SENT],
+            "delivered": self.integers[DELIVERED].astype(np.bool_),
+            "illegal_action": self.integers[ILLEGAL].astype(np.bool_),
+            "latent_mse": self.numbers[LATENT_MSE],
+            "num_deliveries": self.integers[NUM_DELIVERIES],
+            "trajectory": self.integers[TRAJECTORY],
+            "uplink_slots": self.integers[UPLINK_SLOTS],
+        }
+        return observations, infos
 
 
 class Draws(NamedTuple):
@@ -126,7 +153,7 @@ def _reward(s: Any, kind: int, deadline: int) -> float:
 
 
 @kernel
-def fill_look(
+def fill_observations(
     state: NDArray[Any],
     rates: NDArray[np.float64],
     latent_dim: int,
@@ -139,7 +166,7 @@ def fill_look(
     mask: NDArray[np.int8],
     max_error: float,
 ) -> None:
-    """Fill a :class:`Look`.
+    """Fill the arrays of :class:`Observations`.
 
     The history holds the rates of the slots up to the current one, per latent dimension, most recent last and 0
     before slot 1; after the last slot it ends with slot T_d.
@@ -150,27 +177,27 @@ def fill_look(
         latent_dim: M.
         ceiling: value at which the history saturates [bit/dimension].
         reward: position in ``settings.REWARDS``.
-        integers, numbers, floats, history, mask: the fields of the look.
+        integers, numbers, floats, history, mask: the fields of the observations.
         max_error: value at which the predicted coding error saturates.
     """
     length = history.shape[1]
     deadline = rates.shape[1]
     for i in range(state.size):
         s = state[i]
-        integers[0, i] = s.slot
-        integers[1, i] = s.server_step
-        integers[2, i] = s.device_step
-        integers[3, i] = s.device_bits
-        integers[4, i] = s.num_deliveries
-        integers[5, i] = s.uplink_slots
-        integers[6, i] = s.trajectory
-        integers[7, i] = s.delivered
-        integers[8, i] = s.illegal
-        floats[0, i, 0] = (s.message_size - s.message_sent) / latent_dim
-        floats[1, i, 0] = min(s.device_error, max_error)
-        numbers[0, i] = s.bits_sent
-        numbers[1, i] = s.latent_mse
-        numbers[2, i] = _reward(s, reward, deadline)
+        integers[SLOT, i] = s.slot
+        integers[SERVER_STEP, i] = s.server_step
+        integers[DEVICE_STEP, i] = s.device_step
+        integers[DEVICE_BITS, i] = s.device_bits
+        integers[NUM_DELIVERIES, i] = s.num_deliveries
+        integers[UPLINK_SLOTS, i] = s.uplink_slots
+        integers[TRAJECTORY, i] = s.trajectory
+        integers[DELIVERED, i] = s.delivered
+        integers[ILLEGAL, i] = s.illegal
+        floats[REMAINING_BITS, i, 0] = (s.message_size - s.message_sent) / latent_dim
+        floats[DEVICE_ERROR, i, 0] = min(s.device_error, max_error)
+        numbers[BITS_SENT, i] = s.bits_sent
+        numbers[LATENT_MSE, i] = s.latent_mse
+        numbers[REWARD, i] = _reward(s, reward, deadline)
         before = length - min(s.slot, deadline)  # entries before slot 1
         for k in range(min(before, length)):
             history[i, k] = 0.0
@@ -268,21 +295,11 @@ class DecisionProcess:
             checked["rates"] = np.broadcast_to(rates, (count, deadline))
         return checked
 
-    def begin(self, selected: Sequence[int], rngs: Sequence[np.random.Generator], options: Mapping[str, Any]) -> None:
-        """Start episodes: draw everything random in them, then put in what the options replay.
-
-        Always drawn of each, in this order: trajectory, SNR (only of a range), gains; a replayed part never changes
-        what else is drawn.
-
-        Args:
-            selected: which of the N.
-            rngs: the generator of each of them.
-            options: as :meth:`check_options` returned them.
-        """
-        self.start(selected, self.draw(rngs), options)
-
     def draw(self, rngs: Sequence[np.random.Generator]) -> Draws:
-        """Draw all that is random in episodes, each from its own generator."""
+        """Draw all that is random in episodes, each from its own generator.
+
+        The order is always: trajectory, SNR (only of a range), gains.
+        """
         config = self.config
         count = self._indices.size
         trajectories, snrs_db, powers = [], [], []
@@ -304,15 +321,21 @@ class DecisionProcess:
         )
         return Draws(np.array(trajectories, dtype=np.int64), rates, np.array(snrs_db))
 
-    def start(self, selected: Sequence[int], draws: Draws, options: Mapping[str, Any]) -> None:
-        """Start episodes whose draws are known, see :meth:`begin`."""
+    def begin(self, selected: Sequence[int], draws: Draws, options: Mapping[str, Any]) -> None:
+        """Begin episodes with what was drawn for them, but for what the options replay.
+
+        A replayed part is drawn all the same, so that it never changes what else is drawn.
+
+        Args:
+            selected: which of the N.
+            draws: of each of these, as :meth:`draw` returned them.
+            options: as :meth:`check_options` returned them.
+        """
         chosen = list(selected)
         trajectories = np.array(options["trajectory"][chosen]) if "trajectory" in options else draws.trajectories
         rates = options["rates"][chosen] if "rates" in options else draws.rates
         self.snrs_db[chosen] = draws.snrs_db
-        self.episodes.begin_many(
-            chosen, trajectories.astype(np.int64), rates, skip_forced_slots=self.settings.decision_epochs
-        )
+        self.episodes.begin(chosen, trajectories, rates, skip_forced_slots=self.settings.decision_epochs)
 
     def step(self, actions: NDArray[np.int64]) -> None:
         """Act in every episode whose action is not ``simulator.NO_ACTION``.
@@ -366,20 +389,13 @@ class DecisionProcess:
                 f"{self.episodes.remaining_bits()[i]:.0f} bits in flight). Use the action mask."
             )
 
-    def look(self) -> Look:
+    def observe(self) -> Observations:
         """What all N episodes show, in fresh arrays; rewards are those of the last step, 0 for who took none."""
-        count = len(self.episodes)
-        look = Look(
-            np.empty((len(INTEGERS), count), dtype=np.int64),
-            np.empty((3, count)),
-            np.empty((2, count, 1), dtype=np.float32),
-            np.empty((count, self.history_length), dtype=np.float32),
-            np.empty((count, self.config.num_actions), dtype=np.int8),
-        )
-        self.look_into(*look)
-        return look
+        observations = Observations.empty(len(self.episodes), self.history_length, self.config.num_actions)
+        self.observe_into(*observations)
+        return observations
 
-    def look_into(
+    def observe_into(
         self,
         integers: NDArray[np.int64],
         numbers: NDArray[np.float64],
@@ -387,9 +403,9 @@ class DecisionProcess:
         history: NDArray[np.float32],
         mask: NDArray[np.int8],
     ) -> None:
-        """Fill the given arrays, the fields of a :class:`Look`."""
+        """Fill the given arrays, the fields of :class:`Observations`."""
         episodes = self.episodes
-        fill_look(
+        fill_observations(
             episodes.state,
             episodes.rates,
             self._latent_dim,
@@ -429,29 +445,3 @@ def draw_for_all(processes: Sequence[DecisionProcess], rngs: Sequence[np.random.
             own = table[first : first + len(part)]
             channel.fill_rates(gains[: len(part)], np.full(len(part), power), config.symbols_per_slot, own)
     return [Draws(trajectories, rates[other._power], np.full(len(rngs), other.config.snr_db)) for other in processes]
-
-
-def split_look(look: Look) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """Observations and infos of N episodes; keys in the order of Gymnasium's spaces."""
-    slot, server_step, device_step, device_bits, num_deliveries, uplink_slots, trajectory = look.integers[:7]
-    delivered, illegal = look.integers[7:].astype(np.bool_)
-    observations: dict[str, NDArray[Any]] = {
-        "channel_history": look.history,
-        "device_bits": device_bits,
-        "device_error": look.floats[1],
-        "device_step": device_step,
-        "remaining_bits": look.floats[0],
-        "server_step": server_step,
-        "slot": slot,
-    }
-    infos: dict[str, NDArray[Any]] = {
-        "action_mask": look.mask,
-        "bits_sent": look.numbers[0],
-        "delivered": delivered,
-        "illegal_action": illegal,
-        "latent_mse": look.numbers[1],
-        "num_deliveries": num_deliveries,
-        "trajectory": trajectory,
-        "uplink_slots": uplink_slots,
-    }
-    return observations, infos

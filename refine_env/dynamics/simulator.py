@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine_env._compiled import kernel
-from refine_env.coding import LOSSLESS_BITS, kernels
+from refine_env.coding import kernels
 from refine_env.config import SystemConfig
+from refine_env.model.rules import is_lossy, may_transmit, server_step
 
 __all__ = [
     "NO_ACTION",
     "STATE_DTYPE",
     "EpisodeBatch",
     "LatentSource",
-    "server_step",
 ]
 
 STATE_DTYPE = np.dtype(
@@ -70,22 +70,12 @@ class LatentSource(Protocol):
 
 
 @kernel
-def server_step(slot: int, uplink_slots: int, num_steps: int) -> int:
-    """t(n) = T − min(T, max(0, n − T_ul − 1)) ([K] §II-A); T while the uplink runs (T_ul = 0)."""
-    if uplink_slots == 0:
-        return num_steps
-    return num_steps - min(num_steps, max(0, slot - uplink_slots - 1))
-
-
-@kernel
-def _may_transmit(s: Any, num_steps: int, deadline: int, refreshes: bool) -> bool:
-    """Whether TRANSMIT is legal: generation has begun, the channel is idle, and there is something to gain."""
-    if s.slot > deadline or s.server_step >= num_steps or s.message_size > 0.0:
+def _is_legal(s: Any, num_steps: int, deadline: int, refreshes: bool) -> bool:
+    """Whether TRANSMIT is legal now: the episode runs, the channel is idle, and there is something to gain."""
+    if s.slot > deadline or s.message_size > 0.0:
         return False
-    if s.server_step < s.device_step:
-        return True
-    held_lossy = s.device_bits > 0 and s.device_bits < LOSSLESS_BITS
-    return refreshes and held_lossy and s.server_step == s.device_step
+    # Of a delivery that completes now the coder writes the error only afterwards: its bit depth tells here.
+    return bool(may_transmit(s.server_step, s.device_step, num_steps, refreshes, is_lossy(s.device_bits)))
 
 
 @kernel
@@ -184,12 +174,12 @@ def _advance(
             else:
                 s.illegal = True
         while True:
-            held = s.device_step
+            before = s.device_step
             if _pass_slot(s, rates[i, s.slot - 1], num_steps):
                 s.delivered = True
-                s.predecessor = held
+                s.predecessor = before
                 deliveries += 1
-            s.legal = _may_transmit(s, num_steps, deadline, refreshes)
+            s.legal = _is_legal(s, num_steps, deadline, refreshes)
             if not until_decision or s.slot > deadline or s.legal:
                 break
     return deliveries
@@ -209,7 +199,7 @@ def _skip_forced_slots(
         s = state[i]
         while s.slot < deadline and not s.legal:
             _pass_slot(s, rates[i, s.slot - 1], num_steps)
-            s.legal = _may_transmit(s, num_steps, deadline, refreshes)
+            s.legal = _is_legal(s, num_steps, deadline, refreshes)
 
 
 class EpisodeBatch:
@@ -236,7 +226,7 @@ class EpisodeBatch:
         self._system = (config.num_steps, config.deadline, self.coder.refreshes_held_step)
         self._uplink_bits = config.uplink_bits
         self._patterns: list[NDArray[np.uint16] | None] = [None] * num_episodes
-        self._addresses = np.zeros(num_episodes, dtype=np.uint64)
+        self._addresses = np.zeros(num_episodes, dtype=np.uint64)  # of _patterns, which keep the memory alive
         self._num_rows = np.zeros(num_episodes, dtype=np.int64)
         self._recent: dict[int, tuple[NDArray[np.uint16], int]] = {}  # patterns by trajectory, with their address
         self.state = np.zeros(num_episodes, dtype=STATE_DTYPE)
@@ -256,7 +246,7 @@ class EpisodeBatch:
         self._addresses = np.zeros(len(self), dtype=np.uint64)
         if self._source is not None:
             for i in np.flatnonzero(self.state["slot"]):
-                self._hold(int(i), int(self.state["trajectory"][i]))
+                self._look_up_patterns(int(i), int(self.state["trajectory"][i]))
 
     @property
     def trajectory(self) -> NDArray[np.int64]:
@@ -282,8 +272,12 @@ class EpisodeBatch:
         field: NDArray[Any] = self.state[name]
         return field
 
-    def _hold(self, i: int, trajectory: int) -> None:
-        """Keep the float16 patterns of what episode ``i`` sends at hand, (T+1, M) or (T, M)."""
+    def _look_up_patterns(self, i: int, trajectory: int) -> None:
+        """Note where the float16 patterns of what episode ``i`` sends are, (T+1, M) or (T, M).
+
+        The kernels are given raw addresses, which keep nothing alive: ``_patterns[i]`` does, for as long as the
+        episode runs. It is a view of the source's mapped file, or a contiguous copy.
+        """
         found = self._recent.get(trajectory)
         if found is None:
             assert self._source is not None
@@ -295,39 +289,30 @@ class EpisodeBatch:
         self._patterns[i], self._addresses[i] = found
         self._num_rows[i] = len(found[0])
 
-    def begin(self, i: int, trajectory: int, rates: NDArray[np.float64] | Sequence[float]) -> None:
-        """Start episode ``i`` anew.
-
-        Args:
-            i: which of the N.
-            trajectory: index in the source.
-            rates: bits per slot (T_d,).
-        """
-        self.begin_many([i], np.array([trajectory]), np.array(rates, dtype=np.float64)[None])
-
-    def begin_many(
+    def begin(
         self,
-        selected: Sequence[int],
-        trajectories: NDArray[np.int64],
-        rates: NDArray[np.float64],
+        selected: int | Sequence[int],
+        trajectories: int | NDArray[np.int64],
+        rates: NDArray[np.float64] | Sequence[float],
         *,
         skip_forced_slots: bool = False,
     ) -> None:
-        """Start episodes anew.
+        """Begin episodes anew, one or several.
 
         Args:
-            selected: which of the N (n,).
-            trajectories: indices in the source (n,).
-            rates: bits per slot (n, T_d).
+            selected: which of the N, an index or (n,).
+            trajectories: their indices in the source, one or (n,).
+            rates: bits per slot (T_d,) or (n, T_d).
             skip_forced_slots: run to the first slot in which TRANSMIT is legal, or else to the last slot.
         """
-        chosen = np.array(selected, dtype=np.int64)
+        chosen = np.array(selected, dtype=np.int64, ndmin=1)
+        trajectories = np.array(trajectories, dtype=np.int64, ndmin=1)
         self.rates[chosen] = rates
         latent_mse = np.full(chosen.size, np.nan)
         num_steps, deadline, refreshes = self._system
         if self._source is not None:
             for i, trajectory in zip(chosen.tolist(), trajectories.tolist(), strict=True):
-                self._hold(i, trajectory)
+                self._look_up_patterns(i, trajectory)
             kernels.begin_batch(chosen, self._addresses, self._num_rows, num_steps, self.device, latent_mse)
         _begin(self.state, chosen, trajectories, latent_mse, num_steps, self._uplink_bits)
         if skip_forced_slots:

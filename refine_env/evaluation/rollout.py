@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from refine_env._validation import check_integer
 from refine_env.coding import LOSSLESS_BITS, Chain, Coder
 from refine_env.config import SystemConfig
-from refine_env.dynamics.process import DecisionProcess, Draws, draw_for_all, split_look
+from refine_env.dynamics.process import DecisionProcess, Draws, draw_for_all
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.errors import ConfigurationError
 from refine_env.evaluation.episode import Policy, reset_policy
@@ -314,11 +314,11 @@ class _PolicyRun:
             process = DecisionProcess(self._settings, count, latents=False, cache=self._cache)
         config, state = process.config, process.episodes.state
         reset_policy(self._policy, count, draws.rates)
-        process.start(range(count), draws, {})
+        process.begin(range(count), draws, {})
         nothing_delivered = state["latent_mse"].tolist()
         chains: list[list[tuple[int, int]]] = [[] for _ in seeds]
         while not process.episodes.finished().all():
-            observation, info = split_look(process.look())
+            observation, info = process.observe().as_dicts()
             info["latent_mse"][:] = math.nan  # no policy is to know it, not even where it is known
             process.step(process.check_actions(self._policy.select_action(observation, info)))
             delivered = np.flatnonzero(state["delivered"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from refine_env._compiled import plain
 from refine_env.errors import ConfigurationError
+from refine_env.model import rules
 from refine_env.model.schedule import NoiseSchedule
 
 __all__ = [
@@ -111,13 +113,13 @@ class SecondMoments:
 
     @classmethod
     def forward_process(cls, schedule: NoiseSchedule) -> SecondMoments:
-        """Of x_t under the forward process from an x_0 of unit power: √(ᾱ_later/ᾱ_earlier)."""
+        """The moments of x_t under the forward process, if x_0 has unit power: √(ᾱ_later/ᾱ_earlier)."""
         ab = schedule.alpha_bar
         return cls(np.sqrt(np.minimum.outer(ab, ab) / np.maximum.outer(ab, ab)))
 
     @classmethod
     def martingale(cls, mmse: ArrayLike) -> SecondMoments:
-        """Of y_t = E[x_0 | x_{t+1}] of an ideal denoiser, whose increments are orthogonal.
+        """The moments of y_t = E[x_0 | x_{t+1}] of an ideal denoiser, which has orthogonal increments.
 
         E⟨y_t, y_t'⟩/M = P − mmse(max(t, t')), with P = mmse(T) = E‖x_0‖²/M and y_T = 0.
 
@@ -129,12 +131,12 @@ class SecondMoments:
         return cls(np.minimum.outer(known, known))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RefinementModel:
+class RefinementModel(NamedTuple):
     """How the distortion develops over a chain of deliveries, by step t, device step t_p and the device's error e_p.
 
     A delivery predicts ``gain`` · x̂_{t_p}; its residual has the variance s² = ``innovation`` + ``error_gain`` · e_p,
     and it leaves the error e = s² D_base(b), 0 without loss. The device then scores ``clean`` + ``error_slope`` · e.
+    These two formulas are in :mod:`refine_env.model.rules`; kernels take the model as it is.
 
     Attributes:
         gain: shape (T+1, T+1), indexed [t, t_p].
@@ -189,8 +191,8 @@ class RefinementModel:
 
     def residual_variance(self, step: Any, device_step: Any, device_error: Any) -> Any:
         """s² of sending u_t to a device that holds u_{t_p} with the error e_p; arrays are broadcast."""
-        return self.innovation[step, device_step] + self.error_gain[step, device_step] * device_error
+        return plain(rules.residual_variance)(self, step, device_step, device_error)
 
     def distortion(self, step: Any, device_error: Any) -> Any:
         """(1/M) E‖ŷ − x_0‖² of a device that holds u_t with the error e; arrays are broadcast."""
-        return self.clean[step] + self.error_slope[step] * device_error
+        return plain(rules.distortion)(self, step, device_error)

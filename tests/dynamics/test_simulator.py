@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from refine_env import NoiseSchedule, SystemConfig, TrajectoryCache
-from refine_env.coding import LloydMax
-from refine_env.dynamics.process import INTEGERS, Look, fill_look
-from refine_env.dynamics.simulator import NO_ACTION, STATE_DTYPE, EpisodeBatch, server_step
+from refine_env.coding import CODERS, LloydMax, base_distortion
+from refine_env.dynamics.process import Observations, fill_observations
+from refine_env.dynamics.simulator import NO_ACTION, STATE_DTYPE, EpisodeBatch
+from tests.model import plain_rules
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_what_is_held_already_is_not_sent_again(batch: EpisodeBatch) -> None:
 
 def test_until_decision_stops_where_transmit_is_legal(batch: EpisodeBatch) -> None:
     rates = np.array([[4.0, 2.0, 3.0, 5.0, 5.0, 4.0, 30.0, 60.0]])
-    batch.begin_many([0], np.array([1]), rates, skip_forced_slots=True)
+    batch.begin([0], np.array([1]), rates, skip_forced_slots=True)
     assert batch.state["slot"][0] == 4
     state = act(batch, 2, until_decision=True)
     assert (state["slot"], state["device_step"]) == (6, 3)
@@ -125,7 +126,7 @@ def test_until_decision_stops_where_transmit_is_legal(batch: EpisodeBatch) -> No
 
 
 def test_forced_slots_leave_one_step_to_an_episode_without_decisions(batch: EpisodeBatch) -> None:
-    batch.begin_many([0], np.array([0]), np.full((1, 8), 0.1), skip_forced_slots=True)
+    batch.begin([0], np.array([0]), np.full((1, 8), 0.1), skip_forced_slots=True)
     assert batch.state["slot"][0] == 8
     assert not batch.finished()[0]
 
@@ -143,26 +144,14 @@ def test_no_action_and_finished_episodes_stay_as_they_are(tiny_config: SystemCon
     assert np.array_equal(batch.state, before)
 
 
-def test_server_step_formula() -> None:
-    # T_ul = 3, T = 4: x_3 at the beginning of slot 5, x_0 at slot 8
-    assert [server_step(n, 3, 4) for n in range(1, 11)] == [4, 4, 4, 4, 3, 2, 1, 0, 0, 0]
-    assert server_step(40, 0, 4) == 4
-
-
 def test_channel_history_by_hand() -> None:
     rates = np.array([[2.0, 4.0, 6.0], [2.0, 4.0, 400.0], [2.0, 4.0, 6.0]])
     state = np.zeros(3, dtype=STATE_DTYPE)
     state["slot"] = [1, 3, 4]
     for length, expected in ((4, [[0, 0, 0, 1], [0, 1, 2, 16], [0, 1, 2, 3]]), (2, [[0, 1], [2, 16], [2, 3]])):
-        look = Look(
-            np.empty((len(INTEGERS), 3), dtype=np.int64),
-            np.empty((3, 3)),
-            np.empty((2, 3, 1), dtype=np.float32),
-            np.empty((3, length), dtype=np.float32),
-            np.empty((3, 2), dtype=np.int8),
-        )
-        fill_look(state, rates, 2, 16.0, 0, *look, 1.0)
-        assert look.history.tolist() == expected
+        observations = Observations.empty(3, length, 2)
+        fill_observations(state, rates, 2, 16.0, 0, *observations, 1.0)
+        assert observations.history.tolist() == expected
 
 
 class PlainEpisode:
@@ -172,18 +161,19 @@ class PlainEpisode:
         self.config, self.rates = config, rates
         sums = np.cumsum(rates)
         reached = np.flatnonzero(sums >= config.uplink_bits)
-        self.uplink = int(reached[0]) + 1 if reached.size else None
+        self.uplink = int(reached[0]) + 1 if reached.size else 10**9
         self.slot, self.device, self.busy_until, self.pending = 1, config.num_steps, 0, (0, 0)
+        self.bits, self.error = 0, 0.0
 
     def server(self) -> int:
-        steps = self.config.num_steps
-        if self.uplink is None or self.slot <= self.uplink:
-            return steps
-        return steps - min(steps, max(0, self.slot - self.uplink - 1))
+        return plain_rules.server_step(self.slot, self.uplink, self.config.num_steps)
 
     def legal(self) -> bool:
-        fresh = self.server() < min(self.config.num_steps, self.device)
-        return self.slot <= self.config.deadline and fresh and self.slot > self.busy_until
+        refreshes = self.config.coder == "closed_loop" and self.config.same_step_refinement
+        gain = plain_rules.may_transmit(
+            self.server(), self.device, self.config.num_steps, refreshes, 0 < self.bits < 16
+        )
+        return self.slot <= self.config.deadline and gain and self.slot > self.busy_until
 
     def step(self, action: int) -> None:
         if action and self.legal():
@@ -193,7 +183,9 @@ class PlainEpisode:
             self.busy_until = self.slot + int(reached[0]) if reached.size else 10**9
             self.pending = (self.server(), self.config.bit_depths[action - 1])
         if self.slot == self.busy_until:
-            self.device = self.pending[0]
+            step, self.bits = self.pending
+            variance = plain_rules.residual_variance(self.config.refinement_model, step, self.device, self.error)
+            self.device, self.error = step, variance * base_distortion(self.bits)
         self.slot += 1
 
 
@@ -209,6 +201,9 @@ def test_timeline_equals_the_plain_twin(data: st.DataObject) -> None:
         schedule=NoiseSchedule(np.linspace(1.0, 0.1, steps + 1)),
         bit_depths=(1, 3, 16),
         deadline=deadline,
+        coder=data.draw(st.sampled_from(CODERS)),
+        sent_scale=False,  # the predicted error is the model's, then, and a message has M·b bits
+        same_step_refinement=data.draw(st.booleans()),
         link={"uplink_bits": float(data.draw(st.integers(1, 8))), "reference_latent_dim": None},  # type: ignore[arg-type]
     )
     rates = [float(r) for r in data.draw(st.lists(st.integers(0, 9), min_size=deadline, max_size=deadline))]
@@ -223,6 +218,7 @@ def test_timeline_equals_the_plain_twin(data: st.DataObject) -> None:
     for action in actions:
         s = batch.state[0]
         assert (s["slot"], s["server_step"], s["device_step"]) == (plain.slot, plain.server(), plain.device)
+        assert s["device_error"] == pytest.approx(plain.error, rel=1e-12)
         assert bool(batch.action_mask()[0, 1]) == plain.legal()
         batch.advance(np.array([action]))
         plain.step(action)

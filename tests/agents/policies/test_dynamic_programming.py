@@ -24,6 +24,7 @@ from refine_env.model.distortion import SecondMoments
 from refine_env.trajectories import generate_gaussian
 from tests.agents.policies.distortion_level import draw_channel, observe, play
 from tests.agents.policies.test_clairvoyant import SYSTEMS, tiny
+from tests.model import plain_rules
 
 CLOSED_LOOP = {"coder": "closed_loop", "payload": "latent"}
 
@@ -48,14 +49,14 @@ def plain_value(
     @cache
     def value(uplink_slots: int, n: int, p: int, error: float, lossy: bool) -> tuple[float, int]:
         if n > deadline:
-            return float(model.distortion(p, error)), 0
-        t = num_steps - min(num_steps, max(0, n - uplink_slots - 1))
+            return plain_rules.distortion(model, p, error), 0
+        t = plain_rules.server_step(n, uplink_slots, num_steps)
         best, action = value(uplink_slots, n + 1, p, error, lossy)[0], 0
-        if t == num_steps or (t == p and not (refreshes and lossy)):
+        if not plain_rules.may_transmit(t, p, num_steps, refreshes, lossy):
             return best, action
         for i, bits in enumerate(config.bit_depths):
-            left = float(model.residual_variance(t, p, error)) * base_distortion(bits)
-            expected = tail[i, deadline + 1 - n] * float(model.distortion(p, error))
+            left = plain_rules.residual_variance(model, t, p, error) * base_distortion(bits)
+            expected = tail[i, deadline + 1 - n] * plain_rules.distortion(model, p, error)
             for k in range(1, deadline + 2 - n):
                 probability = tail[i, k - 1] - tail[i, k]
                 if probability > 0.0:
@@ -317,14 +318,14 @@ class TestCorrelatedLink:
 
         @cache
         def value(uplink_slots: int, n: int, p: int, error: float, level: int) -> float:
-            held = float(model.distortion(p, error))
+            held = plain_rules.distortion(model, p, error)
             if n > 8:
                 return held
-            t = 4 - min(4, max(0, n - uplink_slots - 1))
+            t = plain_rules.server_step(n, uplink_slots, 4)
             options = [sum(odds[level, j] * value(uplink_slots, n + 1, p, error, j) for j in (0, 1))]
-            if t < p or (t == p < 4 and error > 0.0):
+            if plain_rules.may_transmit(t, p, 4, True, error > 0.0):
                 for bits, size in zip(config.bit_depths, config.message_bits, strict=True):
-                    left = float(model.residual_variance(t, p, error)) * base_distortion(bits)
+                    left = plain_rules.residual_variance(model, t, p, error) * base_distortion(bits)
                     ended = partial(lambda t, left, slot, j: value(uplink_slots, slot, t, left, j), t, left)
                     options.append(send(n, size, level, ended, held))
             return min(options)
