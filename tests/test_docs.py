@@ -27,7 +27,7 @@ from refine_env.wrappers import ENCODINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("**/*.md")) + [
-    path for path in (ROOT / "README.md", ROOT / "CHANGELOG.md") if path.is_file()
+    path for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md") if (path := ROOT / name).is_file()
 ]
 RUNNABLE = [page for page in PAGES if "```python\n" in page.read_text(encoding="utf-8")]
 NOT_RUN = "<!-- not run -->"

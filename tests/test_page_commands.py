@@ -23,7 +23,7 @@ from refine_env.cli import app as refine_env_app
 from tests.test_docs import PAGES, ROOT, blocks, without_blocks
 
 # Not ours: nothing is checked but the extras that are installed.
-FOREIGN = ("apt", "dask", "hf", "pip", "pytest", "ulimit", "venv")
+FOREIGN = ("apt", "build", "dask", "hf", "pip", "pytest", "ulimit", "venv")
 # Read, and not run, with the reason. What stands here is the beginning of a command.
 ONLY_READ = {
     "agents.benchmark": "minutes of an idle machine; tests/agents/test_benchmark.py runs it small",
@@ -39,7 +39,7 @@ ONLY_READ = {
 }
 # What makes a command small, after its own words, the last of which counts; of the longest beginning that fits.
 SMALL = {
-    "agents.studies.distortion": "--trajectories 2 --no-images",
+    "agents.distortion": "--trajectories 2 --no-images",
     "agents.evaluate": "--episodes 2 --snr-db 12",
     "agents.evaluate --study": "--episodes 2 --snr-db 12 --deadline 4",
     "agents.evaluate --images": "--episodes 2 --snr-db 12 --image-episodes 1 --agents persistent-q3",
@@ -211,7 +211,8 @@ def test_options_in_the_text_are_some_command_s() -> None:
             spec = importlib.util.find_spec(program)
             assert spec is not None
             assert spec.origin is not None
-            known |= set(re.findall(r'"(--[a-z-]+)"', Path(spec.origin).read_text(encoding="utf-8")))
+            for file in (Path(spec.origin), ROOT / "tests" / "conftest.py"):  # whose options are those of pytest here
+                known |= set(re.findall(r'"(--[a-z-]+)"', file.read_text(encoding="utf-8")))
         else:
             for leaf in leaves(app_of(program)):
                 app = typer.Typer()
