@@ -32,6 +32,7 @@ ONLY_READ = {
     "refine-env verify sd15": "what the command before it would have made",
     "tests": "what runs this test",
     "tests.coding.golden": "writes the golden files anew",
+    "tests.transport.hostile": "half a minute; tests/transport/test_transport.py plays some of it",
     "train.diffusion.assess": "writes into the bundled model's folder; tests/train/diffusion runs it elsewhere",
     "train.ldm": "hours; tests/train/diffusion/test_ldm.py trains a small one",
     "train.rl.search": "hours; tests/train/rl/test_search.py runs a small one",
