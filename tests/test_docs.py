@@ -24,10 +24,11 @@ from refine_env.coding import base_distortion, entropy
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.link import latency_quantile, rate_statistics
 from refine_env.wrappers import ENCODINGS
+from tests.test_layering import ROOMS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("**/*.md")) + [
-    path for path in (ROOT / "README.md", ROOT / "CHANGELOG.md") if path.is_file()
+    path for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md") if (path := ROOT / name).is_file()
 ]
 RUNNABLE = [page for page in PAGES if "```python\n" in page.read_text(encoding="utf-8")]
 NOT_RUN = "<!-- not run -->"
@@ -221,6 +222,17 @@ def test_inline_formulas_survive_markdown(page: Path) -> None:
 def test_every_page_is_in_the_index() -> None:
     linked = {link.partition("#")[0] for link in _LINK.findall(_page("index.md"))}
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= linked
+
+
+def test_the_rooms_are_those_of_the_layering() -> None:
+    tree = next(block.text for block in blocks(_page("architecture.md")) if "\nagents/" in block.text)
+    listed: dict[str, set[str]] = {}
+    for line in tree.splitlines():
+        if not line.startswith(" "):
+            package = line.split("/")[0]
+        else:
+            listed.setdefault(package, set()).update(re.findall(r"(?<!\S)(\w+)(?:\.py|/)(?=[ ,;:])", line))
+    assert listed == {name: {room for room in rooms if not room.startswith("_")} for name, rooms in ROOMS.items()}
 
 
 def test_defaults_in_the_notation_are_those_of_the_code() -> None:

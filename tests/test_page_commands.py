@@ -23,7 +23,7 @@ from refine_env.cli import app as refine_env_app
 from tests.test_docs import PAGES, ROOT, blocks, without_blocks
 
 # Not ours: nothing is checked but the extras that are installed.
-FOREIGN = ("apt", "dask", "hf", "pip", "pytest", "ulimit", "venv")
+FOREIGN = ("apt", "build", "dask", "hf", "pip", "pytest", "ulimit", "venv")
 # Read, and not run, with the reason. What stands here is the beginning of a command.
 ONLY_READ = {
     "agents.benchmark": "minutes of an idle machine; tests/agents/test_benchmark.py runs it small",
@@ -32,6 +32,7 @@ ONLY_READ = {
     "refine-env verify sd15": "what the command before it would have made",
     "tests": "what runs this test",
     "tests.coding.golden": "writes the golden files anew",
+    "tests.transport.hostile": "half a minute; tests/transport/test_transport.py plays some of it",
     "train.diffusion.assess": "writes into the bundled model's folder; tests/train/diffusion runs it elsewhere",
     "train.ldm": "hours; tests/train/diffusion/test_ldm.py trains a small one",
     "train.rl.search": "hours; tests/train/rl/test_search.py runs a small one",
@@ -211,7 +212,8 @@ def test_options_in_the_text_are_some_command_s() -> None:
             spec = importlib.util.find_spec(program)
             assert spec is not None
             assert spec.origin is not None
-            known |= set(re.findall(r'"(--[a-z-]+)"', Path(spec.origin).read_text(encoding="utf-8")))
+            for file in (Path(spec.origin), ROOT / "tests" / "conftest.py"):  # whose options are those of pytest here
+                known |= set(re.findall(r'"(--[a-z-]+)"', file.read_text(encoding="utf-8")))
         else:
             for leaf in leaves(app_of(program)):
                 app = typer.Typer()
