@@ -130,12 +130,12 @@ def refine(
 ) -> None:
     """One delivery: predict, standardize, quantize and reconstruct, in place ([K] Eqs. 5–7).
 
-    x̂ ← g x̂ + s Q_b((x − g x̂)·(1/s)), in float32 in this order, in one pass without a temporary.
+    x̂ ← c x̂ + s Q_b((x − c x̂)·(1/s)), in float32 in this order, in one pass without a temporary.
 
     Args:
         latent: x_t as float16 patterns (M,).
         device: x̂_{t_p} as float32 (M,), overwritten with x̂_t.
-        gain: prediction gain g.
+        gain: prediction gain c.
         scale: residual scale s > 0.
         table: the b-bit quantizer's tables.
     """
@@ -397,12 +397,12 @@ def fill_orders(orders: NDArray[np.int32], first: int) -> None:
 
 @kernel
 def residual(latent: NDArray[np.uint16], held: NDArray[np.float32], gain: Any, out: NDArray[np.float32]) -> Any:
-    """x − g x̂, and its mean square.
+    """x − c x̂, and its mean square.
 
     Args:
         latent: x_t as float16 patterns (M,).
         held: x̂_{t_p} (M,).
-        gain: prediction gain g, float32.
+        gain: prediction gain c, float32.
         out: overwritten with the residual (M,).
     """
     sums = np.zeros(_LANES)
@@ -476,7 +476,7 @@ def encode_residual(
     Args:
         latent: x_t as float16 patterns (M,).
         device: x̂_{t_p} as float32 (M,), left as it is.
-        gain: prediction gain g.
+        gain: prediction gain c.
         scale: residual scale s; None takes the residual's root mean square, rounded to float16.
         order: a rotation of :func:`fill_orders` (M,), or (0,) to leave it out.
         table: the b-bit quantizer's tables.
@@ -517,7 +517,7 @@ def decode_residual(
     Args:
         indices: of :func:`encode_residual`, uint16 (M,).
         device: x̂_{t_p} as float32 (M,), overwritten with x̂_t.
-        gain: prediction gain g.
+        gain: prediction gain c.
         scale: residual scale s; 0 leaves the prediction.
         order: the same rotation.
         table: the b-bit quantizer's tables.
@@ -553,7 +553,7 @@ class CoderTables(NamedTuple):
     """What deliveries of a coder are carried out with, by step t, device step t_p and b.
 
     Attributes:
-        gain: prediction gain g, float32 (T+1, T+1), indexed [t, t_p].
+        gain: prediction gain c, float32 (T+1, T+1), indexed [t, t_p].
         model: what s² is by the model.
         base_distortion: D_base(b), float64 (17,), 0 where b is not used.
         cells: the quantizers' cells, one table under the other, float32 (rows, 4).

@@ -40,10 +40,10 @@ Chain = tuple[tuple[int, int], ...]
 
 
 class Refinement(NamedTuple):
-    """Parameters of one delivery: x̂_t = g x̂_{t_p} + s Q_b((x_t − g x̂_{t_p})/s).
+    """Parameters of one delivery: x̂_t = c x̂_{t_p} + s Q_b((x_t − c x̂_{t_p})/s).
 
     Attributes:
-        gain: g, prediction gain on what the device holds.
+        gain: c, prediction gain on what the device holds.
         scale: s, scale of the residual.
         error: predicted coding error per dimension that the delivery leaves, E‖x̂_t − x_t‖²/M.
     """
@@ -196,7 +196,7 @@ def rotation_orders(latent_dim: int, count: int) -> NDArray[np.int32]:
 
 
 class _LinearCoder:
-    """What the coders have in common: predict g x̂_{t_p}, scale the residual, quantize it, add it.
+    """What the coders have in common: predict c x̂_{t_p}, scale the residual, quantize it, add it.
 
     Args:
         schedule: the noise schedule.

@@ -173,8 +173,8 @@ class RefinementModel(NamedTuple):
         """Linear MMSE prediction from what the device holds, errors and all.
 
         Predict c x̂_{t_p} with c = G[t,t_p]/G[t_p,t_p]; s² = G[t,t] − c²(G[t_p,t_p] − e_p). The error of a centroid
-        quantizer has E[q·u_t] = −e, hence the slope 2G[0,t]/G[t,t] − 1. Under the forward process this is
-        ρ = √(ᾱ_{t_p}/ᾱ_t), s² = 1 − ρ² + ρ² e_p and D = 2(1 − √ᾱ_t) + e(2√ᾱ_t − 1); of a martingale, ρ = 1, s² =
+        quantizer has E[η·u_t] = −e, hence the slope 2G[0,t]/G[t,t] − 1. Under the forward process this is
+        c = ρ = √(ᾱ_{t_p}/ᾱ_t), s² = 1 − ρ² + ρ² e_p and D = 2(1 − √ᾱ_t) + e(2√ᾱ_t − 1); of a martingale, c = 1, s² =
         mmse(t_p) − mmse(t) + e_p and D = mmse(t) + e.
         """
         values = moments.values

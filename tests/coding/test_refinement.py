@@ -20,7 +20,7 @@ BIT_DEPTHS = (1, 3, 4, 8, 10, 12, 16)
 def plain_refine(
     latent: NDArray[np.float16], device: NDArray[np.float32], gain: float, scale: float, bits: int
 ) -> NDArray[np.float32]:
-    """x̂ = g x̂_p + s Q_b((x − g x̂_p)·(1/s)) in float32."""
+    """x̂ = c x̂_p + s Q_b((x − c x̂_p)·(1/s)) in float32."""
     quantizer = LloydMax(bits)
     prediction = np.float32(gain) * device
     z = (latent.astype(np.float32) - prediction) * (np.float32(1) / np.float32(scale))

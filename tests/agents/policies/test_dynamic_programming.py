@@ -119,9 +119,7 @@ def test_values_below_single_precision() -> None:
     link = LinkConfig(symbols_per_slot=100.0, uplink_bits=100.0, reference_latent_dim=None)
     config = tiny("closed_loop", bit_depths=(15,), deadline=12, link=link)
     law = config.rate_law
-    expected, _ = plain_value(
-        config, law.latency_sf(config.message_bits, 12), law.latency_pmf(config.uplink_bits, 12)
-    )
+    expected, _ = plain_value(config, law.latency_sf(config.message_bits, 12), law.latency_pmf(config.uplink_bits, 12))
     assert 0.0 < expected < 1e-45
     value = Solution(config, independent_slots(law, config, 1)).predicted_value
     assert value == pytest.approx(expected, rel=1e-6, abs=0.0)
