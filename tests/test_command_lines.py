@@ -206,7 +206,7 @@ def test_lists() -> None:
         parse_list("--sizes", "2,1", int, what="ascending", advice="Sort them.", valid=lambda v: v == tuple(sorted(v)))
 
 
-@pytest.mark.parametrize("package", ["refine_env", "agents"])
+@pytest.mark.parametrize("package", ["refine_env", "agents", "train"])
 def test_lists_are_parsed_in_one_place(package: str) -> None:
     files = {path.name for path in (ROOT / package).rglob("*.py") if '.split(",' in path.read_text(encoding="utf-8")}
     assert files <= {"commands.py"}

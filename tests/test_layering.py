@@ -196,11 +196,7 @@ def circles(root: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "package",
-    [
-        "refine_env",
-        "agents",
-        pytest.param("train", marks=pytest.mark.xfail(strict=False, reason="ldm and assess are being parted")),
-    ],
+    ["refine_env", "agents", "train"],
 )
 def test_no_files_import_each_other_in_a_circle(package: str) -> None:
     assert [circle for circle in circles(ROOT) if circle.startswith(package)] == []

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from refine_env._validation import check_choice
+from refine_env.commands import parse_list
 from refine_env.errors import ConfigurationError, import_extra
 
 __all__ = [
@@ -123,18 +124,16 @@ def parse_numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
     Raises:
         ConfigurationError: if the text is no such list.
     """
-    try:
-        values = tuple(kind(word) for word in text.split(",", _MOST_NUMBERS))
-    except ValueError:
-        values = ()
     least, most = (1, _LARGEST_WIDTH) if kind is int else (-sys.float_info.max, sys.float_info.max)
-    if not values or not all(least <= value <= most for value in values):
-        what, limit = ("positive integers", f", none above {most}") if kind is int else ("numbers", "")
-        raise ConfigurationError(
-            f"`{name}` must be {what} with commas between, got {text!r}. Give e.g. 64,64 or 0,24; at most "
-            f"{_MOST_NUMBERS}{limit}."
-        )
-    return values
+    what, limit = ("positive integers", f", none above {most}") if kind is int else ("numbers", "")
+    return parse_list(
+        name,
+        text,
+        kind,
+        what=f"{what} with commas between",
+        advice=f"Give e.g. 64,64 or 0,24; at most {_MOST_NUMBERS}{limit}.",
+        valid=lambda values: len(values) <= _MOST_NUMBERS and all(least <= value <= most for value in values),
+    )
 
 
 def require_extra(extra: str, packages: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 import agents
 from agents.policies.learned import Learned, PolicyFiles
+from refine_env.commands import parse_list
 from refine_env.evaluation import Table, read_table, roll_out
 from train.rl.config import Config
 
@@ -53,7 +54,9 @@ class Evaluation:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.references = [name for name in config.rivals.split(",") if name]
+        self.references: tuple[str, ...] = ()
+        if config.rivals:
+            self.references = parse_list("--rivals", config.rivals, str, advice="Give e.g. dp,lookahead, or nothing.")
         for name in self.references:
             agents.env_kwargs(name)  # an unknown name is known before the training
 

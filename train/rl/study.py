@@ -33,7 +33,7 @@ from scipy.stats import gmean, trim_mean
 
 from agents.figures import save_figure
 from refine_env import ConfigurationError
-from refine_env.commands import command, run
+from refine_env.commands import command, parse_list, run
 from refine_env.config import PAPER_BIT_DEPTHS
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table, percentile_interval, write_table
@@ -409,7 +409,9 @@ def main(
     extra is not installed.
     """
     show_log()
-    names = list(VARIANTS) if variants == "all" else [name.strip() for name in variants.split(",")]
+    names = list(VARIANTS)
+    if variants != "all":
+        names = list(parse_list("--variants", variants, str, advice="Give e.g. maskable-ppo,ppo, or all."))
     steps = total_steps or Config().total_steps
     base = Config(
         cache=cache,

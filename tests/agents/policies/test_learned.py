@@ -21,7 +21,7 @@ from refine_env import ConfigurationError, SystemConfig
 from refine_env.evaluation import roll_out
 from refine_env.wrappers import ObservationEncoder
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
