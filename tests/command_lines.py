@@ -33,7 +33,7 @@ import numpy as np
 import typer
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 30  # that one line may take
+SECONDS = 30  # of processor time that one line may take, however busy the machine is
 MEMORY = 12 << 30  # address space of the process; torch's libraries alone take some
 
 # A command line of each command that is right and soon done; options replace it one by one. `{out}` is new every time.
@@ -250,7 +250,7 @@ def run(module: str, arguments: list[str]) -> dict[str, Any]:
     )
     sys.argv = [module, *arguments]
     escaped, code = None, 0
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -260,7 +260,7 @@ def run(module: str, arguments: list[str]) -> dict[str, Any]:
     except (Exception, TookTooLongError) as error:
         escaped = f"{type(error).__name__}: {error!s:.200}\n" + "".join(traceback.format_tb(error.__traceback__)[-4:])
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     texts = [stream.buffer.getvalue().decode(errors="replace") for stream in (out, err)]
     return {
         "arguments": [repr(argument)[:80] for argument in arguments],
@@ -277,7 +277,7 @@ def main(command: str, folder: Path) -> None:
     def stop(*_: object) -> None:
         raise TookTooLongError(f"{SECONDS} s")
 
-    signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGPROF, stop)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.chdir(folder)
     tempfile.tempdir = str(folder)

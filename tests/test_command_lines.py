@@ -61,6 +61,7 @@ def test_no_command_line_ends_in_a_traceback(name: str, folder: Path, tmp_path: 
         capture_output=True,
         text=True,
         check=False,
+        timeout=1800,  # of a line that waits for ever
     )
     assert done.returncode == 0, done.stderr[-2000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]
