@@ -289,13 +289,15 @@ def _diffusers(
         scheduler=scheduler,
         guidance_scale=guidance_scale,
         batch_size=batch_size,
-        device=parse_list(
-            "--device",
-            device,
-            str,
-            what="torch devices with commas between",
-            advice="Write for instance cuda:0,cuda:1.",
-            valid=lambda devices: True,
+        device=list(
+            parse_list(
+                "--device",
+                device,
+                str,
+                what="torch devices with commas between",
+                advice="Write for instance cuda:0,cuda:1.",
+                valid=lambda devices: True,
+            )
         ),
         dtype=dtype,
         revision=revision,

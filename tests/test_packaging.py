@@ -43,7 +43,7 @@ def test_contents(wheel: zipfile.ZipFile) -> None:
         assert f"refine_env/cached_trajectories/default/{shard}" in names
 
 
-CORE = {"numpy", "scipy", "gymnasium", "numba", "safetensors", "typer", "rich", "tqdm"}
+CORE = {"numpy", "scipy", "gymnasium", "numba", "platformdirs", "safetensors", "typer", "rich", "tqdm"}
 
 
 def test_metadata(wheel: zipfile.ZipFile) -> None:

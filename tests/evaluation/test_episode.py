@@ -59,4 +59,4 @@ def test_options_and_errors(make_env: MakeEnv) -> None:
             return 0.5
 
     with pytest.raises(ActionError, match=r"`action` must .*0\.5"):
-        list(play_episode(env.unwrapped, Half(env.get_wrapper_attr("config"), name="half")))
+        list(play_episode(env.unwrapped, Half(env.get_wrapper_attr("config"))))
