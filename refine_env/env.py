@@ -141,7 +141,7 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
 
     The episode terminates after slot T_d: the deadline is part of the problem. It is never truncated; a
     ``TimeLimit`` below the deadline (``gym.make(..., max_episode_steps=...)``), under which nothing would be paid,
-    is refused at reset.
+    is refused at the first reset.
 
     ## Arguments
 
@@ -202,6 +202,7 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
         self._process = DecisionProcess(EnvSettings.from_kwargs(kwargs), num_envs=1)
         self._viewer = make_viewer(render_mode, self._process, self.metadata["render_fps"])
         self._action = np.zeros(1, dtype=np.int64)
+        self._wrappers_checked = False
         self._num_actions = self._process.config.num_actions
         self._integers = np.empty((INTEGERS, 1), dtype=np.int64)
         self._numbers = np.empty((NUMBERS, 1))
@@ -252,7 +253,9 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
         """
         if seed is not None:
             seed = check_integer("seed", seed, 0, advice="Give a non-negative seed, or None.")
-        self._refuse_time_limit()
+        if not self._wrappers_checked:  # it takes as long as two steps, and wrappers stay
+            self._refuse_time_limit()
+            self._wrappers_checked = True
         checked = self._process.check_options(options)
         super().reset(seed=seed)
         self._process.begin((0,), self._process.draw((self.np_random,)), checked)
