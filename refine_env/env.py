@@ -45,6 +45,10 @@ __all__ = ["RENDER_MODES", "LatentRefinementEnv", "SystemProperties", "check_ren
 RENDER_MODES = ("ansi", "human", "rgb_array")
 PICTURE_MODES = ("human", "rgb_array")
 _FLOAT32, _INT8 = np.dtype(np.float32), np.dtype(np.int8)
+# `_observe` unpacks rows in their order, since looking them up one by one would be a twentieth of a step.
+assert tuple(range(6)) == (SLOT, SERVER_STEP, DEVICE_STEP, DEVICE_BITS, NUM_DELIVERIES, UPLINK_SLOTS)
+assert tuple(range(6, INTEGERS)) == (TRAJECTORY, DELIVERED, ILLEGAL)
+assert tuple(range(NUMBERS)) == (BITS_SENT, LATENT_MSE, REWARD)
 
 
 def check_render_mode(
@@ -352,25 +356,28 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
         history = np.empty(self._history_shape, _FLOAT32)
         mask = np.empty(self._mask_shape, _INT8)
         self._process.observe_into(self._integers, self._numbers, floats, history, mask)
-        integers, numbers = self._integers.ravel().tolist(), self._numbers.ravel().tolist()
-        self._slot = slot = integers[SLOT]
+        slot, server_step, device_step, device_bits, num_deliveries, uplink_slots, trajectory, delivered, illegal = (
+            self._integers.ravel().tolist()
+        )
+        bits_sent, latent_mse, reward = self._numbers.ravel().tolist()
+        self._slot = slot
         observation = {
             "channel_history": history[0],
-            "device_bits": integers[DEVICE_BITS],
+            "device_bits": device_bits,
             "device_error": floats[DEVICE_ERROR, 0],
-            "device_step": integers[DEVICE_STEP],
+            "device_step": device_step,
             "remaining_bits": floats[REMAINING_BITS, 0],
-            "server_step": integers[SERVER_STEP],
+            "server_step": server_step,
             "slot": slot,
         }
         info = {
             "action_mask": mask[0],
-            "bits_sent": numbers[BITS_SENT],
-            "delivered": integers[DELIVERED] == 1,
-            "illegal_action": integers[ILLEGAL] == 1,
-            "latent_mse": numbers[LATENT_MSE],
-            "num_deliveries": integers[NUM_DELIVERIES],
-            "trajectory": integers[TRAJECTORY],
-            "uplink_slots": integers[UPLINK_SLOTS],
+            "bits_sent": bits_sent,
+            "delivered": delivered == 1,
+            "illegal_action": illegal == 1,
+            "latent_mse": latent_mse,
+            "num_deliveries": num_deliveries,
+            "trajectory": trajectory,
+            "uplink_slots": uplink_slots,
         }
-        return observation, info, numbers[REWARD]
+        return observation, info, reward
