@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from refine_env._validation import check_choice
 from refine_env.commands import parse_list
-from refine_env.errors import ConfigurationError, import_extra
+from refine_env.errors import ConfigurationError, import_extra, printable
 
 __all__ = [
     "FREE",
@@ -149,8 +149,7 @@ def show_log() -> None:
 
 def reason(error: Exception) -> str:
     """Kind and message of an error on one line of at most 200 characters; a message may quote what was read."""
-    line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return "".join(letter if letter.isprintable() else "?" for letter in line)
+    return printable(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def unreadable_checkpoint(option: str, path: Path, why: str) -> ConfigurationError:

@@ -185,7 +185,7 @@ def test_any_value_of_any_field_of_an_interrupted_generation(whole: Path, tmp_pa
             staging.mkdir(exist_ok=True)
             write_text(staging, text.replace(json.dumps(PLACE), hostile))
             (staging / "manifest.json").rename(staging / RECIPE_FILE)
-            with pytest.raises(CacheError) as caught:
+            with pytest.raises(CacheError, match="must") as caught:
                 CacheWriter(tmp_path / "cache", recipe)
             assert str(caught.value).isprintable()
             count += 1
