@@ -420,8 +420,15 @@ class SystemConfig:
         Raises:
             ConfigurationError: if the configuration has an SNR range.
         """
-        if self.latency_model == "paper":
-            return self.rate_statistics
+        return self.rate_statistics if self.latency_model == "paper" else self.exact_latency_law
+
+    @property
+    def exact_latency_law(self) -> RateLaw | RateChain:
+        """The law of the link as it is, whatever the configured latency model.
+
+        Raises:
+            ConfigurationError: if the configuration has an SNR range.
+        """
         return self.rate_law if self.link.channel.independent else self.rate_chain()
 
     def make_coder(self) -> Coder:
