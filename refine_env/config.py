@@ -21,7 +21,7 @@ from refine_env._validation import (
     did_you_mean,
     shown,
 )
-from refine_env.coding import CODERS, LOSSLESS_BITS, Coder, check_entropy_coding, make_coder
+from refine_env.coding import CODERS, LOSSLESS_BITS, Coder, base_distortion, check_entropy_coding, make_coder
 from refine_env.errors import ConfigurationError
 from refine_env.link import (
     ChannelModel,
@@ -356,6 +356,13 @@ class SystemConfig:
         sizes = np.array([coder.payload_bits(dim, bits) + 8.0 * coder.side_bytes(bits) for bits in self.bit_depths])
         sizes.setflags(write=False)
         return sizes
+
+    @cached_property
+    def base_distortion(self) -> NDArray[np.float64]:
+        """D_base of every bit depth, shape (|𝓑|,)."""
+        values = np.array([base_distortion(bits) for bits in self.bit_depths])
+        values.setflags(write=False)
+        return values
 
     @cached_property
     def refinement_model(self) -> RefinementModel:

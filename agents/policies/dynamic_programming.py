@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from agents.base import Agent
 from refine_env import SystemConfig
 from refine_env._compiled import kernel, plain
-from refine_env.coding import base_distortion
 from refine_env.link import RateChain, RateLaw
 from refine_env.model.distortion import RefinementModel
 from refine_env.model.rules import (
@@ -136,45 +135,52 @@ def chained_slots(chain: RateChain, config: SystemConfig) -> ChannelKnowledge:
     )
 
 
+class ErrorGrid(NamedTuple):
+    """Coding errors on which values are tabulated.
+
+    Attributes:
+        errors: 0, and then evenly spaced logarithms (E,).
+        first_log: logarithm of ``errors[1]``.
+        points_per_log: grid points per unit of the natural logarithm.
+    """
+
+    errors: NDArray[np.float64]
+    first_log: float
+    points_per_log: float
+
+    @classmethod
+    def up_to(cls, largest: float, points_per_decade: int) -> ErrorGrid:
+        """The grid whose last point is the largest error."""
+        count = int(-np.log10(_SMALLEST_ERROR) * points_per_decade) + 1
+        errors = np.append(0.0, np.geomspace(largest * _SMALLEST_ERROR, largest, count))
+        return cls(errors, float(np.log(errors[1])), (count - 1) / float(np.log(errors[-1] / errors[1])))
+
+
 class Recursion(NamedTuple):
-    """The recursion along deliveries, and the grid of coding errors on which values are tabulated.
+    """The recursion of the coding error along deliveries.
 
     Attributes:
         model: how the distortion develops over a chain of deliveries.
         base: D_base of every bit depth (|𝓑|,).
-        grid: coding errors, 0 and then evenly spaced logarithms (E,).
-        first_log: logarithm of ``grid[1]``.
-        points_per_log: of the grid.
+        grid: the coding errors on which values are tabulated.
         refreshes: the held step may be sent again while it has an error.
     """
 
     model: RefinementModel
     base: NDArray[np.float64]
-    grid: NDArray[np.float64]
-    first_log: float
-    points_per_log: float
+    grid: ErrorGrid
     refreshes: bool
 
     @classmethod
     def of(cls, config: SystemConfig, points_per_decade: int) -> Recursion:
         """The recursion of a system, with so many grid points per decade of coding errors."""
-        model = config.refinement_model
-        base = np.array([base_distortion(bits) for bits in config.bit_depths])
+        model, base = config.refinement_model, config.base_distortion
         largest = np.zeros(config.num_steps + 1)  # error that a delivery of each step can leave
         for t in range(config.num_steps - 1, -1, -1):
             older = slice(t + 1, None)
             largest[t] = model.residual_variance(t, older, largest[older]).max() * base.max()
-        top = max(float(largest.max()), 1e-300)
-        count = int(-np.log10(_SMALLEST_ERROR) * points_per_decade) + 1
-        grid = np.append(0.0, np.geomspace(top * _SMALLEST_ERROR, top, count))
-        return cls(
-            model,
-            base,
-            grid,
-            float(np.log(grid[1])),
-            (count - 1) / float(np.log(grid[-1] / grid[1])),
-            bool(config.make_coder().refreshes_held_step),
-        )
+        grid = ErrorGrid.up_to(max(float(largest.max()), 1e-300), points_per_decade)
+        return cls(model, base, grid, bool(config.make_coder().refreshes_held_step))
 
 
 class Table(NamedTuple):
@@ -194,127 +200,117 @@ class Table(NamedTuple):
     sent: NDArray[np.float64]
 
 
+class States(NamedTuple):
+    """N states in which a policy decides, the channel idle.
+
+    Attributes:
+        slots: n, 1 … T_d (N,).
+        device_steps: t_p (N,).
+        errors: e_p (N,).
+        levels: the levels of the slots' rates (N,).
+    """
+
+    slots: NDArray[np.int64]
+    device_steps: NDArray[np.int64]
+    errors: NDArray[np.float64]
+    levels: NDArray[np.int64]
+
+
 @kernel
-def _place(error: float, grid: NDArray[np.float64], first_log: float, points_per_log: float) -> tuple[int, float]:
-    """Index i and weight w with error = (1 − w) grid[i] + w grid[i+1]."""
-    i = 0
-    if error > grid[1]:
-        i = min(1 + int((np.log(error) - first_log) * points_per_log), grid.size - 2)
-    return i, (error - grid[i]) / (grid[i + 1] - grid[i])
+def _place(error: float, grid: ErrorGrid) -> tuple[int, float]:
+    """Index i and weight w with error = (1 − w) errors[i] + w errors[i+1]."""
+    errors, i = grid.errors, 0
+    if error > errors[1]:
+        i = min(1 + int((np.log(error) - grid.first_log) * grid.points_per_log), errors.size - 2)
+    return i, (error - errors[i]) / (errors[i + 1] - errors[i])
 
 
 @kernel
 def _sending(
-    b: int,
-    variance: float,
-    late: float,
-    level: int,
-    slots_left: int,
-    recursion: Recursion,
-    sent: NDArray[Any],
-    tail: NDArray[np.float64],
+    b: int, level: int, variance: float, late: float, sent: Any, late_probability: Any, recursion: Recursion
 ) -> float:
     """What a transmission with the b-th bit depth is worth.
 
     Args:
         b: index of the bit depth.
+        level: of the slot's rate.
         variance: s² of its residual.
         late: distortion at the deadline if it ends too late.
-        level: of the slot's rate.
-        slots_left: a transmission of so many slots ends in time.
+        sent: ``Table.sent`` of the slot, (|𝓑|, L, E).
+        late_probability: probability that it ends too late, (|𝓑|, L).
         recursion: the recursion.
-        sent: of the slot, (|𝓑|, L, E).
-        tail: of the knowledge of the channel.
     """
-    i, w = _place(variance * recursion.base[b], recursion.grid, recursion.first_log, recursion.points_per_log)
+    i, w = _place(variance * recursion.base[b], recursion.grid)
     in_time = (1.0 - w) * sent[b, level, i] + w * sent[b, level, i + 1]
-    return float(in_time + tail[b, level, slots_left] * late)
+    return float(in_time + late_probability[b, level] * late)
 
 
 @kernel
-def _solve(
-    server_steps: NDArray[np.int64],
-    first_row: NDArray[np.int64],
-    first_slot: int,
-    recursion: Recursion,
-    mixing: NDArray[np.float64],
-    onward: NDArray[np.float64],
-    deliveries: NDArray[np.float64],
-    tail: NDArray[np.float64],
-    values: NDArray[np.float64],
-    sent: NDArray[np.float64],
-) -> None:
-    """Backward induction over the slots; fills ``values`` and ``sent`` of a :class:`Table`."""
-    deadline, num_steps = server_steps.size - 2, recursion.model.clean.size - 1
-    classes, levels = mixing.shape
+def _fill_table(table: Table, first_slot: int, knowledge: ChannelKnowledge, recursion: Recursion) -> None:
+    """Backward induction from the deadline to the first slot: fill ``values`` and ``sent``, which are zeros."""
+    model, errors = recursion.model, recursion.grid.errors
+    deadline, num_steps = table.server_steps.size - 2, model.clean.size - 1
+    classes, levels = knowledge.mixing.shape
     for n in range(deadline + 1, first_slot - 1, -1):
-        t = server_steps[n]
+        t = table.server_steps[n]
+        sent = table.sent[n]
         if n <= deadline and t < num_steps:
             for b in range(recursion.base.size):
                 for k in range(1, deadline + 2 - n):
-                    row = values[first_row[n + k] + t]
+                    row = table.values[table.first_row[n + k] + t]
                     for level in range(levels):
                         for c in range(classes):
-                            probability = deliveries[b, level, k, c]
+                            probability = knowledge.deliveries[b, level, k, c]
                             if probability > 0.0:
-                                for i in range(recursion.grid.size):
-                                    sent[n, b, level, i] += probability * row[c, i]
+                                for i in range(errors.size):
+                                    sent[b, level, i] += probability * row[c, i]
         for p in range(t, num_steps + 1):
-            own = values[first_row[n] + p]
+            own = table.values[table.first_row[n] + p]
             if n > deadline:
-                for i in range(recursion.grid.size):
-                    own[:, i] = distortion(recursion.model, p, recursion.grid[i])
+                for i in range(errors.size):
+                    own[:, i] = distortion(model, p, errors[i])
                 continue
-            following = values[first_row[n + 1] + p]
-            for i in range(recursion.grid.size):
-                legal = may_transmit(t, p, num_steps, recursion.refreshes, recursion.grid[i] > 0.0)
-                late = distortion(recursion.model, p, recursion.grid[i])
-                variance = residual_variance(recursion.model, t, p, recursion.grid[i])
+            following = table.values[table.first_row[n + 1] + p]
+            late_probability = knowledge.tail[:, :, deadline + 1 - n]
+            for i in range(errors.size):
+                legal = may_transmit(t, p, num_steps, recursion.refreshes, errors[i] > 0.0)
+                late = distortion(model, p, errors[i])
+                variance = residual_variance(model, t, p, errors[i])
                 for level in range(levels):
                     best = 0.0
                     for c in range(classes):
-                        best += onward[level, c] * following[c, i]
+                        best += knowledge.onward[level, c] * following[c, i]
                     if legal:
                         for b in range(recursion.base.size):
-                            best = min(
-                                best, _sending(b, variance, late, level, deadline + 1 - n, recursion, sent[n], tail)
-                            )
+                            best = min(best, _sending(b, level, variance, late, sent, late_probability, recursion))
                     for c in range(classes):
-                        own[c, i] += mixing[c, level] * best
+                        own[c, i] += knowledge.mixing[c, level] * best
 
 
 @kernel
 def _fill_expected_distortion(
-    slots: NDArray[np.int64],
-    device_steps: NDArray[np.int64],
-    errors: NDArray[np.float64],
-    levels: NDArray[np.int64],
-    legal: NDArray[np.bool_],
-    server_steps: NDArray[np.int64],
-    first_row: NDArray[np.int64],
-    values: NDArray[np.float64],
-    sent: NDArray[np.float64],
+    selected: NDArray[np.int64],
+    states: States,
+    table: Table,
+    knowledge: ChannelKnowledge,
     recursion: Recursion,
-    onward: NDArray[np.float64],
-    tail: NDArray[np.float64],
     expected: NDArray[np.float64],
 ) -> None:
-    """Fill in the least expected distortion after every action (N, 1 + |𝓑|), in slots 1 … T_d of one table."""
-    deadline = server_steps.size - 2
-    for k in range(slots.size):
-        n, p, error, level = slots[k], device_steps[k], errors[k], levels[k]
-        t = server_steps[n]
-        i, w = _place(error, recursion.grid, recursion.first_log, recursion.points_per_log)
-        following = values[first_row[n + 1] + p]
+    """Fill in the least expected distortion after every action (N, 1 + |𝓑|), for the selected states of one table."""
+    deadline = table.server_steps.size - 2
+    for k in selected:
+        n, p, error, level = states.slots[k], states.device_steps[k], states.errors[k], states.levels[k]
+        i, w = _place(error, recursion.grid)
+        following = table.values[table.first_row[n + 1] + p]
         expected[k, 0] = 0.0
         for c in range(following.shape[0]):
-            expected[k, 0] += onward[level, c] * ((1.0 - w) * following[c, i] + w * following[c, i + 1])
-        expected[k, 1:] = np.inf
-        if legal[k]:
-            late = distortion(recursion.model, p, error)
-            variance = residual_variance(recursion.model, t, p, error)
-            for b in range(recursion.base.size):
-                expected[k, b + 1] = _sending(b, variance, late, level, deadline + 1 - n, recursion, sent[n], tail)
+            onward = knowledge.onward[level, c]
+            expected[k, 0] += onward * ((1.0 - w) * following[c, i] + w * following[c, i + 1])
+        late = distortion(recursion.model, p, error)
+        variance = residual_variance(recursion.model, table.server_steps[n], p, error)
+        late_probability = knowledge.tail[:, :, deadline + 1 - n]
+        for b in range(recursion.base.size):
+            expected[k, b + 1] = _sending(b, level, variance, late, table.sent[n], late_probability, recursion)
 
 
 @dataclass(eq=False)
@@ -350,23 +346,15 @@ class Solution:
         server_steps = np.array([plain(server_step)(n, uplink_slots, num_steps) for n in range(deadline + 2)])
         first_slot = min(uplink_slots + 1, deadline + 1)
         rows = np.where(slots < first_slot, 0, num_steps + 1 - server_steps)
-        first_row = np.cumsum(rows) - rows - server_steps
         classes, levels = knowledge.mixing.shape
-        values = np.zeros((int(rows.sum()), classes, recursion.grid.size))
-        sent = np.zeros((deadline + 2, recursion.base.size, levels, recursion.grid.size))
-        _solve(
+        table = Table(
             server_steps,
-            first_row,
-            first_slot,
-            recursion,
-            knowledge.mixing,
-            knowledge.onward,
-            knowledge.deliveries,
-            knowledge.tail,
-            values,
-            sent,
+            np.cumsum(rows) - rows - server_steps,
+            np.zeros((int(rows.sum()), classes, recursion.grid.errors.size)),
+            np.zeros((deadline + 2, recursion.base.size, levels, recursion.grid.errors.size)),
         )
-        return Table(server_steps, first_row, values, sent)
+        _fill_table(table, first_slot, knowledge, recursion)
+        return table
 
     def at_uplink_end(self, uplink_slots: int) -> NDArray[np.float64]:
         """Expected distortion at the deadline when the uplink has taken T_ul slots, by class (C,)."""
@@ -387,40 +375,24 @@ class Solution:
                 value += nothing * probability if late else float(uplink[slots] @ self.at_uplink_end(slots))
         return value
 
-    def expected_distortion(
-        self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]
-    ) -> NDArray[np.float64]:
-        """The least expected distortion at the deadline after each action, (N, 1 + |𝓑|); infinite where illegal.
+    def expected_distortion(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+        """The least expected distortion at the deadline after each action, (N, 1 + |𝓑|), as if TRANSMIT were legal.
 
         Args:
             observation: of N episodes in slots 1 … T_d after the uplink, the channel idle.
-            legal: whether TRANSMIT is (N,).
         """
         config, knowledge = self.config, self.knowledge
         slots = observation["slot"]
-        errors = np.asarray(observation["device_error"], dtype=np.float64).reshape(-1)
         levels = np.zeros(slots.size, dtype=np.int64)
         if knowledge.edges.size:
             rates = observation["channel_history"][:, -1].astype(np.float64) * config.latent_dim
             levels = np.searchsorted(knowledge.edges, rates, side="right")
+        states = States(slots, observation["device_step"], _device_errors(observation), levels)
         uplinks = self._uplink_slots(slots, observation["server_step"])
         result = np.empty((slots.size, config.num_actions))
         for uplink_slots in np.unique(uplinks).tolist():
             own = np.flatnonzero(uplinks == uplink_slots)
-            part = np.empty((own.size, config.num_actions))
-            _fill_expected_distortion(
-                slots[own],
-                observation["device_step"][own],
-                errors[own],
-                levels[own],
-                legal[own],
-                *self.table(uplink_slots),
-                self.recursion,
-                knowledge.onward,
-                knowledge.tail,
-                part,
-            )
-            result[own] = part
+            _fill_expected_distortion(own, states, self.table(uplink_slots), knowledge, self.recursion, result)
         return result
 
     def _uplink_slots(self, slots: NDArray[np.int64], server_steps: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -479,7 +451,7 @@ class DynamicProgramming(Agent):
         """The actions of the least expected distortion."""
         actions = np.zeros(legal.size, dtype=np.int64)
         if legal.any():
-            actions[legal] = best_actions(self.solution.expected_distortion(part_of(observation, legal), legal[legal]))
+            actions[legal] = best_actions(self.solution.expected_distortion(part_of(observation, legal)))
         return actions
 
     def value(self, observation: Mapping[str, Any]) -> NDArray[np.float64]:
@@ -498,13 +470,13 @@ class DynamicProgramming(Agent):
         server_steps, device_steps = batch["server_step"], batch["device_step"]
         values = np.full(server_steps.size, np.nan)
         ended = batch["slot"] > config.deadline
-        errors = np.asarray(batch["device_error"], dtype=np.float64).reshape(-1)
-        values[ended] = config.refinement_model.distortion(device_steps[ended], errors[ended])
+        values[ended] = config.refinement_model.distortion(device_steps[ended], _device_errors(batch)[ended])
         idle = ~ended & (batch["remaining_bits"].reshape(-1) == 0.0)
         lossy = plain(is_lossy)(batch["device_bits"])
         legal = plain(may_transmit)(server_steps, device_steps, config.num_steps, recursion.refreshes, lossy)
         if idle.any():
-            values[idle] = self.solution.expected_distortion(part_of(batch, idle), legal[idle]).min(axis=1)
+            expected = self.solution.expected_distortion(part_of(batch, idle))
+            values[idle] = np.where(legal[idle], expected.min(axis=1), expected[:, 0])
         return values[0] if single else values
 
 
@@ -514,6 +486,11 @@ def best_actions(expected_distortion: NDArray[np.float64]) -> NDArray[np.int64]:
     shaded[:, 0] -= _ROUNDING * np.abs(shaded[:, 0])
     actions: NDArray[np.int64] = shaded.argmin(axis=1)
     return actions
+
+
+def _device_errors(observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """e_p of N episodes (N,)."""
+    return np.asarray(observation["device_error"], dtype=np.float64).reshape(-1)
 
 
 def part_of(observation: Mapping[str, NDArray[Any]], selected: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
