@@ -30,6 +30,8 @@ _MAKERS: dict[str, tuple[type[Agent], Callable[..., Agent]]] = {
     "lookahead-closed-loop": (ClosedLoopLookahead, ClosedLoopLookahead),
     "dp": (DynamicProgramming, DynamicProgramming),
     "dp-current-rate": (DynamicProgramming, lambda config: DynamicProgramming(config, current_rate=True)),
+    "dp-final": (DynamicProgramming, lambda config: DynamicProgramming(config, final_only=True)),
+    "dp-anytime": (DynamicProgramming, lambda config: DynamicProgramming(config, anytime=True)),
     "dp-inferred": (InferringDynamicProgramming, InferringDynamicProgramming),
     "clairvoyant": (Clairvoyant, Clairvoyant),
     "final-only": (FinalOnly, FinalOnly),
@@ -43,7 +45,9 @@ _OF_ONE_DEPTH = re.compile(rf"({'|'.join(_AT_ONE_DEPTH)})-q([1-9]|1[0-6])")
 
 
 def names(config: SystemConfig | None = None) -> list[str]:
-    """The names that :func:`make` knows; Persistent-Q and Final-Q for the bit depths of ``config`` (default: the paper's).
+    """The names that :func:`make` knows.
+
+    Persistent-Q and Final-Q come with the bit depths of ``config`` (default: the paper's).
 
     Besides these there is ``learned``, the shipped policy, for the system that it was trained for, and
     ``learned:PATH``, the policy in that folder.

@@ -72,6 +72,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "dp-final": {"label": "Final, optimal (DP)", "color": VERMILION, "marker": "d", "linestyle": ":"},
     "dp": {"label": "Optimum (DP)", "color": _RED, "marker": "d"},
     "dp-current-rate": {"label": "Optimum, rate known", "color": _RED, "marker": "p", "linestyle": "--"},
+    "dp-anytime": {"label": "Optimum, anytime", "color": _RED, "marker": "v", "linestyle": "-."},
     "dp-inferred": {"label": "Optimum, SNR inferred", "color": _RED, "marker": "P", "linestyle": ":"},
     "learned": {"label": "Learned", "color": _SEA_GREEN, "marker": "H"},
     "lookahead-closed-loop": {"label": "Look-ahead, closed loop", "color": BLACK, "marker": "o", "linestyle": "--"},

@@ -11,6 +11,9 @@ between two points, and never too high; there it is too low by at most (√r −
 values rise with e_p. Over thousands of small systems, against a recursion without tables, the value at the start was
 never off by more than 0.05 %.
 
+What is minimized may be another :class:`Objective`: the sum over the slots of what the device shows, or the distortion
+of a schedule that sends x_0 alone, the best that computing first and sending then can do.
+
 What the policy knows of the channel is one of a few levels of the current slot's rate: a single one for a policy that
 does not look at it, several where it does, and where the rate of a slot tells about the next ones they form a Markov
 chain. One recursion serves all three.
@@ -64,6 +67,8 @@ class ChannelKnowledge(NamedTuple):
         onward: probability of the next slot's class (columns), given a slot's level (rows) (L, C).
         deliveries: P[T_dl = k, class of the slot after | level of the first slot] (|𝓑|, L, T_d + 1, C).
         tail: P[T_dl > k | level of the first slot] (|𝓑|, L, T_d + 1).
+        slots_before: E[min(T_dl − 1, k) | level of the first slot], of the next k slots those that end before the
+            message has arrived (|𝓑|, L, T_d + 1).
         uplink: P[T_ul = k, class of the slot after] (T_d + 1, C).
     """
 
@@ -72,7 +77,14 @@ class ChannelKnowledge(NamedTuple):
     onward: NDArray[np.float64]
     deliveries: NDArray[np.float64]
     tail: NDArray[np.float64]
+    slots_before: NDArray[np.float64]
     uplink: NDArray[np.float64]
+
+
+def _slots_before(tail: NDArray[np.float64]) -> NDArray[np.float64]:
+    """E[min(T_dl − 1, k)], the sum of P[T_dl > j] over j = 1 … k, from P[T_dl > k], both (..., T_d + 1)."""
+    sums: NDArray[np.float64] = np.cumsum(tail, axis=-1) - tail[..., :1]
+    return sums
 
 
 def independent_slots(
@@ -112,6 +124,7 @@ def independent_slots(
         np.ones((num_levels, 1)),
         deliveries[..., None],
         tail,
+        _slots_before(tail),
         law.latency_pmf(config.uplink_bits / rate_scale, config.deadline)[:, None],
     )
 
@@ -125,14 +138,34 @@ def chained_slots(chain: RateChain, config: SystemConfig) -> ChannelKnowledge:
     """
     levels, deadline = chain.levels, config.deadline
     deliveries = chain.latency_pmf(config.message_bits, deadline)
+    tail = np.maximum(0.0, 1.0 - np.cumsum(deliveries.sum(axis=-1), axis=-1))
     return ChannelKnowledge(
         levels.edges,
         np.eye(levels.rates.size),
         np.ascontiguousarray(levels.transition),
         deliveries,
-        np.maximum(0.0, 1.0 - np.cumsum(deliveries.sum(axis=-1), axis=-1)),
+        tail,
+        _slots_before(tail),
         np.einsum("i,ikj->kj", levels.probabilities, chain.latency_pmf(config.uplink_bits, deadline)),
     )
+
+
+class Objective(NamedTuple):
+    """What a schedule minimizes, and among which schedules.
+
+    Attributes:
+        terminal: weight of the distortion at the deadline.
+        running: weight of the distortion that the device shows after each of the slots 1 … T_d.
+        final_only: whether x_0 alone is sent.
+    """
+
+    terminal: float = 1.0
+    running: float = 0.0
+    final_only: bool = False
+
+
+AT_DEADLINE = Objective()
+"""The expected distortion at the deadline, of any schedule."""
 
 
 class ErrorGrid(NamedTuple):
@@ -164,15 +197,17 @@ class Recursion(NamedTuple):
         base: D_base of every bit depth (|𝓑|,).
         grid: the coding errors on which values are tabulated.
         refreshes: the held step may be sent again while it has an error.
+        objective: what is minimized.
     """
 
     model: RefinementModel
     base: NDArray[np.float64]
     grid: ErrorGrid
     refreshes: bool
+    objective: Objective
 
     @classmethod
-    def of(cls, config: SystemConfig, points_per_decade: int) -> Recursion:
+    def of(cls, config: SystemConfig, points_per_decade: int, objective: Objective) -> Recursion:
         """The recursion of a system, with so many grid points per decade of coding errors."""
         model, base = config.refinement_model, config.base_distortion
         largest = np.zeros(config.num_steps + 1)  # error that a delivery of each step can leave
@@ -180,7 +215,7 @@ class Recursion(NamedTuple):
             older = slice(t + 1, None)
             largest[t] = model.residual_variance(t, older, largest[older]).max() * base.max()
         grid = ErrorGrid.up_to(max(float(largest.max()), 1e-300), points_per_decade)
-        return cls(model, base, grid, bool(config.make_coder().refreshes_held_step))
+        return cls(model, base, grid, bool(config.make_coder().refreshes_held_step), objective)
 
 
 class Table(NamedTuple):
@@ -189,7 +224,8 @@ class Table(NamedTuple):
     Attributes:
         server_steps: t(n), index n = 0 … T_d + 1.
         first_row: ``first_row[n] + t_p`` is the row of (n, t_p), t_p >= t(n), in ``values`` (T_d + 2,).
-        values: expected distortion at the deadline, before the slot's level is seen, (rows, C, E); slots after T_ul.
+        values: least expected cost from slot n on, before the slot's level is seen, (rows, C, E); slots after T_ul.
+            It is the distortion at the deadline unless the objective is another.
         sent: what a transmission begun in slot n is worth by the error that it leaves, deliveries after the deadline
             counted as nothing, (T_d + 2, |𝓑|, L, E).
     """
@@ -226,8 +262,20 @@ def _place(error: float, grid: ErrorGrid) -> tuple[int, float]:
 
 
 @kernel
+def _late_weight(knowledge: ChannelKnowledge, slots_left: int, objective: Objective) -> Any:
+    """Weight of the distortion that the device holds in the cost of a transmission that begins now, (|𝓑|, L).
+
+    The device shows it until the message has arrived, and at the deadline, too, if that is later.
+    """
+    return (
+        objective.terminal * knowledge.tail[:, :, slots_left]
+        + objective.running * knowledge.slots_before[:, :, slots_left]
+    )
+
+
+@kernel
 def _sending(
-    b: int, level: int, variance: float, late: float, sent: Any, late_probability: Any, recursion: Recursion
+    b: int, level: int, variance: float, held: float, sent: Any, late_weight: Any, recursion: Recursion
 ) -> float:
     """What a transmission with the b-th bit depth is worth.
 
@@ -235,20 +283,20 @@ def _sending(
         b: index of the bit depth.
         level: of the slot's rate.
         variance: s² of its residual.
-        late: distortion at the deadline if it ends too late.
+        held: distortion of what the device holds.
         sent: ``Table.sent`` of the slot, (|𝓑|, L, E).
-        late_probability: probability that it ends too late, (|𝓑|, L).
+        late_weight: what :func:`_late_weight` gives.
         recursion: the recursion.
     """
     i, w = _place(variance * recursion.base[b], recursion.grid)
     in_time = (1.0 - w) * sent[b, level, i] + w * sent[b, level, i + 1]
-    return float(in_time + late_probability[b, level] * late)
+    return float(in_time + late_weight[b, level] * held)
 
 
 @kernel
 def _fill_table(table: Table, first_slot: int, knowledge: ChannelKnowledge, recursion: Recursion) -> None:
     """Backward induction from the deadline to the first slot: fill ``values`` and ``sent``, which are zeros."""
-    model, errors = recursion.model, recursion.grid.errors
+    model, errors, objective = recursion.model, recursion.grid.errors, recursion.objective
     deadline, num_steps = table.server_steps.size - 2, model.clean.size - 1
     classes, levels = knowledge.mixing.shape
     for n in range(deadline + 1, first_slot - 1, -1):
@@ -264,31 +312,36 @@ def _fill_table(table: Table, first_slot: int, knowledge: ChannelKnowledge, recu
                             if probability > 0.0:
                                 for i in range(errors.size):
                                     sent[b, level, i] += probability * row[c, i]
+                for level in range(levels):  # what is shown after the slot in which the message arrives
+                    arriving = objective.running * (1.0 - knowledge.tail[b, level, deadline + 1 - n])
+                    for i in range(errors.size):
+                        sent[b, level, i] += arriving * distortion(model, t, errors[i])
         for p in range(t, num_steps + 1):
             own = table.values[table.first_row[n] + p]
             if n > deadline:
                 for i in range(errors.size):
-                    own[:, i] = distortion(model, p, errors[i])
+                    own[:, i] = objective.terminal * distortion(model, p, errors[i])
                 continue
             following = table.values[table.first_row[n + 1] + p]
-            late_probability = knowledge.tail[:, :, deadline + 1 - n]
+            late_weight = _late_weight(knowledge, deadline + 1 - n, objective)
             for i in range(errors.size):
                 legal = may_transmit(t, p, num_steps, recursion.refreshes, errors[i] > 0.0)
-                late = distortion(model, p, errors[i])
+                legal = legal and (t == 0 or not objective.final_only)
+                held = distortion(model, p, errors[i])
                 variance = residual_variance(model, t, p, errors[i])
                 for level in range(levels):
-                    best = 0.0
+                    best = objective.running * held
                     for c in range(classes):
                         best += knowledge.onward[level, c] * following[c, i]
                     if legal:
                         for b in range(recursion.base.size):
-                            best = min(best, _sending(b, level, variance, late, sent, late_probability, recursion))
+                            best = min(best, _sending(b, level, variance, held, sent, late_weight, recursion))
                     for c in range(classes):
                         own[c, i] += knowledge.mixing[c, level] * best
 
 
 @kernel
-def _fill_expected_distortion(
+def _fill_expected_cost(
     selected: NDArray[np.int64],
     states: States,
     table: Table,
@@ -296,21 +349,24 @@ def _fill_expected_distortion(
     recursion: Recursion,
     expected: NDArray[np.float64],
 ) -> None:
-    """Fill in the least expected distortion after every action (N, 1 + |𝓑|), for the selected states of one table."""
-    deadline = table.server_steps.size - 2
+    """Fill in the least expected cost after every action (N, 1 + |𝓑|), for the selected states of one table."""
+    deadline, objective = table.server_steps.size - 2, recursion.objective
     for k in selected:
         n, p, error, level = states.slots[k], states.device_steps[k], states.errors[k], states.levels[k]
         i, w = _place(error, recursion.grid)
         following = table.values[table.first_row[n + 1] + p]
-        expected[k, 0] = 0.0
+        held = distortion(recursion.model, p, error)
+        expected[k, 0] = objective.running * held
         for c in range(following.shape[0]):
             onward = knowledge.onward[level, c]
             expected[k, 0] += onward * ((1.0 - w) * following[c, i] + w * following[c, i + 1])
-        late = distortion(recursion.model, p, error)
-        variance = residual_variance(recursion.model, table.server_steps[n], p, error)
-        late_probability = knowledge.tail[:, :, deadline + 1 - n]
-        for b in range(recursion.base.size):
-            expected[k, b + 1] = _sending(b, level, variance, late, table.sent[n], late_probability, recursion)
+        t = table.server_steps[n]
+        expected[k, 1:] = np.inf
+        if t == 0 or not objective.final_only:
+            variance = residual_variance(recursion.model, t, p, error)
+            late_weight = _late_weight(knowledge, deadline + 1 - n, objective)
+            for b in range(recursion.base.size):
+                expected[k, b + 1] = _sending(b, level, variance, held, table.sent[n], late_weight, recursion)
 
 
 @dataclass(eq=False)
@@ -321,17 +377,19 @@ class Solution:
         config: the system, with a single SNR.
         knowledge: of the channel.
         points_per_decade: of the grid of coding errors.
+        objective: what is minimized.
     """
 
     config: SystemConfig
     knowledge: ChannelKnowledge
     points_per_decade: int = _POINTS_PER_DECADE
+    objective: Objective = AT_DEADLINE
     tables: dict[int, Table] = field(default_factory=dict)
 
     @cached_property
     def recursion(self) -> Recursion:
         """The recursion along deliveries, and the grid."""
-        return Recursion.of(self.config, self.points_per_decade)
+        return Recursion.of(self.config, self.points_per_decade, self.objective)
 
     def table(self, uplink_slots: int) -> Table:
         """Values of all states after an uplink of T_ul slots."""
@@ -357,29 +415,35 @@ class Solution:
         return table
 
     def at_uplink_end(self, uplink_slots: int) -> NDArray[np.float64]:
-        """Expected distortion at the deadline when the uplink has taken T_ul slots, by class (C,)."""
+        """Least expected cost from the slot after the uplink on, if that has taken T_ul slots, by class (C,)."""
         table = self.table(uplink_slots)
         row: NDArray[np.float64] = table.values[table.first_row[uplink_slots + 1] + self.config.num_steps]
         return row[:, 0]
 
     @cached_property
     def predicted_value(self) -> float:
-        """Expected distortion at the deadline, over the law of T_ul; with nothing delivered where it never ends."""
-        uplink = self.knowledge.uplink
-        nothing = float(self.recursion.model.clean[-1])
+        """Least expected cost over the law of T_ul; with nothing delivered where the uplink never ends."""
+        uplink, objective, deadline = self.knowledge.uplink, self.objective, self.config.deadline
+        held = float(self.recursion.model.clean[-1])
+        nothing = held * (objective.terminal + objective.running * deadline)
         value = nothing * max(0.0, 1.0 - float(uplink.sum()))
-        for slots in range(self.config.deadline + 1):
+        for slots in range(deadline + 1):
             probability = float(uplink[slots].sum())
-            if probability > _NEGLIGIBLE:
-                late = slots + 2 > self.config.deadline
-                value += nothing * probability if late else float(uplink[slots] @ self.at_uplink_end(slots))
+            if probability > _NEGLIGIBLE and slots + 2 > deadline:
+                value += nothing * probability
+            elif probability > _NEGLIGIBLE:
+                value += float(uplink[slots] @ self.at_uplink_end(slots))
+                value += objective.running * slots * held * probability
         return value
 
-    def expected_distortion(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-        """The least expected distortion at the deadline after each action, (N, 1 + |𝓑|), as if TRANSMIT were legal.
+    def expected_cost(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+        """The least expected cost from now on after each action, (N, 1 + |𝓑|), as if TRANSMIT were legal.
 
         Args:
             observation: of N episodes in slots 1 … T_d after the uplink, the channel idle.
+
+        Returns:
+            The expected distortion at the deadline, unless the objective is another; infinite for what it excludes.
         """
         config, knowledge = self.config, self.knowledge
         slots = observation["slot"]
@@ -392,7 +456,7 @@ class Solution:
         result = np.empty((slots.size, config.num_actions))
         for uplink_slots in np.unique(uplinks).tolist():
             own = np.flatnonzero(uplinks == uplink_slots)
-            _fill_expected_distortion(own, states, self.table(uplink_slots), knowledge, self.recursion, result)
+            _fill_expected_cost(own, states, self.table(uplink_slots), knowledge, self.recursion, result)
         return result
 
     def _uplink_slots(self, slots: NDArray[np.int64], server_steps: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -403,16 +467,18 @@ class Solution:
 
 
 @lru_cache(maxsize=48)
-def solution(config: SystemConfig, num_levels: int) -> Solution:
+def solution(config: SystemConfig, num_levels: int, objective: Objective = AT_DEADLINE) -> Solution:
     """The optimal policy of a system, kept in memory with its tables.
 
     Args:
         config: the system, with a single SNR.
         num_levels: of the current slot's rate that the policy tells apart; 1 does not look at it.
+        objective: what is minimized.
     """
     if not config.link.channel.independent:
-        return Solution(config, chained_slots(config.rate_chain(_CHAIN_LEVELS), config), _CHAIN_POINTS_PER_DECADE)
-    return Solution(config, independent_slots(config.rate_law, config, num_levels))
+        knowledge = chained_slots(config.rate_chain(_CHAIN_LEVELS), config)
+        return Solution(config, knowledge, _CHAIN_POINTS_PER_DECADE, objective)
+    return Solution(config, independent_slots(config.rate_law, config, num_levels), objective=objective)
 
 
 class DynamicProgramming(Agent):
@@ -424,7 +490,10 @@ class DynamicProgramming(Agent):
 
     Args:
         config: the system, with a single SNR.
-        current_rate: use the current slot's rate too.
+        current_rate: use the current slot's rate too (``dp-current-rate``).
+        final_only: send x_0 alone, at the bit depths and in as many messages as is best (``dp-final``).
+        anytime: minimize the mean over the slots 1 … T_d of the latent MSE that the device shows after each, instead
+            of the MSE at the deadline (``dp-anytime``).
 
     Attributes:
         solution: values and actions.
@@ -436,26 +505,32 @@ class DynamicProgramming(Agent):
     env_kwargs: ClassVar[Mapping[str, Any]] = {"coder": "closed_loop", "payload": "latent"}
     plans_with_errors: ClassVar[bool] = True
 
-    def __init__(self, config: SystemConfig, *, current_rate: bool = False) -> None:
-        name = "dp-current-rate" if current_rate else "dp"
+    def __init__(
+        self, config: SystemConfig, *, current_rate: bool = False, final_only: bool = False, anytime: bool = False
+    ) -> None:
+        parts = {"current-rate": current_rate, "final": final_only, "anytime": anytime}
+        name = "-".join(["dp", *(part for part, chosen in parts.items() if chosen)])
         super().__init__(config, name=name)
         config.single_snr_db(name)
-        self.solution = solution(config, _CURRENT_RATE_LEVELS if current_rate else 1)
+        running = 1.0 / config.deadline if anytime else 0.0
+        objective = Objective(terminal=float(not anytime), running=running, final_only=final_only)
+        self.solution = solution(config, _CURRENT_RATE_LEVELS if current_rate else 1, objective)
 
     @property
     def predicted_value(self) -> float:
-        """Expected latent MSE at the deadline, in the model's sense."""
+        """Expected latent MSE at the deadline, or its mean over the slots, in the model's sense."""
         return self.solution.predicted_value
 
     def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """The actions of the least expected distortion."""
+        """The actions of the least expected cost."""
         actions = np.zeros(legal.size, dtype=np.int64)
         if legal.any():
-            actions[legal] = best_actions(self.solution.expected_distortion(part_of(observation, legal)))
+            actions[legal] = best_actions(self.solution.expected_cost(part_of(observation, legal)))
         return actions
 
     def value(self, observation: Mapping[str, Any]) -> NDArray[np.float64]:
-        """Expected latent MSE at the deadline, in the model's sense.
+        """Expected latent MSE at the deadline, in the model's sense; of ``dp-anytime``, its sum over the slots to come
+        divided by T_d.
 
         Args:
             observation: of the single or of the vector environment.
@@ -470,19 +545,20 @@ class DynamicProgramming(Agent):
         server_steps, device_steps = batch["server_step"], batch["device_step"]
         values = np.full(server_steps.size, np.nan)
         ended = batch["slot"] > config.deadline
-        values[ended] = config.refinement_model.distortion(device_steps[ended], _device_errors(batch)[ended])
+        shown = config.refinement_model.distortion(device_steps[ended], _device_errors(batch)[ended])
+        values[ended] = recursion.objective.terminal * shown
         idle = ~ended & (batch["remaining_bits"].reshape(-1) == 0.0)
         lossy = plain(is_lossy)(batch["device_bits"])
         legal = plain(may_transmit)(server_steps, device_steps, config.num_steps, recursion.refreshes, lossy)
         if idle.any():
-            expected = self.solution.expected_distortion(part_of(batch, idle))
+            expected = self.solution.expected_cost(part_of(batch, idle))
             values[idle] = np.where(legal[idle], expected.min(axis=1), expected[:, 0])
         return values[0] if single else values
 
 
-def best_actions(expected_distortion: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The actions of the least expected distortion, (N, 1 + |𝓑|) to (N,); waiting where nothing is gained."""
-    shaded = expected_distortion.copy()
+def best_actions(expected_cost: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The actions of the least expected cost, (N, 1 + |𝓑|) to (N,); waiting where nothing is gained."""
+    shaded = expected_cost.copy()
     shaded[:, 0] -= _ROUNDING * np.abs(shaded[:, 0])
     actions: NDArray[np.int64] = shaded.argmin(axis=1)
     return actions
