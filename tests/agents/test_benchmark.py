@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,10 @@ from agents.benchmark import (
 from refine_env import CacheError, ConfigurationError
 from refine_env._store import DIRECTORY_VARIABLE
 from refine_env.trajectories import generate_gaussian
+from tests.processes import assert_refused, run_module
 
 ROOT = Path(__file__).parents[2]
 FAST = {"repetitions": 1, "seconds": 0.01, "num_envs": (2,), "episodes": 2}
-
-
-def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "agents.benchmark", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def test_ratios_are_medians_of_pairs_and_larger_is_better() -> None:
@@ -165,7 +154,7 @@ def test_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "results" / "benchmark.json"
-    result = run_benchmark("--rows", "build", "--repetitions", "1", "--out", str(out))
+    result = run_module("agents.benchmark", "--rows", "build", "--repetitions", "1", "--out", str(out))
     assert result.returncode == 0, result.stderr
     assert "medians of alternating runs" in result.stdout
     content = json.loads(out.read_text())
@@ -200,7 +189,4 @@ def test_a_page_without_marks_is_refused() -> None:
     ],
 )
 def test_bad_arguments_end_in_one_sentence(arguments: tuple[str, ...], code: int, message: str) -> None:
-    result = run_benchmark(*arguments)
-    assert result.returncode == code
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert_refused(run_module("agents.benchmark", *arguments), code, message)
