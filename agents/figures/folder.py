@@ -12,10 +12,12 @@ from agents.figures.curves import draw_fig3a, draw_fig3b
 from agents.figures.distortion import draw_fig2a, draw_fig2b
 from agents.figures.images import draw_strip
 from agents.figures.ladder import draw_ladder
+from agents.figures.sensitivity import draw_sensitivity
 from agents.figures.sequential import draw_sequential
 from agents.studies.distortion import DIFFUSION_COLUMNS, QUANTIZATION_COLUMNS, read_distortion_table
 from agents.studies.images import read_tiles
 from agents.studies.ladder import read_ladder
+from agents.studies.sensitivity import read_sensitivity
 from agents.studies.sequential import read_sequential
 from refine_env.commands import command
 from refine_env.evaluation import SUMMARY_COLUMNS, read_table
@@ -46,6 +48,7 @@ def draw_images(folder: Path, out: Path, episode: int = 0) -> list[Path]:
 
 _STUDIES: dict[str, Callable[[Path, Path], list[Path]]] = {
     "rungs.csv": lambda folder, out: draw_ladder(*read_ladder(folder), out),
+    "sensitivity.csv": lambda folder, out: draw_sensitivity(read_sensitivity(folder)[0], out),
     "sequential.csv": lambda folder, out: draw_sequential(read_sequential(folder)[0], out),
 }
 """What draws a study's figure from a folder into another, by the table that shows that the study was run."""
