@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from agents.studies import ladder, sensitivity, sequential
+from agents.studies import assumptions, ladder, sensitivity, sequential
 from agents.studies.base import Study
 
 __all__ = ["STUDIES"]
 
-_ALL = (ladder.LADDER, ladder.ORDERING_STUDY, sequential.SEQUENTIAL, sensitivity.SENSITIVITY)
+_ALL = (
+    ladder.LADDER,
+    ladder.ORDERING_STUDY,
+    sequential.SEQUENTIAL,
+    assumptions.ASSUMPTIONS,
+    sensitivity.SENSITIVITY,
+)
 
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
 """All studies but the paper's comparison, which has more options: ``--study fig3a`` of :mod:`agents.evaluate`."""
