@@ -11,7 +11,10 @@ import agents
 from refine_env import LinkConfig, SystemConfig
 from refine_env.coding import base_distortion
 
-LINKS: dict[str, dict[str, Any]] = {"iid": {}, "memory": {"correlation": "gauss-markov", "correlation_coefficient": 0.5}}
+LINKS: dict[str, dict[str, Any]] = {
+    "iid": {},
+    "memory": {"correlation": "gauss-markov", "correlation_coefficient": 0.5},
+}
 
 
 def decide(agent: agents.Agent, slot: int, server_step: int = 0, device_step: int = 50) -> int:
