@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from refine_env._validation import (
     check_choice,
-    check_flag,
     check_integer,
     check_positive,
     check_quantile,
@@ -21,7 +20,7 @@ from refine_env._validation import (
     did_you_mean,
     shown,
 )
-from refine_env.coding import CODERS, LOSSLESS_BITS, Coder, base_distortion, check_entropy_coding, make_coder
+from refine_env.coding import LOSSLESS_BITS, PAYLOADS, Coder, CoderConfig, base_distortion, make_coder
 from refine_env.errors import ConfigurationError
 from refine_env.link import (
     ChannelModel,
@@ -47,7 +46,6 @@ __all__ = [
     "SystemConfig",
 ]
 
-PAYLOADS = ("latent", "posterior_mean")
 PAPER_BIT_DEPTHS = (3, 4, 8, 10, 16)
 PAPER_DEADLINE = 60
 PAPER_LATENCY_QUANTILE = 0.9
@@ -187,8 +185,10 @@ def _check_snr_range(value: Any) -> float | tuple[float, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SystemConfig:
+class SystemConfig(CoderConfig):
     """Everything that defines the decision problem; an agent needs neither environment nor cache.
+
+    The coder's options are those of :class:`refine_env.coding.CoderConfig`.
 
     Args:
         snr_db: mean SNR per subchannel [dB], or a pair (low, high) from which every episode draws uniformly.
@@ -200,13 +200,6 @@ class SystemConfig:
         latency_model: what a policy takes the q-quantile of: ``"paper"``, [K]'s Gaussian law with the fixed cutoff, or
             ``"exact"``, the law of the link as it is.
         link: the link.
-        coder: the refinement coder, ``"forward"`` (the paper's) or ``"closed_loop"``.
-        payload: what is sent, ``"latent"`` (x_t, the paper's) or ``"posterior_mean"`` (y_t = E[x_0 | x_{t+1}], closed
-            loop only; the device then starts from the prior mean, 0).
-        rotation: of the closed-loop coder: rotate residuals before they are quantized.
-        sent_scale: of the closed-loop coder: send the RMS of every residual, 16 bits.
-        same_step_refinement: of the closed-loop coder: the step that the device holds with an error may be sent again.
-        entropy_coding: of the closed-loop coder, rotated and with its scale sent: entropy-code the indices.
         second_moments: of the payload, which the closed-loop coder predicts with; None: those of x_t under the
             forward process.
 
@@ -222,12 +215,6 @@ class SystemConfig:
     latency_quantile: float = PAPER_LATENCY_QUANTILE
     latency_model: str = "paper"
     link: LinkConfig = field(default_factory=LinkConfig)
-    coder: str = "forward"
-    payload: str = "latent"
-    rotation: bool = True
-    sent_scale: bool = True
-    same_step_refinement: bool = True
-    entropy_coding: bool = False
     second_moments: SecondMoments | None = None
 
     def __post_init__(self) -> None:
@@ -252,13 +239,8 @@ class SystemConfig:
         set_field(self, "latency_quantile", check_quantile(self.latency_quantile, "latency_quantile"))
         check_choice("latency_model", self.latency_model, LATENCY_MODELS)
         set_field(self, "link", LinkConfig.from_mapping(self.link))
-        check_choice("coder", self.coder, CODERS)
-        check_choice("payload", self.payload, PAYLOADS)
-        for name in ("rotation", "sent_scale", "same_step_refinement", "entropy_coding"):
-            check_flag(name, getattr(self, name))
-        if self.entropy_coding:
-            check_entropy_coding(self.coder, self.rotation, self.sent_scale)
-        self._check_payload()
+        super().__post_init__()
+        self._check_moments()
         for name, value in (("symbols_per_slot", self.symbols_per_slot), ("uplink_bits", self.uplink_bits)):
             if not _SMALLEST < value / self.latent_dim < _LARGEST:
                 raise ConfigurationError(
@@ -266,12 +248,7 @@ class SystemConfig:
                     f"{value / self.latent_dim!r}. Check the link's numbers and `reference_latent_dim`."
                 )
 
-    def _check_payload(self) -> None:
-        if self.payload != "latent" and self.coder != "closed_loop":
-            raise ConfigurationError(
-                f"`payload` must be 'latent' for the coder {self.coder!r}, which predicts x_t, got {self.payload!r}. "
-                "Use coder='closed_loop'."
-            )
+    def _check_moments(self) -> None:
         moments = self.second_moments
         if moments is None:
             if self.payload != "latent":
@@ -433,16 +410,7 @@ class SystemConfig:
 
     def make_coder(self) -> Coder:
         """The configured refinement coder."""
-        return make_coder(
-            self.coder,
-            self.schedule,
-            self.bit_depths,
-            model=self.refinement_model,
-            rotation=self.rotation,
-            sent_scale=self.sent_scale,
-            same_step_refinement=self.same_step_refinement,
-            entropy_coding=self.entropy_coding,
-        )
+        return make_coder(self, self.schedule, self.bit_depths, self.refinement_model)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object with every field."""
@@ -455,12 +423,7 @@ class SystemConfig:
             "latency_quantile": self.latency_quantile,
             "latency_model": self.latency_model,
             "link": asdict(self.link),
-            "coder": self.coder,
-            "payload": self.payload,
-            "rotation": self.rotation,
-            "sent_scale": self.sent_scale,
-            "same_step_refinement": self.same_step_refinement,
-            "entropy_coding": self.entropy_coding,
+            **self.coder_options(),
             "second_moments": None if self.second_moments is None else self.second_moments.values.tolist(),
         }
 
