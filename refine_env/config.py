@@ -56,12 +56,12 @@ _MOST_SLOTS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinkConfig:
+class LinkConfig(ChannelModel):
     """The wireless link and the prompt's uplink ([K] §II-A, §V-A).
 
-    ℓ and B_s are stated for latents of ``reference_latent_dim`` dimensions and scale with the latent at
-    hand, which keeps the paper's bits per dimension and slot; with the link left as it is, a small
-    latent makes every SNR easy. K stays, and with it the relative variance of the rate.
+    ℓ and B_s are stated for latents of ``reference_latent_dim`` dimensions and are scaled to the latent of the system,
+    so that bits per dimension and slot stay those of the paper. Without this scaling every SNR would be easy for a
+    small latent. K is not scaled, and neither is the relative variance of the rate.
 
     Args:
         num_subchannels: K.
@@ -69,21 +69,12 @@ class LinkConfig:
         uplink_bits: B_s, size of the prompt [bit] at the reference dimension.
         snr_reference: ``"subchannel"`` (default) or ``"total"``, see :func:`refine_env.link.total_power`.
         reference_latent_dim: M at which ℓ and B_s hold; ``None`` takes them as they are, unscaled.
-        fading: law of the gains, ``"rayleigh"`` (default), ``"rician"`` or ``"nakagami"``, all of mean 1.
-        k_factor_db: of Rician fading, power of the constant part over that of the scattered one [dB].
-        nakagami_m: of Nakagami fading, the shape m >= 0.5; 1 is Rayleigh.
-        correlation: of the gains over slots, ``"iid"`` (none, the default), ``"gauss-markov"`` or ``"jakes"``.
-        correlation_coefficient: of the Gauss–Markov process, of the scattered amplitudes of neighboring slots.
-        doppler: of the Jakes process, f_d·T_slot.
-        power_allocation: ``"waterfilling"`` (default) or ``"equal"``.
-        csi_delay: waterfilling knows the gains of so many slots ago (default 0); what a slot carries, and what the
-            observation's channel history shows, is what its own gains do with these powers.
 
+    The other arguments, from ``fading`` on, are those of :class:`refine_env.link.ChannelModel`.
     ``docs/links.md`` has their formulas.
 
     Raises:
-        ConfigurationError: if a value is out of range, or the combination has no model, see
-            :class:`refine_env.link.ChannelModel`.
+        ConfigurationError: if a value is out of range, or the combination has no model.
     """
 
     num_subchannels: int = 60
@@ -91,16 +82,9 @@ class LinkConfig:
     uplink_bits: float = 8192.0
     snr_reference: str = "subchannel"
     reference_latent_dim: int | None = 16384
-    fading: str = "rayleigh"
-    k_factor_db: float | None = None
-    nakagami_m: float | None = None
-    correlation: str = "iid"
-    correlation_coefficient: float | None = None
-    doppler: float | None = None
-    power_allocation: str = "waterfilling"
-    csi_delay: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checked = {
             "num_subchannels": check_integer(
                 "num_subchannels", self.num_subchannels, 1, 1_000_000, advice="Give K, for example 60."
@@ -117,13 +101,12 @@ class LinkConfig:
             checked["reference_latent_dim"] = check_integer(
                 "reference_latent_dim", self.reference_latent_dim, 1, 2**62, advice="Give M, for example 16384."
             )
-        checked.update(self.channel.settings())
         for name, value in checked.items():  # plain int and float, so that it is JSON
             object.__setattr__(self, name, value)
 
     @cached_property
     def channel(self) -> ChannelModel:
-        """The fields from ``fading`` on."""
+        """How gains are drawn and powers allotted, without the numbers of the link."""
         return ChannelModel(**{item.name: getattr(self, item.name) for item in fields(ChannelModel)})
 
     def scale(self, latent_dim: int) -> float:
@@ -196,12 +179,12 @@ class SystemConfig(CoderConfig):
         schedule: the noise schedule, T + 1 values of ᾱ.
         bit_depths: 𝓑, ascending, each 1 … 16; 16 is lossless.
         deadline: T_d [slots].
-        latency_quantile: q of the latency model.
-        latency_model: what a policy takes the q-quantile of: ``"paper"``, [K]'s Gaussian law with the fixed cutoff, or
-            ``"exact"``, the law of the link as it is.
+        latency_quantile: the quantile q of the latency that a policy plans with.
+        latency_model: the law of which a policy takes the q-quantile: ``"paper"``, [K]'s Gaussian law with the fixed
+            cutoff, or ``"exact"``, the law of the link as it is.
         link: the link.
-        second_moments: of the payload, which the closed-loop coder predicts with; None: those of x_t under the
-            forward process.
+        second_moments: second moments of the payload, with which the closed-loop coder predicts; None: those of x_t
+            under the forward process.
 
     Raises:
         ConfigurationError: if a value is out of range.
@@ -343,7 +326,7 @@ class SystemConfig(CoderConfig):
 
     @cached_property
     def refinement_model(self) -> RefinementModel:
-        """How the distortion develops over a chain of deliveries, as a policy may predict it."""
+        """The model by which a policy predicts the distortion after a chain of deliveries."""
         if self.coder == "forward":
             return RefinementModel.paper(self.schedule)
         return RefinementModel.closed_loop(self.second_moments or SecondMoments.forward_process(self.schedule))
@@ -359,13 +342,7 @@ class SystemConfig(CoderConfig):
         Raises:
             ConfigurationError: if the configuration has an SNR range.
         """
-        return rate_statistics(
-            self.single_snr_db("rate statistics"),
-            self.link.num_subchannels,
-            self.symbols_per_slot,
-            self.link.snr_reference,
-            self.link.channel,
-        )
+        return rate_statistics(*self._rate_arguments("rate statistics"))
 
     @cached_property
     def rate_law(self) -> RateLaw:
@@ -374,13 +351,7 @@ class SystemConfig(CoderConfig):
         Raises:
             ConfigurationError: if the configuration has an SNR range.
         """
-        return rate_law(
-            self.single_snr_db("the rate law"),
-            self.link.num_subchannels,
-            self.symbols_per_slot,
-            self.link.snr_reference,
-            self.link.channel,
-        )
+        return rate_law(*self._rate_arguments("the rate law"))
 
     def rate_chain(self, num_levels: int = 8) -> RateChain:
         """The Markov chain of rate levels at the configuration's one SNR, for links whose slots depend on each other.
@@ -388,18 +359,16 @@ class SystemConfig(CoderConfig):
         Raises:
             ConfigurationError: if the configuration has an SNR range, or the number of levels is out of range.
         """
-        return rate_chain(
-            self.single_snr_db("the rate chain"),
-            self.link.num_subchannels,
-            self.symbols_per_slot,
-            self.link.snr_reference,
-            self.link.channel,
-            num_levels,
-        )
+        return rate_chain(*self._rate_arguments("the rate chain"), num_levels)
+
+    def _rate_arguments(self, purpose: str) -> tuple[float, int, float, str, ChannelModel]:
+        """The arguments that are common to the functions of :mod:`refine_env.link` that describe the rate of a slot."""
+        link, snr_db = self.link, self.single_snr_db(purpose)
+        return snr_db, link.num_subchannels, self.symbols_per_slot, link.snr_reference, link.channel
 
     @property
     def latency_law(self) -> RateStatistics | RateLaw | RateChain:
-        """What the configured latency model takes quantiles of, see :func:`refine_env.link.latency_quantiles`.
+        """The law that the configured latency model takes quantiles of (:func:`refine_env.link.latency_quantiles`).
 
         Raises:
             ConfigurationError: if the configuration has an SNR range.

@@ -16,7 +16,11 @@ __all__ = ["FinalOnly", "PersistentQ", "RandomAgent"]
 
 
 class PersistentQ(Agent):
-    """TRANSMIT(b) whenever that is legal: every fresh latent, as fast as the channel allows.
+    """TRANSMIT(b) whenever that is legal: the policy sends every fresh latent, as fast as the channel allows.
+
+    Args:
+        config: the system.
+        bits: b.
 
     Raises:
         ConfigurationError: if b is not among the configuration's bit depths.
@@ -33,7 +37,10 @@ class PersistentQ(Agent):
 
 
 class FinalOnly(Agent):
-    """Compute, then send: TRANSMIT(16), lossless, once x_0 is there.
+    """The server first computes x_0, and then sends it without loss, with TRANSMIT(16).
+
+    Args:
+        config: the system.
 
     Raises:
         ConfigurationError: if 16 is not among the configuration's bit depths.
@@ -53,7 +60,7 @@ class RandomAgent(Agent):
 
     Args:
         config: the system.
-        seed: of its own generator, which runs on through resets.
+        seed: seed of the policy's own generator. Resets do not restart it.
     """
 
     def __init__(self, config: SystemConfig, *, seed: int = 0) -> None:

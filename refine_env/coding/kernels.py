@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numba
 import numpy as np
@@ -19,16 +19,17 @@ __all__ = [
     "Chains",
     "CoderTables",
     "Transmission",
+    "add_residual",
     "begin",
     "begin_batch",
     "decode_float16",
-    "decode_residual",
     "deliver",
     "deliver_batch",
-    "encode_residual",
+    "dequantize",
     "fill_orders",
     "fit_scale",
     "hadamard",
+    "index_values",
     "mean_square_error",
     "pack_bits",
     "predict_errors",
@@ -41,6 +42,11 @@ __all__ = [
     "unpack_bits",
     "unrotate",
 ]
+
+Floats: TypeAlias = NDArray[np.float32]
+Patterns: TypeAlias = NDArray[np.uint16]
+Orders: TypeAlias = NDArray[np.int32]
+"""Values of a latent, float16 patterns of one, and the rows of :func:`fill_orders`, under short names."""
 
 _FLOAT16_SCALE = np.float32(2.0**112)
 _LARGEST_FLOAT16 = 65504.0
@@ -61,7 +67,7 @@ def _half(pattern: Any) -> Any:
 
 
 @kernel
-def decode_float16(patterns: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
+def decode_float16(patterns: Patterns, out: Floats) -> None:
     """float32 values of finite float16 patterns; both (M,)."""
     for m in range(patterns.size):
         out[m] = _half(patterns[m])
@@ -91,7 +97,7 @@ def _total(sums: NDArray[np.float64]) -> float:
 
 
 @kernel
-def mean_square_error(device: NDArray[np.float32], clean: NDArray[np.uint16]) -> Any:
+def mean_square_error(device: Floats, clean: Patterns) -> Any:
     """(1/M)‖ŷ − x_0‖² of [K] Eq. (1); ``clean`` as float16 patterns, both (M,).
 
     Accumulated in float64 in eight interleaved sums, which the processor can add side by side.
@@ -110,14 +116,7 @@ def mean_square_error(device: NDArray[np.float32], clean: NDArray[np.uint16]) ->
 
 
 @kernel
-def _refine(
-    latent: NDArray[np.uint16],
-    held: NDArray[np.float32],
-    device: NDArray[np.float32],
-    gain: Any,
-    scale: Any,
-    cells: Cells,
-) -> None:
+def _refine(latent: Patterns, held: Floats, device: Floats, gain: Any, scale: Any, cells: Cells) -> None:
     reciprocal = np.float32(1.0) / scale
     for m in range(device.size):
         prediction = gain * held[m]
@@ -125,9 +124,7 @@ def _refine(
         device[m] = prediction + scale * quantize_value(z, cells)
 
 
-def refine(
-    latent: NDArray[np.uint16], device: NDArray[np.float32], gain: float, scale: float, table: QuantizerTable
-) -> None:
+def refine(latent: Patterns, device: Floats, gain: float, scale: float, table: QuantizerTable) -> None:
     """One delivery: predict, standardize, quantize and reconstruct, in place ([K] Eqs. 5–7).
 
     x̂ ← c x̂ + s Q_b((x − c x̂)·(1/s)), in float32 in this order, in one pass without a temporary.
@@ -205,7 +202,7 @@ def _raise_half(value: Any, steps: int) -> Any:
 
 
 @kernel
-def _codelength(values: NDArray[np.float32], scale: Any, cells: Cells, costs: NDArray[np.int32]) -> Any:
+def _codelength(values: Floats, scale: Any, cells: Cells, costs: NDArray[np.int32]) -> Any:
     reciprocal = np.float32(1.0) / scale
     total = np.int64(0)
     for m in range(values.size):
@@ -216,7 +213,7 @@ def _codelength(values: NDArray[np.float32], scale: Any, cells: Cells, costs: ND
 
 
 @kernel
-def fit_scale(values: NDArray[np.float32], scale: Any, cells: Cells, costs: NDArray[np.int32], longest: int) -> Any:
+def fit_scale(values: Floats, scale: Any, cells: Cells, costs: NDArray[np.int32], longest: int) -> Any:
     """The scale with which the indices of a residual fit their payload.
 
     That is nearly always the one given. A larger one makes outer cells, which cost more, rarer: it is raised by 1,
@@ -302,7 +299,7 @@ def _transform(values: Any, block: int) -> None:
 
 
 @kernel
-def rotate(values: NDArray[np.float32], order: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+def rotate(values: Floats, order: Orders, out: Floats) -> None:
     """A random rotation: permutation, random signs, orthonormal Walsh–Hadamard transform.
 
     Where M is no power of two the transform is taken of the first and then of the last P values, P the largest power
@@ -323,7 +320,7 @@ def rotate(values: NDArray[np.float32], order: NDArray[np.int32], out: NDArray[n
 
 
 @kernel
-def unrotate(values: NDArray[np.float32], order: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+def unrotate(values: Floats, order: Orders, out: Floats) -> None:
     """The inverse of :func:`rotate`; ``values`` is overwritten, too.
 
     Args:
@@ -353,7 +350,7 @@ def _mix(state: Any) -> Any:
 
 
 @kernel
-def fill_orders(orders: NDArray[np.int32], first: int) -> None:
+def fill_orders(orders: Orders, first: int) -> None:
     """Permutations and signs of rotations, from a generator of our own: every version draws the same.
 
     SplitMix64 seeded by the rotation's number and M; Fisher–Yates with its upper 32 bits, then one bit a sign.
@@ -379,7 +376,7 @@ def fill_orders(orders: NDArray[np.int32], first: int) -> None:
 
 
 @kernel
-def residual(latent: NDArray[np.uint16], held: NDArray[np.float32], gain: Any, out: NDArray[np.float32]) -> Any:
+def residual(latent: Patterns, held: Floats, gain: Any, out: Floats) -> Any:
     """x − c x̂, and its mean square.
 
     Args:
@@ -404,19 +401,21 @@ def residual(latent: NDArray[np.uint16], held: NDArray[np.float32], gain: Any, o
 
 
 @kernel
-def _add_residual(held: NDArray[np.float32], gain: Any, decoded: NDArray[np.float32], device: Any) -> None:
+def add_residual(held: Floats, gain: Any, decoded: Floats, device: Any) -> None:
+    """c x̂ and the decoded residual, added up in ``device``; all (M,)."""
     for m in range(device.size):
         device[m] = gain * held[m] + decoded[m]
 
 
 @kernel
-def _dequantize(indices: NDArray[np.uint16], levels: NDArray[np.float32], scale: Any, out: Any) -> None:
+def dequantize(indices: NDArray[np.uint16], levels: Floats, scale: Any, out: Any) -> None:
+    """s times the levels of these indices; all (M,) but for the levels."""
     for m in range(indices.size):
         out[m] = scale * levels[indices[m]]
 
 
 @kernel
-def _quantize_in_place(values: NDArray[np.float32], scale: Any, cells: Cells) -> None:
+def _quantize_in_place(values: Floats, scale: Any, cells: Cells) -> None:
     """s Q_b(z/s) of every value."""
     reciprocal = np.float32(1.0) / scale
     for m in range(values.size):
@@ -424,10 +423,18 @@ def _quantize_in_place(values: NDArray[np.float32], scale: Any, cells: Cells) ->
 
 
 @kernel
-def _index_values(
-    values: NDArray[np.float32], scale: Any, cells: Cells, lower: NDArray[np.uint16], indices: NDArray[np.uint16]
+def index_values(
+    values: Floats, scale: Any, cells: Cells, lower: NDArray[np.uint16], indices: NDArray[np.uint16]
 ) -> None:
-    """The indices of the levels that :func:`_quantize_in_place` takes."""
+    """The indices of the levels that quantized values have.
+
+    Args:
+        values: the residual (M,).
+        scale: s > 0, float32.
+        cells: the quantizer's.
+        lower: index of the lower level of every row of the cells (bins,).
+        indices: overwritten (M,).
+    """
     reciprocal = np.float32(1.0) / scale
     for m in range(values.size):
         z = values[m] * reciprocal
@@ -435,80 +442,8 @@ def _index_values(
         indices[m] = lower[row] + 1 if z > cells.rows[row, 0] else lower[row]
 
 
-def encode_residual(
-    latent: NDArray[np.uint16],
-    device: NDArray[np.float32],
-    gain: float,
-    scale: float | None,
-    order: NDArray[np.int32],
-    table: QuantizerTable,
-    lower: NDArray[np.uint16],
-    costs: NDArray[np.int32] | None = None,
-    longest: int = 0,
-) -> tuple[NDArray[np.uint16], float]:
-    """What a delivery of the closed-loop coder sends.
-
-    Args:
-        latent: x_t as float16 patterns (M,).
-        device: x̂_{t_p} as float32 (M,), left as it is.
-        gain: prediction gain c.
-        scale: residual scale s; None takes the residual's root mean square, rounded to float16.
-        order: a rotation of :func:`fill_orders` (M,), or (0,) to leave it out.
-        table: the b-bit quantizer's tables.
-        lower: index of the lower level of every row of the table's cells (bins,).
-        costs: of :func:`fit_scale`; None where the indices are not entropy-coded.
-        longest: codelength that fits.
-
-    Returns:
-        Indices into the levels, uint16 (M,), and s.
-    """
-    work = np.empty_like(device)
-    mean_square = residual(latent, device, np.float32(gain), work)
-    if scale is None:
-        scale = float(round_to_half(np.sqrt(mean_square)))
-    if scale > 0.0 and order.size:
-        rotated = np.empty_like(work)
-        rotate(work, order, rotated)
-        work = rotated
-        if costs is not None:
-            fitted = fit_scale(work, np.float32(scale), table.cells, costs, longest)
-            scale = float(fitted)
-    indices = np.full(device.size, 0 if costs is None else table.levels.size // 2, dtype=np.uint16)
-    if scale > 0.0:
-        _index_values(work, np.float32(scale), table.cells, lower, indices)
-    return indices, scale
-
-
-def decode_residual(
-    indices: NDArray[np.uint16],
-    device: NDArray[np.float32],
-    gain: float,
-    scale: float,
-    order: NDArray[np.int32],
-    table: QuantizerTable,
-) -> None:
-    """The device's part of a delivery of the closed-loop coder, in place.
-
-    Args:
-        indices: of :func:`encode_residual`, uint16 (M,).
-        device: x̂_{t_p} as float32 (M,), overwritten with x̂_t.
-        gain: prediction gain c.
-        scale: residual scale s; 0 leaves the prediction.
-        order: the same rotation.
-        table: the b-bit quantizer's tables.
-    """
-    work = np.zeros_like(device)
-    if scale > 0.0:
-        _dequantize(indices, table.levels, np.float32(scale), work)
-        if order.size:
-            rotated = work
-            work = np.empty_like(rotated)
-            unrotate(rotated, order, work)
-    _add_residual(device, np.float32(gain), work, device)
-
-
 @kernel
-def begin(patterns: NDArray[np.uint16], num_steps: int, device: NDArray[np.float32]) -> Any:
+def begin(patterns: Patterns, num_steps: int, device: Floats) -> Any:
     """Give the device what it starts with; returns the MSE of that.
 
     Args:
@@ -560,13 +495,13 @@ class CoderTables(NamedTuple):
             entropy-coded.
     """
 
-    gain: NDArray[np.float32]
+    gain: Floats
     model: RefinementModel
     base_distortion: NDArray[np.float64]
-    rows: NDArray[np.float32]
+    rows: Floats
     span: NDArray[np.int64]
-    origin: NDArray[np.float32]
-    bins_per_unit: NDArray[np.float32]
+    origin: Floats
+    bins_per_unit: Floats
     rotation: bool
     sent_scale: bool
     costs: NDArray[np.int32]
@@ -595,13 +530,13 @@ def _predicted_variance(sent: Transmission, tables: CoderTables) -> Any:
 
 @kernel
 def deliver(
-    latent: NDArray[np.uint16],
-    held: NDArray[np.float32],
-    device: NDArray[np.float32],
+    latent: Patterns,
+    held: Floats,
+    device: Floats,
     sent: Transmission,
     tables: CoderTables,
-    orders: NDArray[np.int32] | None,
-    work: NDArray[np.float32],
+    orders: Orders | None,
+    work: Floats,
 ) -> Any:
     """One delivery; returns the predicted coding error of what the device then holds.
 
@@ -643,7 +578,7 @@ def deliver(
         unrotate(rotated, orders[sent.number], values)
     else:
         _quantize_in_place(values, scale, cells)
-    _add_residual(held, gain, values, device)
+    add_residual(held, gain, values, device)
     return variance * tables.base_distortion[bits]
 
 
@@ -653,7 +588,7 @@ def begin_batch(
     addresses: NDArray[np.uint64],
     num_rows: NDArray[np.int64],
     num_steps: int,
-    device: NDArray[np.float32],
+    device: Floats,
     mse: NDArray[np.float64],
 ) -> None:
     """:func:`begin` of many episodes.
@@ -695,11 +630,7 @@ def predict_errors(state: NDArray[Any], tables: CoderTables) -> None:
 
 @kernel
 def deliver_batch(
-    state: NDArray[Any],
-    addresses: NDArray[np.uint64],
-    device: NDArray[np.float32],
-    tables: CoderTables,
-    orders: NDArray[np.int32] | None,
+    state: NDArray[Any], addresses: NDArray[np.uint64], device: Floats, tables: CoderTables, orders: Orders | None
 ) -> None:
     """Carry out the deliveries of a batch that have just completed, and measure what the devices then hold.
 
@@ -741,14 +672,14 @@ class Chains(NamedTuple):
 
 @kernel
 def score_chains(
-    patterns: NDArray[np.uint16],
+    patterns: Patterns,
     num_steps: int,
     chains: Chains,
     tables: CoderTables,
-    orders: NDArray[np.int32] | None,
-    stack: NDArray[np.float32],
+    orders: Orders | None,
+    stack: Floats,
     mse: NDArray[np.float64],
-    finals: NDArray[np.float32],
+    finals: Floats,
 ) -> None:
     """Carry out chains of deliveries, common beginnings once, and measure what they end in.
 

@@ -103,6 +103,14 @@ def rotation_orders(latent_dim: int, count: int) -> NDArray[np.int32]:
     return _orders(latent_dim, max(_FIRST_ROTATIONS, 1 << (count - 1).bit_length()))
 
 
+def _order(latent_dim: int, number: int) -> NDArray[np.int32]:
+    """One rotation (M,); not kept, since a peer may choose how many there are."""
+    orders = np.empty((1, latent_dim), dtype=np.int32)
+    kernels.fill_orders(orders, number)
+    order: NDArray[np.int32] = orders[0]
+    return order
+
+
 class Coder:
     """A refinement coder: predict c x̂_{t_p}, scale the residual, quantize it, add it.
 
@@ -200,13 +208,6 @@ class Coder:
             return rotation_orders(latent_dim, count)
         return _NO_ROTATION if self.sent_scale else None
 
-    def _order(self, latent_dim: int, delivery: int) -> NDArray[np.int32]:
-        """One rotation (M,), or (0,) where there is none; not kept, since a peer may choose how many there are."""
-        orders = np.empty((1, latent_dim if self.rotation else 0), dtype=np.int32)
-        kernels.fill_orders(orders, delivery)
-        order: NDArray[np.int32] = orders[0]
-        return order
-
     def refinement(self, sent: Transmission) -> Refinement:
         """Gain, scale and error of a transmission, by the model."""
         variance = float(self.model.residual_variance(sent.step, sent.device_step, sent.device_error))
@@ -289,17 +290,22 @@ class Coder:
         if bits == LOSSLESS_BITS:
             return Code(latent)
         gain, scale, _ = self.refinement(sent)
-        indices, scale = kernels.encode_residual(
-            latent,
-            device,
-            gain,
-            None if self.sent_scale else scale,
-            self._order(device.size, sent.number),
-            self._quantizers[bits].table,
-            _lower_indices(bits),
-            _row_costs(bits) if self.entropy_coded(device.size, bits) else None,
-            self._longest(device.size, bits),
-        )
+        table, coded = self._quantizers[bits].table, self.entropy_coded(device.size, bits)
+        values = np.empty_like(device)
+        mean_square = kernels.residual(latent, device, np.float32(gain), values)
+        if self.sent_scale:
+            scale = float(kernels.round_to_half(np.sqrt(mean_square)))
+        if scale > 0.0 and self.rotation:
+            rotated = np.empty_like(values)
+            kernels.rotate(values, _order(device.size, sent.number), rotated)
+            values = rotated
+            if coded:
+                longest = self._longest(device.size, bits)
+                scale = float(kernels.fit_scale(values, np.float32(scale), table.cells, _row_costs(bits), longest))
+        # Where nothing but the prediction is sent, the cheapest index is: the decoder does not look at it.
+        indices = np.full(device.size, table.levels.size // 2 if coded else 0, dtype=np.uint16)
+        if scale > 0.0:
+            kernels.index_values(values, np.float32(scale), table.cells, _lower_indices(bits), indices)
         return Code(indices, _SCALE.pack(scale) if self.sent_scale else b"")
 
     def decode(self, code: Code, device: NDArray[np.float32], sent: Transmission) -> float:
@@ -319,7 +325,7 @@ class Coder:
         if sent.bits == LOSSLESS_BITS:
             kernels.decode_float16(code.indices, device)
             return 0.0
-        gain, scale, error = self.refinement(sent)
+        _, scale, error = self.refinement(sent)
         if self.sent_scale:
             (scale,) = _SCALE.unpack(code.side)
             if not 0.0 <= scale < math.inf:
@@ -327,9 +333,20 @@ class Coder:
                     f"The scale of a message must be a finite number >= 0, got {scale}. Send the message again."
                 )
             error = scale * scale * self._base_distortion[sent.bits]
-        order = self._order(device.size, sent.number)
-        kernels.decode_residual(code.indices, device, gain, scale, order, self._quantizers[sent.bits].table)
+        self._reconstruct(code.indices, device, sent, scale)
         return error
+
+    def _reconstruct(
+        self, indices: NDArray[np.uint16], device: NDArray[np.float32], sent: Transmission, scale: float
+    ) -> None:
+        """Overwrite what the device holds with prediction and residual; a scale of 0 leaves the prediction."""
+        decoded = np.zeros_like(device)
+        if scale > 0.0:
+            kernels.dequantize(indices, self._quantizers[sent.bits].table.levels, np.float32(scale), decoded)
+            if self.rotation:
+                rotated, decoded = decoded, np.empty_like(decoded)
+                kernels.unrotate(rotated, _order(device.size, sent.number), decoded)
+        kernels.add_residual(device, np.float32(self.model.gain[sent.step, sent.device_step]), decoded, device)
 
     @property
     def max_error(self) -> float:

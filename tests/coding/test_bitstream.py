@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from refine_env import ConfigurationError, NoiseSchedule, SystemConfig, TrajectoryCache
 from refine_env.coding import ClosedLoopCoder, ForwardCoder, LloydMax, Message, RefinementCodec, Transmission, kernels
 from refine_env.coding.bitstream import HEADER_BYTES, latent_bytes, pack_indices, unpack_indices
-from refine_env.coding.refinement import rotation_orders
 from refine_env.dynamics.simulator import EpisodeBatch
 from refine_env.errors import BitstreamError
 from refine_env.model.distortion import RefinementModel, SecondMoments
@@ -483,10 +482,8 @@ def test_a_forged_scale_is_refused(trajectory: NDArray[np.float16], rotation: bo
         end.decompress(first)
     message = server.compress(trajectory[2], 2, 3)
     latent = device.device.copy()
-    order = rotation_orders(61, 2)[1] if rotation else np.empty(0, dtype=np.int32)
-    gain = coder.refinement(Transmission(2, 4, 3, device.device_error)).gain
     indices = unpack_indices(message.payload, 3, 61)
-    kernels.decode_residual(indices, latent, gain, scale, order, LloydMax(3).table)
+    coder._reconstruct(indices, latent, Transmission(2, 4, 3, device.device_error, number=1), scale)
     forged = forge(message, side=np.array(scale, dtype=">f2").tobytes(), latent_crc=zlib.crc32(latent_bytes(latent)))
     before = state(device)
     if good:
