@@ -98,17 +98,17 @@ class _Summary(NamedTuple):
     """What the summary knows of the system.
 
     Attributes:
-        model: how the distortion develops over a chain of deliveries.
         sizes: of the messages [bit/dimension] (|𝓑|,).
         base: D_base of every bit depth (|𝓑|,).
+        model: how the distortion develops over a chain of deliveries.
         grid_means: mean rates of a slot [bit/dimension], ascending (G,).
         grid_deviations: the standard deviations of a slot's rate with these means (G,).
         quantiles: those of N(0, 1), for the slots that a message takes.
     """
 
-    model: RefinementModel
     sizes: NDArray[np.float64]
     base: NDArray[np.float64]
+    model: RefinementModel
     grid_means: NDArray[np.float64]
     grid_deviations: NDArray[np.float64]
     quantiles: NDArray[np.float64]
@@ -278,7 +278,7 @@ class ObservationEncoder:
             means, deviations = np.array(grid).T.copy() / config.latent_dim
             sizes = config.message_bits / config.latent_dim
             self._summary = _Summary(
-                config.refinement_model, sizes, config.base_distortion, means, deviations, _NORMAL_QUANTILES
+                sizes, config.base_distortion, config.refinement_model, means, deviations, _NORMAL_QUANTILES
             )
 
     def _state_names(self) -> tuple[str, ...]:
