@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import gymnasium as gym
@@ -92,6 +93,9 @@ class _Rows(NamedTuple):
     remaining_bits: NDArray[Any]
     device_error: NDArray[Any]
     channel_history: NDArray[Any]
+
+
+_fields = itemgetter(*_Rows._fields)
 
 
 class _Summary(NamedTuple):
@@ -320,7 +324,7 @@ class ObservationEncoder:
                 f"`channel_history` must have length {self.history_length} for this encoder, got "
                 f"{history.shape[-1]}. Make the encoder with the environment's `history_length`."
             )
-        rows = _Rows(*(np.asarray(observation[name]) for name in _Rows._fields))
+        rows = _Rows(*map(np.asarray, _fields(observation)))
         config, num_rows = self.config, len(rows.slot)
         encoded = np.empty((num_rows, len(self.names)), dtype=np.float32)
         count = len(self.names) - self.history
