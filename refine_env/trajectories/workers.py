@@ -54,7 +54,7 @@ class Source(Protocol):
     """What a worker needs to make its own sampler; it is pickled."""
 
     def open(self, recipe: Recipe, device: str) -> Sampler:
-        """The sampler of a cache's recipe on a device."""
+        """Make the sampler of a cache's recipe on a device."""
 
 
 class _AbandonedError(RuntimeError):
@@ -104,7 +104,7 @@ class WorkerPool:
 
     @property
     def num_workers(self) -> int:
-        """Number of workers."""
+        """The number of workers."""
         return len(self.devices) if self.workers is None else self.workers
 
     @property
@@ -222,7 +222,7 @@ def draw_shards(
                 report(done)
             if writing is not None:
                 summaries.append(writing.result())
-            writing = thread.submit(write_shard, folder, recipe, span, **shard)
+            writing = thread.submit(write_shard, folder, recipe, span, shard)
         if writing is not None:
             summaries.append(writing.result())
     return summaries
@@ -245,7 +245,7 @@ _Run = Callable[[list[_Share]], list[list[ShardSummary]]]
 
 @contextlib.contextmanager
 def _engine(pool: WorkerPool, lanes: int) -> Iterator[_Run]:
-    """A function that runs shares with joblib on the pool's engine; a cluster that was started for it is shut down."""
+    """Give a function that runs shares on the pool's engine, and shut down a cluster that was started for it."""
     joblib = import_extra("joblib", EXTRA)
     options: dict[str, Any] = {}
     own: dict[str, Any]
@@ -299,7 +299,7 @@ def _cluster_errors(pool: WorkerPool) -> Iterator[None]:
 
 
 def _lost_workers(engine: str) -> tuple[type[BaseException], ...]:
-    """The exceptions by which an engine says that a worker died."""
+    """Return the exceptions by which an engine says that a worker died."""
     if engine == "loky":
         return (import_extra("joblib.externals.loky.process_executor", EXTRA).BrokenProcessPool,)
     if engine == "dask":
@@ -309,7 +309,7 @@ def _lost_workers(engine: str) -> tuple[type[BaseException], ...]:
 
 @contextlib.contextmanager
 def _lease(folder: Path) -> Iterator[Path]:
-    """A file that exists, and is locked, as long as this process waits for its workers."""
+    """Keep a file that exists, and is locked, as long as this process waits for its workers."""
     file = folder / lease_name()
     with disk_errors(folder):
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
@@ -324,7 +324,7 @@ def _lease(folder: Path) -> Iterator[Path]:
 
 
 def _is_held(lease: Path, *, on_this_host: bool) -> bool:
-    """Whether the process that made a lease still lives; on another host only whether the lease still exists."""
+    """Return whether the process that made a lease still lives, or on another host whether the lease still exists."""
     try:
         descriptor = os.open(lease, os.O_RDWR)
     except FileNotFoundError:
