@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,9 +150,9 @@ class FramePainter:
     def __init__(self, config: SystemConfig, *, with_pictures: bool, note: str = "") -> None:
         self._config = config
         self._matplotlib = import_extra("matplotlib", EXTRA)
-        self._backgrounds: OrderedDict[tuple[float, ...], Any] = OrderedDict()
+        self._background = lru_cache(_MOST_BACKGROUNDS)(self._draw_background)
+        self._width = lru_cache(None)(self._measure)
         self._colors = self._depth_colors()
-        self._widths: dict[tuple[str, float], float] = {}
         self._shown_prompt: str | None = None
         base = 1.0
         if not isinstance(config.snr_db, tuple):
@@ -380,14 +380,12 @@ class FramePainter:
         limits = self._limits(history)
         self._rates.set_ylim(0.0, limits[0])
         self._errors.set_ylim(*limits[1:])
-        if limits in self._backgrounds:
-            self._backgrounds.move_to_end(limits)
-            self._canvas.restore_region(self._backgrounds[limits])
-            return
+        self._canvas.restore_region(self._background(limits))
+
+    def _draw_background(self, limits: tuple[float, float, float]) -> Any:
+        """Draw what stays as long as the axes have these limits, which are set already."""
         self._canvas.draw()
-        self._backgrounds[limits] = self._canvas.copy_from_bbox(self._figure.bbox)
-        if len(self._backgrounds) > _MOST_BACKGROUNDS:
-            self._backgrounds.popitem(last=False)
+        return self._canvas.copy_from_bbox(self._figure.bbox)
 
     def _set_header(self, history: EpisodeHistory) -> None:
         deadline, in_flight = self._config.deadline, history.in_flight
@@ -462,13 +460,11 @@ class FramePainter:
         label.set_visible(True)
         return label
 
-    def _width(self, text: str, size: float) -> float:
+    def _measure(self, text: str, size: float) -> float:
         """Return the width of a text [pixel]."""
-        if (text, size) not in self._widths:
-            properties = import_extra("matplotlib.font_manager", EXTRA).FontProperties(size=size)
-            renderer = self._canvas.get_renderer()
-            self._widths[text, size] = renderer.get_text_width_height_descent(text, properties, ismath=False)[0]
-        return self._widths[text, size]
+        properties = import_extra("matplotlib.font_manager", EXTRA).FontProperties(size=size)
+        renderer = self._canvas.get_renderer()
+        return float(renderer.get_text_width_height_descent(text, properties, ismath=False)[0])
 
     def _fitting_size(self, text: str, size: float, room: float) -> float:
         """Return ``size``, or less where the text would be wider than ``room`` [pixel]."""

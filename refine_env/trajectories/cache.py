@@ -9,12 +9,10 @@ import mmap
 import operator
 import os
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from math import prod
 from pathlib import Path
-from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -74,10 +72,10 @@ class TrajectoryCache:
         self.mean_square: Final = manifest.mean_square
         self.second_moments: Final = manifest.second_moments
         self.clean_second_moments: Final = manifest.clean_second_moments
-        self._offsets = offsets
         self._starts = [shard.start for shard in manifest.shards]
-        self._maps: OrderedDict[int, tuple[NDArray[np.float16], NDArray[np.float16]]] = OrderedDict()
-        self._lock = Lock()  # of the maps: threads may share a cache
+        # Views that are still in use keep the map of their shard alive when it is thrown out here. What maps a shard
+        # does not refer to this object, so that all maps go with it at once, not with the next garbage collection.
+        self._map = lru_cache(_MAX_OPEN_SHARDS)(partial(_map_shard, path, manifest, offsets))
 
     @classmethod
     def open(cls, cache: str | os.PathLike[str]) -> TrajectoryCache:
@@ -238,33 +236,25 @@ class TrajectoryCache:
         shard = bisect_right(self._starts, number) - 1
         return shard, number - self._starts[shard]
 
-    def _map(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        """Return the latents and clean estimates of a shard, which are mapped on first use."""
-        with self._lock:
-            if number not in self._maps:
-                self._maps[number] = self._open_shard(number)
-                if len(self._maps) > _MAX_OPEN_SHARDS:
-                    self._maps.popitem(last=False)  # views that are still in use keep their map alive
-            self._maps.move_to_end(number)
-            return self._maps[number]
 
-    def _open_shard(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        shard = self.manifest.shards[number]
-        file = self.path / shard.file
-        with open_file(file) as handle:
-            buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(buffer) != shard.bytes:
-            raise CacheFormatError(
-                f"{file} must have {shard.bytes} bytes, got {len(buffer)}. It changed since the cache was "
-                "opened; open it again."
-            )
-        latents, estimates = (
-            np.frombuffer(buffer, dtype="<f2", count=prod(shape), offset=offset).reshape(shape)
-            for offset, shape in zip(
-                self._offsets[number], tensor_shapes(shard, self.manifest.recipe).values(), strict=True
-            )
+def _map_shard(
+    folder: Path, manifest: Manifest, offsets: Sequence[tuple[int, int]], number: int
+) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    """Map the latents and the clean estimates of a shard."""
+    shard = manifest.shards[number]
+    file = folder / shard.file
+    with open_file(file) as handle:
+        buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    if len(buffer) != shard.bytes:
+        raise CacheFormatError(
+            f"{file} must have {shard.bytes} bytes, got {len(buffer)}. It changed since the cache was "
+            "opened; open it again."
         )
-        return latents, estimates
+    latents, estimates = (
+        np.frombuffer(buffer, dtype="<f2", count=prod(shape), offset=offset).reshape(shape)
+        for offset, shape in zip(offsets[number], tensor_shapes(shard, manifest.recipe).values(), strict=True)
+    )
+    return latents, estimates
 
 
 def find_cache(cache: str | os.PathLike[str]) -> Path:

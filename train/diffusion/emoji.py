@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 from refine_env.errors import ConfigurationError
 
@@ -289,20 +290,12 @@ def read_glyphs(font: Path) -> list[Glyph]:
 def _join_equal(glyphs: Iterable[Glyph]) -> Iterator[Glyph]:
     """Yield the glyphs with the families of equal bitmaps joined under the alphabetically first name."""
     glyphs = list(glyphs)
-    parent = {glyph.family: glyph.family for glyph in glyphs}
-
-    def root(family: str) -> str:
-        while parent[family] != family:
-            family = parent[family]
-        return family
-
+    joined = DisjointSet({glyph.family for glyph in glyphs})
     by_bitmap: dict[bytes, str] = {}
     for glyph in glyphs:
-        other = by_bitmap.setdefault(hashlib.sha256(glyph.png).digest(), glyph.family)
-        first, second = sorted((root(other), root(glyph.family)))
-        parent[second] = first
+        joined.merge(glyph.family, by_bitmap.setdefault(glyph.png, glyph.family))
     for glyph in glyphs:
-        yield replace(glyph, family=root(glyph.family))
+        yield replace(glyph, family=min(joined.subset(glyph.family)))
 
 
 def _draw(seed: int, text: str) -> bytes:
