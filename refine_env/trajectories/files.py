@@ -21,7 +21,6 @@ from refine_env.errors import CacheError, CacheFormatError
 __all__ = [
     "REMEDY",
     "check_json",
-    "describe",
     "disk_errors",
     "hash_file",
     "open_file",
@@ -150,12 +149,6 @@ def shorten(value: Any) -> str:
     """Write a value for a message: its ``repr``, which escapes what a terminal would obey, cut in the middle."""
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:60]} … {text[-15:]}"
-
-
-def describe(error: Exception) -> str:
-    """Return the kind of another library's error and the first line of what it says."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first if len(first) <= 160 else first[:160] + '…'}"
 
 
 def reason(error: Exception) -> str:

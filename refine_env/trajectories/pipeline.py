@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from refine_env._validation import check_choice, check_finite, check_integer
-from refine_env.errors import ConfigurationError, ModelNotFoundError, import_extra
+from refine_env.errors import ConfigurationError, ModelNotFoundError, describe_error, import_extra
 from refine_env.model.schedule import NoiseSchedule
-from refine_env.trajectories.files import describe
 
 __all__ = ["BUNDLED_MODEL", "LatentDecoder", "LatentSampler", "ModelNotFoundError"]
 
@@ -341,7 +340,7 @@ def _find_model(model: str | os.PathLike[str], revision: str | None) -> tuple[Pa
     except Exception as error:  # the hub's client raises whatever its HTTP library raises
         raise ModelNotFoundError(
             f"`model` must be within reach, got {name!r}, which is neither in the local hub cache nor to be "
-            f"downloaded ({describe(error)}). Run `hf download {name} --local-dir FOLDER` on a "
+            f"downloaded ({describe_error(error)}). Run `hf download {name} --local-dir FOLDER` on a "
             "connected machine, and pass that FOLDER."
         ) from error
     return folder, name, folder.name
@@ -399,7 +398,8 @@ def _loading(model_id: str) -> Iterator[None]:
             yield
     except Exception as error:
         raise ModelNotFoundError(
-            f"`model` must hold loadable weights, got {model_id!r} ({describe(error)}). Get the model's files anew."
+            f"`model` must hold loadable weights, got {model_id!r} ({describe_error(error)}). "
+            "Get the model's files anew."
         ) from error
 
 
@@ -452,7 +452,7 @@ def _torch_device(device: str) -> Any:
         torch.empty(0, device=resolved)
     except Exception as error:  # RuntimeError, AssertionError or NotImplementedError, by the kind of device
         raise ConfigurationError(
-            f"`device` must be a torch device of this machine, got {device!r} ({describe(error)}). Use 'cpu', "
+            f"`device` must be a torch device of this machine, got {device!r} ({describe_error(error)}). Use 'cpu', "
             "or 'cuda' where there is a GPU."
         ) from error
     return resolved

@@ -15,25 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refine_env._validation import check_choice, check_integer
-from refine_env.errors import CacheError, ConfigurationError, import_extra
+from refine_env.errors import CacheError, ConfigurationError, describe_error, import_extra
 from refine_env.trajectories.cache import tensor_shapes
-from refine_env.trajectories.files import describe, disk_errors
+from refine_env.trajectories.files import disk_errors
 from refine_env.trajectories.manifest import Recipe, Span
 from refine_env.trajectories.statistics import ShardSummary
-from refine_env.trajectories.writer import lease_name, write_shard
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # no such locks on this platform: orphaned workers finish their share
-    fcntl = None
+from refine_env.trajectories.writer import fcntl, lease_name, write_shard
 
 __all__ = ["ENGINES", "Chunk", "Sampler", "Source", "WorkerPool", "draw_shards"]
 
@@ -293,8 +286,8 @@ def _cluster_errors(pool: WorkerPool) -> Iterator[None]:
         yield
     except Exception as error:  # a cluster that does not answer raises what its network library raises
         raise ConfigurationError(
-            f"`address` must be that of a running {pool.engine} cluster, got {pool.address!r} ({describe(error)}). "
-            "Start the cluster first, or leave the address out."
+            f"`address` must be that of a running {pool.engine} cluster, got {pool.address!r} "
+            f"({describe_error(error)}). Start the cluster first, or leave the address out."
         ) from error
 
 

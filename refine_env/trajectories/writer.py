@@ -38,7 +38,7 @@ from refine_env.trajectories.statistics import ShardSummary, summarize, total_st
 fcntl: ModuleType | None
 try:
     import fcntl
-except ImportError:  # no such locks on this platform: two writers at once are then the user's to avoid
+except ImportError:  # no such locks here: two writers at once are the user's to avoid, orphaned workers go on
     fcntl = None
 
 __all__ = ["CacheWriter", "lease_name", "write_shard"]
