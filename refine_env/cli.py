@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from refine_env.commands import command, parse_list, run
+from refine_env.commands import command, parse_list, run, set_parameters
 from refine_env.errors import printable
 from refine_env.trajectories import (
     TrajectoryCache,
@@ -124,10 +124,7 @@ def _generator(name: str) -> Callable[[Callable[..., _Generator]], None]:
                 _say(f"{len(cache)} trajectories in {cache.path} (manifest SHA-256 {cache.sha256}).")
 
         last = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
-        parameters = {**own, **{option: shared[option] for option in handed_on}, "quiet": last}.values()
-        signature = inspect.Signature([parameter.replace(kind=last.kind) for parameter in parameters])
-        run_generator.__signature__ = signature  # type: ignore[attr-defined]
-        run_generator.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        set_parameters(run_generator, [*own.values(), *(shared[option] for option in handed_on), last])
         generate.command(name, epilog=_EXIT_CODES)(command(run_generator))
 
     return register
@@ -241,10 +238,6 @@ def _diffusers(
     batch_size: Annotated[
         int, typer.Option(help="Samples at once. Part of the recipe: the last bits depend on it.")
     ] = 8,
-    shard_size: Annotated[
-        int | None,
-        typer.Option(help="Trajectories in one file.", show_default="least multiple of the batch size >= 16"),
-    ] = None,
     device: Annotated[
         str, typer.Option(help="Torch device, such as cpu or cuda; or several, as in cuda:0,cuda:1.")
     ] = "cpu",
@@ -269,6 +262,10 @@ def _diffusers(
             help="A running Dask scheduler or Ray cluster, whose hosts share the folder.",
             show_default="one is started here",
         ),
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(help="Trajectories in one file.", show_default="least multiple of the batch size >= 16"),
     ] = None,
 ) -> _Generator:
     """Trajectories of a diffusion model: any text-to-image latent pipeline of diffusers.
