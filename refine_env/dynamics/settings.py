@@ -23,8 +23,9 @@ from refine_env.errors import ConfigurationError
 from refine_env.model.distortion import SecondMoments
 from refine_env.trajectories import SPLITS, TrajectoryCache
 
-__all__ = ["ILLEGAL_ACTIONS", "MOMENTS", "REWARDS", "EnvSettings"]
+__all__ = ["DEVICE_DECODERS", "ILLEGAL_ACTIONS", "MOMENTS", "REWARDS", "EnvSettings"]
 
+DEVICE_DECODERS = ("none", "denoise")
 MOMENTS = ("model", "measured")
 REWARDS = ("terminal", "improvement", "log")
 ILLEGAL_ACTIONS = ("wait", "raise")
@@ -57,6 +58,7 @@ class EnvSettings:
     same_step_refinement: bool = True
     entropy_coding: bool = False
     moments: str = "model"
+    device_decoder: str = "none"
     reward: str = "terminal"
     illegal_action: str = "wait"
     history_length: int | None = None
@@ -95,6 +97,7 @@ class EnvSettings:
         check_choice("reward", self.reward, REWARDS)
         check_choice("illegal_action", self.illegal_action, ILLEGAL_ACTIONS)
         check_choice("moments", self.moments, MOMENTS)
+        check_choice("device_decoder", self.device_decoder, DEVICE_DECODERS)
         check_flag("decision_epochs", self.decision_epochs)
         if not isinstance(self.render_decoder, str) or not self.render_decoder:
             raise ConfigurationError(
@@ -120,7 +123,7 @@ class EnvSettings:
         """The system that these settings describe on that cache's schedule and latents.
 
         Raises:
-            ConfigurationError: if ``latent_dim`` is not the cache's.
+            ConfigurationError: if ``latent_dim`` is not the cache's, or nobody has measured the device's decoder.
         """
         if self.latent_dim is not None and self.latent_dim != cache.latent_dim:
             raise ConfigurationError(
@@ -143,6 +146,7 @@ class EnvSettings:
             same_step_refinement=self.same_step_refinement,
             entropy_coding=self.entropy_coding,
             second_moments=self._second_moments(cache),
+            decoder_curve=None if self.device_decoder == "none" else cache.decoder_curve(self.payload),
         )
 
     def _second_moments(self, cache: TrajectoryCache) -> SecondMoments | None:

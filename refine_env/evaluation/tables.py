@@ -12,7 +12,15 @@ from typing import Any
 from refine_env._files import write_atomically
 from refine_env.errors import ConfigurationError
 
-__all__ = ["EPISODE_COLUMNS", "IMAGE_COLUMNS", "SUMMARY_COLUMNS", "Table", "read_table", "write_table"]
+__all__ = [
+    "DECODED_COLUMN",
+    "EPISODE_COLUMNS",
+    "IMAGE_COLUMNS",
+    "SUMMARY_COLUMNS",
+    "Table",
+    "read_table",
+    "write_table",
+]
 
 Table = list[dict[str, Any]]
 """Rows of equal keys."""
@@ -20,6 +28,9 @@ Table = list[dict[str, Any]]
 IMAGE_COLUMNS = ("psnr_db", "ssim", "lpips")
 """Metrics of the decoded image, in a table of episodes and, as means, in a summary; None, an empty cell, where they
 were not computed. Tables without these columns are read as if they were empty."""
+
+DECODED_COLUMN = "decoded_latent_mse"
+"""What the device scores with its decoder, in tables that were asked for it: see :class:`DecodingScorer`."""
 
 _OPTIONAL_COLUMNS = ("scored_episodes", *(name + end for name in IMAGE_COLUMNS for end in ("", "_low", "_high")))
 
