@@ -2,9 +2,8 @@
 
 Writes ``episodes.csv``, ``summary.csv`` and ``run.json``, prints the table, and draws ``fig3a`` where matplotlib is
 installed. With ``--images`` what the devices hold is decoded and scored too: further columns, ``images.npz``,
-``fig3b`` and ``strip``. With ``--html`` all of it becomes one page, ``report.html``. ``--study ladder`` climbs from
-the paper's policy to the optimum instead, ``--study ordering`` plays all policies on one system:
-:mod:`agents.studies.ladder`.
+``fig3b`` and ``strip``. With ``--html`` all of it becomes one page, ``report.html``. ``--study NAME`` asks one of the
+other questions of :mod:`agents.studies.registry` instead.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 import agents
-from agents.figures import draw_fig3a, draw_images, draw_ladder, rows_by_policy
+from agents.figures import draw_fig3a, draw_images, draw_studies, rows_by_policy
 from agents.figures.series import summary_cells
-from agents.studies import ladder
+from agents.studies.base import Request, Study
 from agents.studies.images import ImageScorer, open_decoder, open_metrics
+from agents.studies.registry import STUDIES
 from refine_env import CacheError, ConfigurationError, MissingExtraError, SystemConfig, TrajectoryCache, __version__
 from refine_env._validation import check_choice, check_integer
 from refine_env.commands import command, parse_list, run
@@ -65,7 +65,7 @@ DEFAULT_AGENTS = (
     "final-only",
 )
 DEFAULT_SNRS_DB = tuple(float(snr_db) for snr_db in range(0, 31, 3))
-_STUDIES = ("fig3a", "ladder", "ordering")
+_PAPER, _PAPER_HELP = "fig3a", "fig3a: the paper's comparison"  # the study with options of its own
 _DEFAULT_BIT_DEPTHS = ",".join(map(str, PAPER_BIT_DEPTHS))
 _DEFAULT_SNR_LIST = ",".join(f"{snr_db:g}" for snr_db in DEFAULT_SNRS_DB)
 
@@ -239,11 +239,12 @@ def main(
         typer.Option(
             "--snr-db",
             help="Comma-separated mean SNRs per subchannel in dB.",
-            show_default=f"{_DEFAULT_SNR_LIST}; of the other studies 0,1,…,15 and 0,3,…,24",
+            show_default=f"{_DEFAULT_SNR_LIST}; the other studies have their own",
         ),
     ] = None,
     episodes: Annotated[
-        int | None, typer.Option(help="Episodes per policy and SNR.", show_default="200; of the other studies 300")
+        int | None,
+        typer.Option(help="Episodes per policy and SNR.", show_default="200; the other studies have their own"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the evaluation; the same seed gives the same draws.")] = 0,
     out: Annotated[
@@ -252,8 +253,10 @@ def main(
     ] = None,
     study: Annotated[
         str,
-        typer.Option(help="fig3a: the paper's comparison; ladder: on to the optimum; ordering: all on one coder."),
-    ] = "fig3a",
+        typer.Option(
+            help="; ".join(("fig3a: the paper's comparison", *(f"{s.name}: {s.summary}" for s in STUDIES.values())))
+        ),
+    ] = _PAPER,
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
     split: Annotated[str, typer.Option(help="Trajectories: train, test or all.")] = "test",
     bit_depths: Annotated[str, typer.Option(help="Comma-separated bit depths.")] = _DEFAULT_BIT_DEPTHS,
@@ -289,21 +292,24 @@ def main(
     written, 4 what decodes images is not installed.
     """
     scoring = _ImageOptions(metrics, image_episodes, lpips_weights, model, device) if images else None
-    if check_choice("--study", study, _STUDIES) != "fig3a":
+    if check_choice("--study", study, (_PAPER, *STUDIES)) != _PAPER:
         for option, given in (("--agents", agent_names), ("--html", html), ("--images", images)):
             if given:
                 raise ConfigurationError(
                     f"`{option}` must be left out of --study {study}, got {given!r}. Its policies are fixed; "
                     "use --study fig3a."
                 )
-        _run_ladder(
-            study,
-            _parse_snrs(snr_db or ",".join(map(str, range(16) if study == "ladder" else range(0, 25, 3)))),
-            300 if episodes is None else episodes,
-            seed,
-            out or Path("results", study),
-            {"cache": cache, "split": split, "deadline": deadline},
-            _number_of_workers(workers),
+        chosen = STUDIES[study]
+        _run_study(
+            chosen,
+            Request(
+                chosen.snrs_db if snr_db is None else _parse_snrs(snr_db),
+                chosen.episodes if episodes is None else episodes,
+                seed,
+                {"cache": cache, "split": split, "deadline": deadline},
+                out or Path("results", study),
+                _number_of_workers(workers),
+            ),
             figures,
         )
         return
@@ -397,43 +403,15 @@ def _draw(draw: Callable[[], list[Path]]) -> list[Path]:
         return []
 
 
-def _run_ladder(
-    study: str,
-    snrs_db: tuple[float, ...],
-    episodes: int,
-    seed: int,
-    out: Path,
-    env_kwargs: dict[str, Any],
-    workers: int,
-    figures: bool,
-) -> None:
-    """Play, write and show one of the studies of rungs."""
-    from tqdm import tqdm
-
-    rungs = ladder.RUNGS if study == "ladder" else ladder.ORDERING
-    run = describe_run(("lookahead",), snrs_db, episodes, seed, env_kwargs)
-    run |= {"study": study, "rungs": [rung._asdict() for rung in rungs]}
-    _make_folder(out)
-    number = ladder.number_of_entries(snrs_db, env_kwargs, rungs) * episodes
-    with tqdm(total=number, unit="episode", desc=study) as bar:
-        table = ladder.climb(
-            snrs_db,
-            episodes=episodes,
-            seed=seed,
-            env_kwargs=env_kwargs,
-            rungs=rungs,
-            workers=workers,
-            progress=bar.update,
-        )
-    written, cells, totals = ladder.write_ladder(table, out, rungs)
-    write_atomically(out / "run.json", json.dumps(run, indent=1) + "\n")
-    written.append(out / "run.json")
-    if study == "ordering":
-        ladder.print_ordering(cells)
-    else:
-        ladder.print_ladder(totals)
-        if figures:
-            written += _draw(lambda: draw_ladder(cells, totals, out))
+def _run_study(study: Study, request: Request, figures: bool) -> None:
+    """Play, write and show one of the studies that are not the paper's comparison."""
+    run = describe_run(("lookahead",), request.snrs_db, request.episodes, request.seed, dict(request.env_kwargs))
+    _make_folder(request.out)
+    written, details = study.run(request)
+    write_atomically(request.out / "run.json", json.dumps({**run, "study": study.name, **details}, indent=1) + "\n")
+    written.append(request.out / "run.json")
+    if figures and study.has_figure:
+        written += _draw(lambda: draw_studies(request.out, request.out))
     typer.echo("wrote " + ", ".join(str(path) for path in written))
 
 

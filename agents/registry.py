@@ -12,10 +12,11 @@ from typing import Any
 from agents.base import Agent
 from agents.policies.clairvoyant import Clairvoyant
 from agents.policies.dynamic_programming import DynamicProgramming
-from agents.policies.fixed import FinalOnly, PersistentQ, RandomAgent
+from agents.policies.fixed import PersistentQ, RandomAgent
 from agents.policies.inference import InferringDynamicProgramming
 from agents.policies.learned import SHIPPED, Learned, read_policy
 from agents.policies.lookahead import ClosedLoopLookahead, Lookahead
+from agents.policies.sequential import ClosedLoopFinalAdaptive, FinalAdaptive, FinalOnly, FinalQ
 from refine_env import ConfigurationError, SystemConfig
 from refine_env._validation import did_you_mean, shown
 from refine_env.config import PAPER_BIT_DEPTHS
@@ -29,23 +30,30 @@ _MAKERS: dict[str, tuple[type[Agent], Callable[..., Agent]]] = {
     "lookahead-closed-loop": (ClosedLoopLookahead, ClosedLoopLookahead),
     "dp": (DynamicProgramming, DynamicProgramming),
     "dp-current-rate": (DynamicProgramming, lambda config: DynamicProgramming(config, current_rate=True)),
+    "dp-final": (DynamicProgramming, lambda config: DynamicProgramming(config, final_only=True)),
+    "dp-anytime": (DynamicProgramming, lambda config: DynamicProgramming(config, anytime=True)),
     "dp-inferred": (InferringDynamicProgramming, InferringDynamicProgramming),
     "clairvoyant": (Clairvoyant, Clairvoyant),
     "final-only": (FinalOnly, FinalOnly),
+    "final-adaptive": (FinalAdaptive, FinalAdaptive),
+    "final-adaptive-closed-loop": (ClosedLoopFinalAdaptive, ClosedLoopFinalAdaptive),
     "random": (RandomAgent, RandomAgent),
 }
 _LEARNED = "learned"  # the shipped policy; learned:PATH is the one in that folder
-_PERSISTENT = re.compile(r"persistent-q([1-9]|1[0-6])")
+_AT_ONE_DEPTH = {"persistent": PersistentQ, "final": FinalQ}  # NAME-qB for every bit depth B
+_OF_ONE_DEPTH = re.compile(rf"({'|'.join(_AT_ONE_DEPTH)})-q([1-9]|1[0-6])")
 
 
 def names(config: SystemConfig | None = None) -> list[str]:
-    """The names that :func:`make` knows; Persistent-Q for the bit depths of ``config`` (default: the paper's).
+    """The names that :func:`make` knows.
+
+    Persistent-Q and Final-Q come with the bit depths of ``config`` (default: the paper's).
 
     Besides these there is ``learned``, the shipped policy, for the system that it was trained for, and
     ``learned:PATH``, the policy in that folder.
     """
     depths = PAPER_BIT_DEPTHS if config is None else config.bit_depths
-    return [*_MAKERS, *(f"persistent-q{bits}" for bits in depths)]
+    return [*_MAKERS, *(f"{kind}-q{bits}" for kind in _AT_ONE_DEPTH for bits in depths)]
 
 
 def make(name: str, config: SystemConfig, *, neglect_errors: bool = False, **options: Any) -> Agent:
@@ -100,9 +108,10 @@ def env_kwargs(name: str) -> dict[str, Any]:
 
 
 def _find(name: str) -> tuple[type[Agent], Callable[..., Agent]]:
-    persistent = _PERSISTENT.fullmatch(name) if isinstance(name, str) else None
-    if persistent:
-        return PersistentQ, partial(PersistentQ, bits=int(persistent[1]))
+    at_one_depth = _OF_ONE_DEPTH.fullmatch(name) if isinstance(name, str) else None
+    if at_one_depth:
+        kind = _AT_ONE_DEPTH[at_one_depth[1]]
+        return kind, partial(kind, bits=int(at_one_depth[2]))
     if isinstance(name, str) and (name == _LEARNED or name.startswith(f"{_LEARNED}:")):
         return Learned, partial(Learned, path=name.removeprefix(f"{_LEARNED}:") if name != _LEARNED else SHIPPED)
     if not isinstance(name, str) or name not in _MAKERS:

@@ -233,8 +233,9 @@ def _diffusers(
     scheduler: Annotated[
         str,
         typer.Option(
-            metavar="ddpm|ddim|model",
-            help="Sampler: ddpm (the paper's: ancestral, posterior variance), ddim, or the model's own.",
+            metavar="ddpm|ddim|dpmsolver++|model",
+            help="Sampler: ddpm (the paper's: ancestral, posterior variance), ddim, dpmsolver++ (2M), or the model's "
+            "own.",
         ),
     ] = "ddpm",
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 7.5,

@@ -21,7 +21,7 @@ from refine_env._validation import (
     did_you_mean,
     shown,
 )
-from refine_env.coding import CODERS, LOSSLESS_BITS, Coder, check_entropy_coding, make_coder
+from refine_env.coding import CODERS, LOSSLESS_BITS, Coder, base_distortion, check_entropy_coding, make_coder
 from refine_env.errors import ConfigurationError
 from refine_env.link import (
     ChannelModel,
@@ -368,6 +368,13 @@ class SystemConfig:
         return sizes
 
     @cached_property
+    def base_distortion(self) -> NDArray[np.float64]:
+        """D_base of every bit depth, shape (|𝓑|,)."""
+        values = np.array([base_distortion(bits) for bits in self.bit_depths])
+        values.setflags(write=False)
+        return values
+
+    @cached_property
     def refinement_model(self) -> RefinementModel:
         """How the distortion develops over a chain of deliveries, as a policy may predict it."""
         if self.coder == "forward":
@@ -442,8 +449,15 @@ class SystemConfig:
         Raises:
             ConfigurationError: if the configuration has an SNR range.
         """
-        if self.latency_model == "paper":
-            return self.rate_statistics
+        return self.rate_statistics if self.latency_model == "paper" else self.exact_latency_law
+
+    @property
+    def exact_latency_law(self) -> RateLaw | RateChain:
+        """The law of the link as it is, whatever the configured latency model.
+
+        Raises:
+            ConfigurationError: if the configuration has an SNR range.
+        """
         return self.rate_law if self.link.channel.independent else self.rate_chain()
 
     def make_coder(self) -> Coder:

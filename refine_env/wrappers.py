@@ -24,7 +24,7 @@ from scipy import special
 
 from refine_env._compiled import kernel
 from refine_env._validation import check_choice, check_integer, shown
-from refine_env.coding import LOSSLESS_BITS, base_distortion
+from refine_env.coding import LOSSLESS_BITS
 from refine_env.config import SystemConfig
 from refine_env.errors import ConfigurationError, NamesAdapter
 from refine_env.link import rate_moments
@@ -252,7 +252,6 @@ class ObservationEncoder:
         self.names = (*self._state_names(), *(f"rate[{k - shown}]" for k in range(shown)))
         self.space = spaces.Box(-1.0, 1.0, (len(self.names),), np.float32)
         self._sizes = config.message_bits / config.latent_dim
-        self._base = np.array([base_distortion(bits) for bits in config.bit_depths])
         self._most_bits = config.max_bits_per_dimension
         if encoding == "summary":
             link = config.link
@@ -345,7 +344,7 @@ class ObservationEncoder:
                 config.deadline,
                 config.refinement_model,
                 self._sizes,
-                self._base,
+                config.base_distortion,
                 self._grid_means,
                 self._grid_deviations,
                 _NORMAL_QUANTILES,

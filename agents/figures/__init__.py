@@ -3,7 +3,7 @@
 from agents.figures.canvas import save_figure
 from agents.figures.curves import draw_fig3a, draw_fig3b
 from agents.figures.distortion import draw_fig2a, draw_fig2b
-from agents.figures.folder import draw_all, draw_images, main
+from agents.figures.folder import draw_all, draw_images, draw_studies, main
 from agents.figures.images import draw_strip
 from agents.figures.ladder import draw_ladder
 from agents.figures.style import rows_by_policy, styles_by_policy
@@ -17,6 +17,7 @@ __all__ = [
     "draw_images",
     "draw_ladder",
     "draw_strip",
+    "draw_studies",
     "main",
     "rows_by_policy",
     "save_figure",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from agents.studies.ladder import read_ladder
 from refine_env.commands import command
 from refine_env.evaluation import SUMMARY_COLUMNS, read_table
 
-__all__ = ["draw_all", "draw_images", "main"]
+__all__ = ["draw_all", "draw_images", "draw_studies", "main"]
 
 
 def draw_images(folder: Path, out: Path, episode: int = 0) -> list[Path]:
@@ -39,6 +40,22 @@ def draw_images(folder: Path, out: Path, episode: int = 0) -> list[Path]:
     if (folder / "images.npz").is_file():
         written += draw_strip(*read_tiles(folder / "images.npz", episode), out)
     return written
+
+
+_STUDIES: dict[str, Callable[[Path, Path], list[Path]]] = {
+    "rungs.csv": lambda folder, out: draw_ladder(*read_ladder(folder), out),
+}
+"""What draws a study's figure from a folder into another, by the table that shows that the study was run."""
+
+
+def draw_studies(folder: Path, out: Path) -> list[Path]:
+    """Draw the figures of the studies whose tables a folder has.
+
+    Raises:
+        ConfigurationError: if a table is not one.
+        MissingExtraError: if matplotlib is not installed.
+    """
+    return [path for name, draw in _STUDIES.items() if (folder / name).is_file() for path in draw(folder, out)]
 
 
 def draw_all(folder: Path, out: Path, episode: int = 0) -> list[Path]:
@@ -63,8 +80,7 @@ def draw_all(folder: Path, out: Path, episode: int = 0) -> list[Path]:
     ):
         if (folder / name).is_file():
             written += draw(read_distortion_table(folder / name, columns), out)
-    if (folder / "rungs.csv").is_file():
-        written += draw_ladder(*read_ladder(folder), out)
+    written += draw_studies(folder, out)
     if not written or (folder / "summary.csv").is_file():
         written += draw_fig3a(read_table(folder / "summary.csv", SUMMARY_COLUMNS), out)
         written += draw_images(folder, out, episode)

@@ -62,8 +62,17 @@ _STYLES: dict[str, dict[str, Any]] = {
     "persistent-q10": {"label": "Persistent-Q (10 bit)", "color": BLUE, "marker": "D"},
     "persistent-q16": {"label": "Persistent-Q (16 bit)", "color": PURPLE, "marker": "<"},
     "final-only": {"label": "Final-Only", "color": VERMILION, "marker": "*", "linestyle": "--"},
+    "final-adaptive": {"label": "Final, adaptive rate", "color": VERMILION, "marker": "s"},
+    "final-adaptive-closed-loop": {
+        "label": "Final, adaptive rate, closed loop",
+        "color": VERMILION,
+        "marker": "D",
+        "linestyle": "-.",
+    },
+    "dp-final": {"label": "Final, optimal (DP)", "color": VERMILION, "marker": "d", "linestyle": ":"},
     "dp": {"label": "Optimum (DP)", "color": _RED, "marker": "d"},
     "dp-current-rate": {"label": "Optimum, rate known", "color": _RED, "marker": "p", "linestyle": "--"},
+    "dp-anytime": {"label": "Optimum, anytime", "color": _RED, "marker": "v", "linestyle": "-."},
     "dp-inferred": {"label": "Optimum, SNR inferred", "color": _RED, "marker": "P", "linestyle": ":"},
     "learned": {"label": "Learned", "color": _SEA_GREEN, "marker": "H"},
     "lookahead-closed-loop": {"label": "Look-ahead, closed loop", "color": BLACK, "marker": "o", "linestyle": "--"},
@@ -77,10 +86,10 @@ def _style(agent: str, strangers: list[str]) -> dict[str, Any]:
     """The style of an agent; ``strangers``, the agents without a style of their own, share the spare colors."""
     if agent in _STYLES:
         return dict(_STYLES[agent])
-    persistent = re.fullmatch(r"persistent-q(\d+)", agent)
+    at_one_depth = re.fullmatch(r"(persistent|final)-q(\d+)", agent)
     dashes, color = divmod(strangers.index(agent), len(_SPARE_COLORS))
     return {
-        "label": f"Persistent-Q ({persistent[1]} bit)" if persistent else agent,
+        "label": f"{at_one_depth[1].capitalize()}-Q ({at_one_depth[2]} bit)" if at_one_depth else agent,
         "color": _SPARE_COLORS[color],
         "marker": "h",
         "linestyle": list(DASHES)[dashes % len(DASHES)],

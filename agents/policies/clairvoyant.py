@@ -9,7 +9,7 @@ the slots, is exact.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from agents.base import Agent
 from refine_env import ConfigurationError, SystemConfig
 from refine_env._compiled import kernel
-from refine_env.coding import base_distortion
 from refine_env.model.distortion import RefinementModel
 from refine_env.model.rules import distortion, may_transmit, residual_variance, server_step
 
@@ -51,42 +50,57 @@ def _fill_latencies(
                     latencies[n, b] = slot - n + 1
 
 
+class System(NamedTuple):
+    """What the best schedule depends on, besides the channel.
+
+    Attributes:
+        uplink_bits: B_s [bit].
+        sizes: of the messages [bit] (|𝓑|,).
+        base: D_base of every bit depth (|𝓑|,).
+        model: how the distortion develops over a chain of deliveries.
+        refreshes: the held step may be sent again while it has an error.
+    """
+
+    uplink_bits: float
+    sizes: NDArray[np.float64]
+    base: NDArray[np.float64]
+    model: RefinementModel
+    refreshes: bool
+
+
+class Reached(NamedTuple):
+    """The states that can be on a best chain, by slot n, device step t_p and kind (smallest or largest error).
+
+    Attributes:
+        errors: e_p (T_d + 2, T + 1, 2).
+        ways: how each state is reached: the slot decided in, 0 for not at all; which state of that slot, as
+            kind · (T + 1) + t_p; and the action, (T_d + 2, T + 1, 2, 3).
+    """
+
+    errors: NDArray[np.float64]
+    ways: NDArray[np.int64]
+
+
 @kernel
-def _put(
-    n: int,
-    p: int,
-    error: float,
-    origin: int,
-    which: int,
-    action: int,
-    errors: NDArray[np.float64],
-    reached: NDArray[np.int64],
-) -> None:
+def _put(reached: Reached, n: int, p: int, error: float, way: tuple[int, int, int]) -> None:
     """Enter a state's way into slot n where it has the smallest or the largest error so far."""
     for kind in range(2):
-        better = error < errors[n, p, kind] if kind == _SMALLEST else error > errors[n, p, kind]
-        if reached[n, p, kind, 0] == 0 or better:
-            errors[n, p, kind] = error
-            reached[n, p, kind, 0] = origin
-            reached[n, p, kind, 1] = which
-            reached[n, p, kind, 2] = action
+        kept = reached.errors[n, p, kind]
+        better = error < kept if kind == _SMALLEST else error > kept
+        if reached.ways[n, p, kind, 0] == 0 or better:
+            reached.errors[n, p, kind] = error
+            for k in range(3):
+                reached.ways[n, p, kind, k] = way[k]
 
 
 @kernel
-def _best_schedule(
-    rates: NDArray[np.float64],
-    uplink_bits: float,
-    sizes: NDArray[np.float64],
-    base: NDArray[np.float64],
-    model: RefinementModel,
-    refreshes: bool,
-    schedule: NDArray[np.int64],
-) -> float:
+def _best_schedule(rates: NDArray[np.float64], system: System, schedule: NDArray[np.int64]) -> float:
     """Fill in the actions of one episode (T_d + 2,) and return the distortion at the deadline that they end in."""
+    model, sizes = system.model, system.sizes
     deadline, num_steps = rates.size, model.clean.size - 1
     schedule[:] = 0
     sent, uplink_slots = 0.0, 0
-    while sent < uplink_bits:
+    while sent < system.uplink_bits:
         if uplink_slots == deadline:
             return float(model.clean[num_steps])
         sent += rates[uplink_slots]
@@ -95,36 +109,34 @@ def _best_schedule(
     latencies = np.empty((deadline + 2, sizes.size), dtype=np.int64)
     _fill_latencies(rates, sizes, first, latencies)
     errors = np.zeros((deadline + 2, num_steps + 1, 2))
-    # How each state is reached: the slot decided in, 0 for not at all, and there the step, which state, the action.
-    reached = np.zeros((deadline + 2, num_steps + 1, 2, 3), dtype=np.int64)
-    reached[first, num_steps, :, 0] = -1
+    ways = np.zeros((deadline + 2, num_steps + 1, 2, 3), dtype=np.int64)
+    reached = Reached(errors, ways)
+    ways[first, num_steps, :, 0] = -1
     for n in range(first, deadline + 1):
         t = server_step(n, uplink_slots, num_steps)
         for p in range(t, num_steps + 1):
             for kind in range(2):
-                if reached[n, p, kind, 0] == 0 or (
-                    kind == _LARGEST and errors[n, p, _LARGEST] == errors[n, p, _SMALLEST]
-                ):
+                if ways[n, p, kind, 0] == 0 or (kind == _LARGEST and errors[n, p, _LARGEST] == errors[n, p, _SMALLEST]):
                     continue
                 error = errors[n, p, kind]
                 which = kind * (num_steps + 1) + p
-                _put(n + 1, p, error, n, which, 0, errors, reached)
-                if not may_transmit(t, p, num_steps, refreshes, error > 0.0):
+                _put(reached, n + 1, p, error, (n, which, 0))
+                if not may_transmit(t, p, num_steps, system.refreshes, error > 0.0):
                     continue
                 variance = residual_variance(model, t, p, error)
                 for b in range(sizes.size):
                     if latencies[n, b] > 0:
-                        _put(n + latencies[n, b], t, variance * base[b], n, which, b + 1, errors, reached)
+                        _put(reached, n + latencies[n, b], t, variance * system.base[b], (n, which, b + 1))
     best, end_step, end_kind = np.inf, num_steps, 0
     for p in range(num_steps, -1, -1):
         for kind in range(2):
-            if reached[deadline + 1, p, kind, 0] != 0:
+            if ways[deadline + 1, p, kind, 0] != 0:
                 value = distortion(model, p, errors[deadline + 1, p, kind])
                 if value < best:
                     best, end_step, end_kind = value, p, kind
     n, p, kind = deadline + 1, end_step, end_kind
-    while reached[n, p, kind, 0] > 0:
-        origin, which, action = reached[n, p, kind]
+    while ways[n, p, kind, 0] > 0:
+        origin, which, action = ways[n, p, kind]
         schedule[origin] = action
         n, p, kind = origin, which % (num_steps + 1), which // (num_steps + 1)
     return best
@@ -132,26 +144,11 @@ def _best_schedule(
 
 @kernel
 def _best_schedules(
-    rates: NDArray[np.float64],
-    uplink_bits: float,
-    sizes: NDArray[np.float64],
-    base: NDArray[np.float64],
-    model: RefinementModel,
-    refreshes: bool,
-    schedules: NDArray[np.int64],
-    values: NDArray[np.float64],
+    rates: NDArray[np.float64], system: System, schedules: NDArray[np.int64], values: NDArray[np.float64]
 ) -> None:
     """:func:`_best_schedule` of N episodes, with rates (N, T_d); fills schedules (N, T_d + 2) and values (N,)."""
     for i in range(rates.shape[0]):
-        values[i] = _best_schedule(
-            rates[i],
-            uplink_bits,
-            sizes,
-            base,
-            model,
-            refreshes,
-            schedules[i],
-        )
+        values[i] = _best_schedule(rates[i], system, schedules[i])
 
 
 class Clairvoyant(Agent):
@@ -175,10 +172,10 @@ class Clairvoyant(Agent):
 
     def __init__(self, config: SystemConfig) -> None:
         super().__init__(config, name="clairvoyant")
-        self._system = (
+        self._system = System(
             float(config.uplink_bits),
-            np.array(config.message_bits),
-            np.array([base_distortion(bits) for bits in config.bit_depths]),
+            config.message_bits,
+            config.base_distortion,
             config.refinement_model,
             bool(config.make_coder().refreshes_held_step),
         )
@@ -214,7 +211,7 @@ class Clairvoyant(Agent):
             raise ConfigurationError(f"`rates` must be finite and >= 0, got a value that is not. {advice}")
         self.schedules = np.zeros((num_envs, self.config.deadline + 2), dtype=np.int64)
         self.predicted_values = np.empty(num_envs)
-        _best_schedules(channel, *self._system, self.schedules, self.predicted_values)
+        _best_schedules(channel, self._system, self.schedules, self.predicted_values)
 
     def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
         """What was planned for the slot."""

@@ -1,4 +1,4 @@
-"""Policies that predict nothing: Persistent-Q and Final-Only ([K] §V-A), and a random one."""
+"""Policies that look at nothing: Persistent-Q ([K] §V-A), and a random one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from agents.base import Agent
 from refine_env import SystemConfig
-from refine_env.coding import LOSSLESS_BITS
 
-__all__ = ["FinalOnly", "PersistentQ", "RandomAgent"]
+__all__ = ["PersistentQ", "RandomAgent"]
 
 
 class PersistentQ(Agent):
@@ -30,22 +29,6 @@ class PersistentQ(Agent):
     def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
         """TRANSMIT(b) everywhere."""
         return np.full(legal.shape, self._action, dtype=np.int64)
-
-
-class FinalOnly(Agent):
-    """Compute, then send: TRANSMIT(16), lossless, once x_0 is there.
-
-    Raises:
-        ConfigurationError: if 16 is not among the configuration's bit depths.
-    """
-
-    def __init__(self, config: SystemConfig) -> None:
-        super().__init__(config, name="final-only")
-        self._action = config.action_of(LOSSLESS_BITS)
-
-    def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """TRANSMIT(16) where t(n) = 0."""
-        return np.where(observation["server_step"] == 0, self._action, 0)
 
 
 class RandomAgent(Agent):

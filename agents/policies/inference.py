@@ -141,7 +141,6 @@ class InferringDynamicProgramming(Agent):
         for g in np.flatnonzero(posterior.any(axis=0)).tolist():
             own = posterior[:, g] > 0.0
             policy = self._known_rates.solution(float(self.snrs_db[g]))
-            likely = np.ones(int(own.sum()), dtype=np.bool_)
-            expected[own] += posterior[own, g, None] * policy.expected_distortion(part_of(part, own), likely)
+            expected[own] += posterior[own, g, None] * policy.expected_cost(part_of(part, own))
         actions[legal] = best_actions(expected)
         return actions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from agents.base import Agent
 from refine_env import SystemConfig
 from refine_env._compiled import kernel
-from refine_env.coding import base_distortion
 from refine_env.link import latency_quantiles
 from refine_env.model.distortion import total_distortion
 
@@ -24,62 +23,59 @@ def _largest_feasible(latency: NDArray[np.int64], deadline: int, slack: int) -> 
     return np.where(fits.any(axis=1), latency.size - 1 - np.argmax(fits[:, ::-1], axis=1), -1)
 
 
+class Promises(NamedTuple):
+    """What the models promise of transmissions.
+
+    Attributes:
+        total: distortions, indexed by the step sent, the device step and the bit depth (T + 1, T + 1, |𝓑|).
+        latency: T̂_q of every bit depth [slots] (|𝓑|,).
+        largest: the largest bit depth, as an index, that is through in time if sent in slot n, −1 if none (T_d + 1,).
+    """
+
+    total: NDArray[np.float64]
+    latency: NDArray[np.int64]
+    largest: NDArray[np.int64]
+
+
 @kernel
-def _best_second(
-    n: int,
-    t: int,
-    total: NDArray[np.float64],
-    latency: NDArray[np.int64],
-    largest: NDArray[np.int64],
-    deadline: int,
-    literal: bool,
-) -> tuple[float, int]:
+def _best_second(n: int, t: int, promises: Promises, literal: bool) -> tuple[float, int]:
     """Strategy 2: (D_2*, first bit depth's index). b ascending, then τ'; later ones only if strictly better."""
     best, first = np.inf, -1
-    for b in range(latency.size):
-        for second_slot in range(n + latency[b], deadline + 1):
+    for b in range(promises.latency.size):
+        for second_slot in range(n + promises.latency[b], promises.largest.size):
             second = max(0, t - (second_slot - n))
-            depth = largest[second_slot]
+            depth = promises.largest[second_slot]
             if depth < 0 or (second == t and not literal):
                 continue
-            distortion = total[second, t, depth]
+            distortion = promises.total[second, t, depth]
             if distortion < best:
                 best, first = distortion, b
     return best, first
 
 
 @kernel
-def _best_single(
-    n: int, t: int, device: int, total: NDArray[np.float64], largest: NDArray[np.int64], deadline: int
-) -> tuple[float, int, int]:
+def _best_single(n: int, t: int, device: int, promises: Promises) -> tuple[float, int, int]:
     """Strategy 1: (D_1*, τ*, bit depth's index). τ ascending; later ones only if strictly better."""
     best, wait, chosen = np.inf, -1, -1
-    for slot in range(n, deadline + 1):
-        depth = largest[slot]
+    for slot in range(n, promises.largest.size):
+        depth = promises.largest[slot]
         if depth < 0:
             continue
-        distortion = total[max(0, t - (slot - n)), device, depth]
+        distortion = promises.total[max(0, t - (slot - n)), device, depth]
         if distortion < best:
             best, wait, chosen = distortion, slot - n, depth
     return best, wait, chosen
 
 
 @kernel
-def _fill_table(
-    total: NDArray[np.float64],
-    latency: NDArray[np.int64],
-    largest: NDArray[np.int64],
-    literal: bool,
-    table: NDArray[np.int8],
-) -> None:
+def _fill_table(promises: Promises, literal: bool, table: NDArray[np.int8]) -> None:
     """Actions by slot (T_d + 2), server step and device step; what is not written is WAIT."""
-    num_steps = total.shape[0] - 1
-    deadline = largest.size - 1
-    for n in range(1, deadline + 1):
+    num_steps = promises.total.shape[0] - 1
+    for n in range(1, promises.largest.size):
         for t in range(num_steps):
-            second, first_depth = _best_second(n, t, total, latency, largest, deadline, literal)
+            second, first_depth = _best_second(n, t, promises, literal)
             for device in range(t + 1, num_steps + 1):
-                single, wait, depth = _best_single(n, t, device, total, largest, deadline)
+                single, wait, depth = _best_single(n, t, device, promises)
                 if first_depth >= 0 and second <= single:
                     table[n, t, device] = first_depth + 1
                 elif wait == 0:
@@ -119,10 +115,10 @@ class Lookahead(Agent):
         self.latency = latency_quantiles(
             config.latent_dim, config.bit_depths, config.latency_law, config.latency_quantile, config.deadline + 1
         )
-        distortion = total_distortion(config.schedule, np.array([base_distortion(bits) for bits in config.bit_depths]))
+        distortion = total_distortion(config.schedule, config.base_distortion)
         self.table = np.zeros((config.deadline + 2, config.num_steps + 1, config.num_steps + 1), dtype=np.int8)
         largest = _largest_feasible(self.latency, config.deadline, int(tight))
-        _fill_table(distortion, self.latency, largest, literal, self.table)
+        _fill_table(Promises(distortion, self.latency, largest), literal, self.table)
 
     def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Look the actions up."""

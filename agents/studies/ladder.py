@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import agents
+from agents.studies.base import Request, Study
 from refine_env.config import PAPER_BIT_DEPTHS
 from refine_env.evaluation import (
     EPISODE_COLUMNS,
@@ -30,8 +31,10 @@ from refine_env.evaluation import (
 __all__ = [
     "BOUND_COLUMNS",
     "GROUP_TITLES",
+    "LADDER",
     "LADDER_COLUMNS",
     "ORDERING",
+    "ORDERING_STUDY",
     "RUNGS",
     "RUNG_COLUMNS",
     "Rung",
@@ -393,3 +396,40 @@ def print_ordering(cells: Table) -> None:
     console = Console(width=max(80, 22 + 11 * len(snrs_db)))
     console.print(view)
     console.print("=: the 95 % interval, which is in ladder.csv, holds 1.", style="dim")
+
+
+def _run(
+    request: Request, name: str, rungs: Sequence[Rung], show: Callable[[Table, Table], None]
+) -> tuple[list[Path], dict[str, Any]]:
+    """Play, write and show one of the studies of rungs."""
+    number = number_of_entries(request.snrs_db, request.env_kwargs, rungs) * request.episodes
+    with request.progress(number, name) as progress:
+        table = climb(
+            request.snrs_db,
+            episodes=request.episodes,
+            seed=request.seed,
+            env_kwargs=request.env_kwargs,
+            rungs=rungs,
+            workers=request.workers,
+            progress=progress,
+        )
+    written, cells, totals = write_ladder(table, request.out, rungs)
+    show(cells, totals)
+    return written, {"rungs": [rung._asdict() for rung in rungs]}
+
+
+LADDER = Study(
+    "ladder",
+    "from the paper's policy on to the optimum",
+    tuple(map(float, range(16))),
+    300,
+    lambda request: _run(request, "ladder", RUNGS, lambda cells, totals: print_ladder(totals)),
+)
+ORDERING_STUDY = Study(
+    "ordering",
+    "all policies on one coder",
+    tuple(map(float, range(0, 25, 3))),
+    300,
+    lambda request: _run(request, "ordering", ORDERING, lambda cells, totals: print_ordering(cells)),
+    has_figure=False,
+)

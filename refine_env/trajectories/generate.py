@@ -222,7 +222,8 @@ def generate_diffusers(
             truncated, as the pipeline does.
         num_steps: T.
         scheduler: ``ddpm`` (the paper's: ancestral sampling with variance β̃_t, [K] Eq. 3), ``ddim``,
-            ``model`` (the pipeline's own), or a diffusers scheduler with `alphas_cumprod`.
+            ``dpmsolver++`` (DPM-Solver++ 2M), ``model`` (the pipeline's own), or a diffusers scheduler with
+            `alphas_cumprod`.
         guidance_scale: scale of the classifier-free guidance; 1 is none.
         seed: base seed.
         batch_size: samples that the network sees at once.

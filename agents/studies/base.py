@@ -1,0 +1,61 @@
+"""What every study has in common: what it is asked for, and what the command line knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["Request", "Study"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks of a study.
+
+    Args:
+        snrs_db: mean SNRs [dB].
+        episodes: how many to play for each policy and SNR.
+        seed: seed of the evaluation.
+        env_kwargs: environment arguments; those of a policy come on top.
+        out: folder for the tables, which exists.
+        workers: threads for the deliveries, see :func:`refine_env.evaluation.roll_out_many`.
+    """
+
+    snrs_db: tuple[float, ...]
+    episodes: int
+    seed: int
+    env_kwargs: Mapping[str, Any]
+    out: Path
+    workers: int = 1
+
+    @contextmanager
+    def progress(self, total: int, label: str, unit: str = "episode") -> Iterator[Callable[[int], None]]:
+        """A progress bar on the terminal; what it gives is called with the number of units that have just ended."""
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit=unit, desc=label) as bar:
+            yield bar.update
+
+
+class Study(NamedTuple):
+    """A question that ``python -m agents.evaluate --study NAME`` answers with tables.
+
+    Attributes:
+        name: its name on the command line, and of its folder among the results.
+        summary: what it asks, a phrase for the command's help.
+        snrs_db: the SNRs where none are given [dB].
+        episodes: the number of episodes where none is given.
+        run: plays it, writes its tables and prints what they say; gives the files and what describes the run beside
+            the request, JSON values.
+        has_figure: whether :mod:`agents.figures` draws its tables.
+    """
+
+    name: str
+    summary: str
+    snrs_db: tuple[float, ...]
+    episodes: int
+    run: Callable[[Request], tuple[list[Path], dict[str, Any]]]
+    has_figure: bool = True
