@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from agents.studies import ladder
+from agents.studies import decoder, ladder
 from agents.studies.base import Study
 
 __all__ = ["STUDIES"]
 
-STUDIES: dict[str, Study] = {study.name: study for study in (ladder.LADDER, ladder.ORDERING_STUDY)}
+STUDIES: dict[str, Study] = {study.name: study for study in (ladder.LADDER, ladder.ORDERING_STUDY, decoder.DECODER)}
 """All studies but the paper's comparison, which has more options: ``--study fig3a`` of :mod:`agents.evaluate`."""

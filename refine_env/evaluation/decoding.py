@@ -66,7 +66,7 @@ class DeviceDecoder:
             errors[chosen],
             [self.cache.prompt(index) for index in trajectories[chosen].tolist()],
             batch_size=self._batch_size,
-        ).reshape(len(chosen), -1)
+        ).reshape(len(chosen), self.cache.latent_dim)
         return shown
 
 
