@@ -44,8 +44,8 @@ def draw_decoder(summary: Table, folder: Path) -> list[Path]:
     left.plot([], [], color=BLACK, label="decoded with the prior")
     left.set_ylabel("latent MSE at the deadline")
     right.set_ylabel("gain: MSE held over MSE decoded")
+    left.set_yscale("log")
     for axes in (left, right):
-        axes.set_yscale("log")
         axes.set_xlabel(SNR_LABEL)
         axes.legend(fontsize=8)
         add_grid(axes)
