@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import operator
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -34,7 +36,7 @@ from refine_env import ENV_ID, CacheError, ConfigurationError, SystemConfig, Tra
 from refine_env._store import DIRECTORY_VARIABLE, store_directory
 from refine_env._validation import check_choice, check_integer
 from refine_env.coding import LloydMax, base_distortion, kernels
-from refine_env.commands import command, parse_list, run
+from refine_env.commands import command, parse_list, print_table, run
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.evaluation import episode_seeds, write_atomically
 from refine_env.model.distortion import total_distortion
@@ -42,12 +44,24 @@ from refine_env.trajectories import generate_gaussian
 
 __all__ = ["ROWS", "Measurement", "Options", "insert_table", "main", "markdown_table", "measure"]
 
-ROWS = ("reconstruct", "step", "vector", "fig3", "build", "start")
 _TWIN = Path(__file__).resolve().parents[1] / "tests" / "twin.py"
 _SHAPE = (4, 64, 64)
 _DIMENSIONS = prod(_SHAPE)
 _TABLE_WIDTH = 120
 _BUSY = 0.5  # load average from which on the machine is said to have been busy
+_COLUMNS: dict[str, Literal["left", "right"]] = {
+    "row": "left",
+    "case": "left",
+    "here": "right",
+    "reference": "right",
+    "unit": "left",
+    "ratio": "right",
+    "to": "left",
+    "wanted": "left",
+}
+_BOUND = re.compile(r"([<≤≥]) ([\d.]+) ?(\S+)")
+_SIGNS = {"<": operator.lt, "≤": operator.le, "≥": operator.ge}
+_MULTIPLES = {"M": 1e6, "GB": 1e3}
 _BEGIN, _END = "<!-- measured -->", "<!-- end of measured -->"
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,6 +118,16 @@ class Options:
     cache: Path | None = None
     twin_episodes: int = 1
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that are not positive.
+
+        Raises:
+            ConfigurationError: naming the option of the command.
+        """
+        for name in ("repetitions", "episodes", "workers", "twin_episodes"):
+            option = "--" + name.replace("_", "-")
+            check_integer(option, getattr(self, name), 1, advice="Give a positive number, for example 5.")
+
 
 def measure(rows: tuple[str, ...], options: Options) -> Iterator[Measurement]:
     """Measure, row by row.
@@ -112,18 +136,10 @@ def measure(rows: tuple[str, ...], options: Options) -> Iterator[Measurement]:
         ConfigurationError: if a row is not one of :data:`ROWS`, or the plain twins are not there.
         CacheError: if the cache of ``fig3`` cannot be made, or is another.
     """
-    measures = {
-        "reconstruct": measure_reconstruct,
-        "step": measure_step,
-        "vector": measure_vector,
-        "fig3": measure_fig3,
-        "build": measure_build,
-        "start": measure_start,
-    }
     for row in rows:
         check_choice("rows", row, ROWS)
     for row in rows:
-        yield from measures[row](options)
+        yield from _MEASURES[row](options)
 
 
 def load_twin() -> Any:
@@ -168,39 +184,53 @@ def compare(
     row: str,
     case: str,
     unit: str,
-    values: list[float],
-    references: list[float],
+    values: Sequence[float],
+    references: Sequence[float],
     against: str,
-    *,
-    lower_is_better: bool = True,
     target: str = "",
-    wanted: Callable[[float, float], bool] | None = None,
     note: str = "",
 ) -> Measurement:
     """The medians of paired values, and of their ratios.
 
     Args:
-        row, case, unit, against, target, note: of the measurement.
+        row, case, against, target, note: of the measurement; for the target see :func:`is_met`.
+        unit: of the values; what is counted ``/s`` is a speed, and anything else the less the better.
         values: one a repetition.
         references: measured beside each.
-        lower_is_better: whether the values are times, not speeds.
-        wanted: whether the target is met, by value and ratio.
     """
+    is_speed = unit.endswith("/s")
     pairs = zip(values, references, strict=True)
-    ratio = statistics.median(b / a if lower_is_better else a / b for a, b in pairs)
-    value = statistics.median(values)
+    ratio = statistics.median(a / b if is_speed else b / a for a, b in pairs)
+    value, reference = statistics.median(values), statistics.median(references)
     return Measurement(
         row=row,
         case=case,
         unit=unit,
         value=value,
-        reference=statistics.median(references),
+        reference=reference,
         ratio=ratio,
         against=against,
         target=target,
-        met=None if wanted is None else wanted(value, ratio),
+        met=is_met(target, value, ratio) if target else None,
         note=note,
     )
+
+
+def is_met(target: str, value: float, ratio: float) -> bool:
+    """Whether a target is met.
+
+    Args:
+        target: bounds with a sign, a number and a unit: ``×`` bounds the ratio, any other unit the value. A comma
+            joins bounds that must all hold, and "or" those of which one is enough, as in ``≤ 4 ns, ≥ 15×``.
+        value: what was measured, in the unit of the bounds; a million (``M``) and a GB are bounds of ones and MB.
+        ratio: how many times as good as the reference it is.
+    """
+
+    def holds(bound: str) -> bool:
+        sign, number, unit = _BOUND.fullmatch(bound).groups()  # type: ignore[union-attr]
+        return bool(_SIGNS[sign](ratio if unit == "×" else value, float(number) * _MULTIPLES.get(unit, 1.0)))
+
+    return any(all(map(holds, alternative.split(", "))) for alternative in target.split(" or "))
 
 
 def measure_reconstruct(options: Options) -> Iterator[Measurement]:
@@ -234,32 +264,17 @@ def measure_reconstruct(options: Options) -> Iterator[Measurement]:
         quantizer = LloydMax(bits)
         tables = quantizer.levels.astype(np.float32), quantizer.thresholds.astype(np.float32)
         values, references = alternate(options.repetitions, partial(ours, quantizer), partial(plain, *tables))
+        target = "≤ 4 ns, ≥ 15×" if bits == 8 else "≤ 4 ns"
         if bits == 8:
             speed = values
-        yield compare(
-            "reconstruct",
-            f"b = {bits}",
-            "ns/value",
-            values,
-            references,
-            "searchsorted",
-            target="≤ 4 ns, ≥ 15×" if bits == 8 else "≤ 4 ns",
-            wanted=lambda value, ratio, bits=bits: value <= 4.0 and (bits != 8 or ratio >= 15.0),  # type: ignore[misc]
-        )
+        yield compare("reconstruct", f"b = {bits}", "ns/value", values, references, "searchsorted", target)
     source = np.zeros(1 << 24, dtype=np.float32)  # 64 MiB
-    target = np.empty_like(source)
-    (copied,) = alternate(options.repetitions, lambda: timed(partial(np.copyto, target, source)))
+    copy = np.empty_like(source)
+    (copied,) = alternate(options.repetitions, lambda: timed(partial(np.copyto, copy, source)))
     bandwidths = [2.0 * source.nbytes / seconds / 1e9 for seconds in copied]
     bytes_per_value = 2 + 4 + 4  # x_t is read; what the device holds is read and written
-    yield compare(
-        "reconstruct",
-        "b = 8, traffic",
-        "GB/s",
-        [bytes_per_value / nanoseconds for nanoseconds in speed],
-        bandwidths,
-        "copy of 64 MiB",
-        lower_is_better=False,
-    )
+    traffic = [bytes_per_value / nanoseconds for nanoseconds in speed]
+    yield compare("reconstruct", "b = 8, traffic", "GB/s", traffic, bandwidths, "copy of 64 MiB")
 
 
 def measure_step(options: Options) -> Iterator[Measurement]:
@@ -272,17 +287,7 @@ def measure_step(options: Options) -> Iterator[Measurement]:
         return float(benchmark_step(env, target_duration=2 * options.seconds, seed=0))  # type: ignore[arg-type]
 
     values, references = alternate(options.repetitions, partial(steps, ours), partial(steps, reference))
-    yield compare(
-        "step",
-        "single",
-        "steps/s",
-        values,
-        references,
-        "CartPole-v1",
-        lower_is_better=False,
-        target="≥ 1×",
-        wanted=lambda value, ratio: ratio >= 1.0,
-    )
+    yield compare("step", "single", "steps/s", values, references, "CartPole-v1", "≥ 1×")
 
 
 def measure_vector(options: Options) -> Iterator[Measurement]:
@@ -307,29 +312,9 @@ def measure_vector(options: Options) -> Iterator[Measurement]:
         values, own, native = alternate(
             options.repetitions, partial(rate, ours), partial(rate, singles), partial(rate, cartpole)
         )
-        asked = count == 256
-        yield compare(
-            "vector",
-            f"{count} envs",
-            "slots/s",
-            values,
-            own,
-            "SyncVectorEnv",
-            lower_is_better=False,
-            target="≥ 20×" if asked else "",
-            wanted=(lambda value, ratio: ratio >= 20.0) if asked else None,
-        )
-        yield compare(
-            "vector",
-            f"{count} envs",
-            "slots/s",
-            values,
-            native,
-            "CartPole, native",
-            lower_is_better=False,
-            target="≥ 0.4× or ≥ 1 M" if asked else "",
-            wanted=(lambda value, ratio: ratio >= 0.4 or value >= 1e6) if asked else None,
-        )
+        targets = ("≥ 20×", "≥ 0.4× or ≥ 1 M") if count == 256 else ("", "")
+        yield compare("vector", f"{count} envs", "slots/s", values, own, "SyncVectorEnv", targets[0])
+        yield compare("vector", f"{count} envs", "slots/s", values, native, "CartPole, native", targets[1])
         for env in (ours, singles, cartpole):
             env.close()
 
@@ -345,10 +330,10 @@ def _kept_folder() -> Path:
 
 
 def open_gaussian(options: Options) -> TrajectoryCache:
-    """The cache of ``fig3``, generated where it is not there, and read once so that its pages are in memory.
+    """The cache of ``fig3``, generated where it is not there, and verified once, so that its pages are in memory.
 
     Raises:
-        CacheError: if there is another at that place, or too little space.
+        CacheError: if there is another at that place, or too little space, or it is damaged.
         ConfigurationError: if no place is given, and nothing is kept for the user.
     """
     folder = options.cache or _kept_folder()
@@ -369,11 +354,7 @@ def open_gaussian(options: Options) -> TrajectoryCache:
             f"`--fig3-cache` must hold {options.episodes} trajectories of {_SHAPE}, got {len(cache)} of "
             f"{cache.latent_shape} at {folder}. Choose another folder, or remove that one."
         )
-    block = bytearray(1 << 24)
-    for file in sorted(cache.path.iterdir()):
-        with file.open("rb", buffering=0) as stream:
-            while stream.readinto(block):
-                pass
+    cache.verify()
     return cache
 
 
@@ -413,27 +394,13 @@ def measure_fig3(options: Options) -> Iterator[Measurement]:
 
     values, references = alternate(options.repetitions, ours, plain)
     played = options.twin_episodes * options.repetitions * len(twins)
-    yield compare(
-        "fig3",
-        f"{total:,} episodes",
-        "s",
-        values,
-        references,
-        "NumPy twin",
-        target="≤ 25 s, ≥ 30×",
-        wanted=lambda value, ratio: value <= 25.0 and ratio >= 30.0,
-        note=f"fig3: --workers {options.workers}; the twin played {played:,} episodes, of every policy and SNR alike, "
-        "and its time is scaled.",
+    note = (
+        f"fig3: --workers {options.workers}; the twin played {played:,} episodes, of every policy and SNR alike, and "
+        "its time is scaled."
     )
-    yield compare(
-        "fig3",
-        "speed",
-        "episodes/s",
-        [total / seconds for seconds in values],
-        [total / seconds for seconds in references],
-        "NumPy twin",
-        lower_is_better=False,
-    )
+    yield compare("fig3", f"{total:,} episodes", "s", values, references, "NumPy twin", "≤ 25 s, ≥ 30×", note)
+    speeds, plain_speeds = ([total / seconds for seconds in taken] for taken in (values, references))
+    yield compare("fig3", "speed", "episodes/s", speeds, plain_speeds, "NumPy twin")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "agents.evaluate", "--agents", ",".join(DEFAULT_AGENTS), "--no-figures"]
         command += ["--cache", str(cache.path.absolute()), "--split", "all", "--episodes", str(options.episodes)]
@@ -441,17 +408,9 @@ def measure_fig3(options: Options) -> Iterator[Measurement]:
         seconds, memory = run_and_watch(command)
     yield compare("fig3", "whole command", "s", [seconds], [statistics.median(values)], "evaluation alone")
     if memory > 0.0:
-        yield compare(
-            "fig3",
-            "anonymous memory",
-            "MB",
-            [memory],
-            [sum(shard.bytes for shard in cache.manifest.shards) / 1e6],
-            "cache on disk",
-            target="< 1 GB",
-            wanted=lambda value, ratio: value < 1000.0,
-            note="anonymous memory: the most that the whole command held, beyond the page cache.",
-        )
+        size = sum(shard.bytes for shard in cache.manifest.shards) / 1e6
+        note = "anonymous memory: the most that the whole command held, beyond the page cache."
+        yield compare("fig3", "anonymous memory", "MB", [memory], [size], "cache on disk", "< 1 GB", note)
 
 
 def measure_build(options: Options) -> Iterator[Measurement]:
@@ -468,16 +427,7 @@ def measure_build(options: Options) -> Iterator[Measurement]:
     distortion = total_distortion(config.schedule, np.array([base_distortion(bits) for bits in config.bit_depths]))
     plain = partial(twin.lookahead_table, distortion, agent.latency, config.deadline)
     values, references = alternate(options.repetitions, ours, lambda: timed(plain) * 1e3)
-    yield compare(
-        "build",
-        "look-ahead table",
-        "ms",
-        values,
-        references,
-        "NumPy twin",
-        target="≤ 50 ms",
-        wanted=lambda value, ratio: value <= 50.0,
-    )
+    yield compare("build", "look-ahead table", "ms", values, references, "NumPy twin", "≤ 50 ms")
     count = 256
     envs = gym.make_vec(ENV_ID, num_envs=count)
     agent = agents.make("lookahead", envs.unwrapped.config)  # type: ignore[attr-defined]
@@ -491,16 +441,7 @@ def measure_build(options: Options) -> Iterator[Measurement]:
         lambda: timed(lambda: agent.select_action(observations, infos), 500) / count * 1e6,
         lambda: timed(lambda: agent.select_action(single, mask), 500) * 1e6,
     )
-    yield compare(
-        "build",
-        f"decision, {count} envs",
-        "µs/env",
-        values,
-        references,
-        "one at a time",
-        target="≤ 1 µs",
-        wanted=lambda value, ratio: value <= 1.0,
-    )
+    yield compare("build", f"decision, {count} envs", "µs/env", values, references, "one at a time", "≤ 1 µs")
 
 
 def measure_start(options: Options) -> Iterator[Measurement]:
@@ -528,17 +469,20 @@ def measure_start(options: Options) -> Iterator[Measurement]:
             partial(process, *one, "--out", folder),
             partial(process, "-c", f"{libraries}, typer, rich.table, tqdm"),
         )
-    yield compare(
-        "start",
-        "agents.evaluate",
-        "s",
-        values,
-        references,
-        "its libraries",
-        target="< 2 s",
-        wanted=lambda value, ratio: value < 2.0,
-        note="agents.evaluate: from the command to its end, with one episode.",
-    )
+    note = "agents.evaluate: from the command to its end, with one episode."
+    yield compare("start", "agents.evaluate", "s", values, references, "its libraries", "< 2 s", note)
+
+
+_MEASURES: dict[str, Callable[[Options], Iterator[Measurement]]] = {
+    "reconstruct": measure_reconstruct,
+    "step": measure_step,
+    "vector": measure_vector,
+    "fig3": measure_fig3,
+    "build": measure_build,
+    "start": measure_start,
+}
+ROWS = tuple(_MEASURES)
+"""What can be measured, in the order of the table."""
 
 
 def describe_machine() -> dict[str, Any]:
@@ -561,65 +505,48 @@ def _shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000.0 else f"{value:.3g}"
 
 
-def print_measurements(measurements: list[Measurement]) -> None:
-    """The table on the terminal."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def _cells(one: Measurement, marks: Mapping[bool | None, str]) -> list[str]:
+    """A measurement as the cells of a line of the table, with what marks a target that was met, or was not."""
+    numbers = _shown(one.value), _shown(one.reference), one.unit, f"{_shown(one.ratio)}×"
+    return [one.row, one.case, *numbers, one.against, one.target + marks[one.met]]
 
-    view = Table(title="medians of alternating runs", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("row", "case"):
-        view.add_column(name, no_wrap=True)
-    for name in ("here", "reference"):
-        view.add_column(name, justify="right", no_wrap=True)
-    view.add_column("unit", no_wrap=True)
-    view.add_column("ratio", justify="right", no_wrap=True)
-    for name in ("to", "wanted"):
-        view.add_column(name, no_wrap=True)
+
+def print_measurements(measurements: list[Measurement]) -> None:
+    """Print the table on the terminal; a row or a case that goes on is named once."""
+    marks = {True: ", [green]met[/green]", False: ", [red]missed[/red]", None: ""}
+    lines: list[list[str] | None] = []
     before = None
     for one in measurements:
-        first = before is None or one.row != before.row
-        if before is not None and first:
-            view.add_section()
-        same = not first and before is not None and one.case == before.case
-        mark = {True: ", [green]met[/green]", False: ", [red]missed[/red]", None: ""}[one.met]
-        view.add_row(
-            one.row if first else "",
-            "" if same else one.case,
-            _shown(one.value),
-            _shown(one.reference),
-            one.unit,
-            f"{_shown(one.ratio)}×",
-            one.against,
-            one.target + mark,
-        )
+        cells = _cells(one, marks)
+        if before is not None and one.row == before.row:
+            cells[:2] = ["", "" if one.case == before.case else one.case]
+        elif before is not None:
+            lines.append(None)
+        lines.append(cells)
         before = one
-    console = Console()
-    console.width = max(console.width, _TABLE_WIDTH)
-    console.print(view)
-    for one in measurements:
-        if one.note:
-            console.print(one.note, style="dim")
+    print_table(
+        _COLUMNS,
+        lines,
+        title="medians of alternating runs",
+        notes=[one.note for one in measurements if one.note],
+        padding=(0, 1, 0, 0),
+        least_width=_TABLE_WIDTH,
+    )
 
 
 def markdown_table(content: dict[str, Any]) -> str:
     """What ``--out`` wrote, as Markdown."""
     machine = content["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    lines = [
-        "| row | case | here | reference | unit | ratio | to | wanted |",
-        "|---|---|---:|---:|---|---:|---|---|",
-    ]
-    notes = []
-    for one in (Measurement(**fields) for fields in content["measurements"]):
-        mark = {True: ": met", False: ": **missed**", None: ""}[one.met]
-        cells = (one.row, one.case, _shown(one.value), _shown(one.reference), one.unit, f"{_shown(one.ratio)}×")
-        lines.append("| " + " | ".join((*cells, one.against, one.target + mark)) + " |")
-        notes += [one.note] if one.note else []
+    measurements = [Measurement(**fields) for fields in content["measurements"]]
+    marks = {True: ": met", False: ": **missed**", None: ""}
+    lines = [list(_COLUMNS), *(_cells(one, marks) for one in measurements)]
+    table = ["| " + " | ".join(cells) + " |" for cells in lines]
+    table.insert(1, "|" + "|".join("---:" if side == "right" else "---" for side in _COLUMNS.values()) + "|")
     load = machine["load_average"]
     busy = "" if load is None or load <= _BUSY else f", busy with something else: load average {load:.1f}"
-    notes.append(f"On {machine['cores']} cores ({machine['architecture']}, {machine['system']}{busy}); {versions}.")
-    return "\n".join([*lines, "", *notes])
+    place = f"On {machine['cores']} cores ({machine['architecture']}, {machine['system']}{busy}); {versions}."
+    return "\n".join([*table, "", *(one.note for one in measurements if one.note), place])
 
 
 def insert_table(page: str, table: str) -> str:
@@ -659,15 +586,13 @@ def main(
     Exit codes: 0 done, 2 an argument is wrong, 3 the cache or the output cannot be written.
     """
     options = Options(
-        repetitions=check_integer("--repetitions", repetitions, 1, advice="Give for example 5."),
+        repetitions=repetitions,
         seconds=seconds,
         num_envs=parse_list("--num-envs", num_envs, int, advice="For example: --num-envs 1,256"),
-        episodes=check_integer("--episodes", episodes, 1, advice="Give for example 500."),
-        workers=check_integer(
-            "--workers", usable_cores() if workers is None else workers, 1, advice="Give a number of threads."
-        ),
+        episodes=episodes,
+        workers=usable_cores() if workers is None else workers,
         cache=fig3_cache,
-        twin_episodes=check_integer("--twin-episodes", twin_episodes, 1, advice="Give for example 1."),
+        twin_episodes=twin_episodes,
     )
     text = "" if page is None else insert_table(page.read_text(encoding="utf-8"), "")
     machine = describe_machine()

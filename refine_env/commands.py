@@ -11,9 +11,9 @@ import io
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, ParamSpec, TypeVar
 
 import typer
 from tqdm import tqdm
@@ -30,7 +30,7 @@ from refine_env.errors import (
     printable,
 )
 
-__all__ = ["LARGEST_INTEGER", "CacheOption", "SnrOption", "SplitOption", "command", "parse_list", "run"]
+__all__ = ["LARGEST_INTEGER", "CacheOption", "SnrOption", "SplitOption", "command", "parse_list", "print_table", "run"]
 
 LARGEST_INTEGER = 2**53
 """Up to here every whole number is exact in JSON, and so in what the commands write."""
@@ -127,6 +127,45 @@ def parse_list(
     if not items or not valid(items):
         raise ConfigurationError(f"`{name}` must be {what}, got {text!r}. {advice}")
     return items
+
+
+def print_table(
+    columns: Mapping[str, Literal["left", "right"]],
+    lines: Iterable[Sequence[str] | None],
+    *,
+    title: str,
+    notes: Iterable[str] = (),
+    padding: tuple[int, ...] = (0, 1),
+    least_width: int = 0,
+) -> None:
+    """Print a table on the terminal.
+
+    Args:
+        columns: the headings, each with the side at which its cells stand. Numbers, which stand at the right, are
+            never broken into several lines.
+        lines: the cells of every line, in Rich's markup; None begins a new section.
+        title: stands above the table.
+        notes: remarks below the table.
+        padding: blanks around a cell, as in CSS: top and bottom, then left and right; or all four.
+        least_width: characters of a line that are used even where the terminal is narrower, or where there is none.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table(title=title, box=box.SIMPLE_HEAD, padding=padding)  # type: ignore[arg-type]
+    for heading, side in columns.items():
+        view.add_column(heading, justify=side, no_wrap=side == "right")
+    for cells in lines:
+        if cells is None:
+            view.add_section()
+        else:
+            view.add_row(*cells)
+    console = Console()
+    console.width = max(console.width, least_width)
+    console.print(view)
+    for note in notes:
+        console.print(note, style="dim")
 
 
 def _check_number(name: str, value: object) -> None:

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import ModuleType
@@ -75,26 +76,29 @@ HANDED_ON = {
 } | {"__version__": "version", "ENV_ID": "env"}
 
 
+def import_lines(path: Path) -> Iterator[tuple[str, list[str] | None]]:
+    """What a file imports, at its top or in its functions: a module, and the names from it; None is the module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or "", [alias.name for alias in node.names]
+
+
 def imported(path: Path, package: str) -> set[str]:
     """Rooms of ``package`` that a file imports; ``""`` is the package itself."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names = [node.module or ""]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] != package:
-                continue
-            if len(parts) > 1:
-                found.add(parts[1])
-            elif isinstance(node, ast.ImportFrom):  # from package import names: rooms, or names it hands on
-                found |= {HANDED_ON.get(alias.name, alias.name) for alias in node.names}
-            else:
-                found.add("")
+    for module, names in import_lines(path):
+        top, *below = module.split(".")
+        if top != package:
+            continue
+        if below:
+            found.add(below[0])
+        elif names is not None:  # from package import names: rooms, or names it hands on
+            found |= {HANDED_ON.get(name, name) for name in names}
+        else:
+            found.add("")
     return found
 
 
@@ -160,14 +164,9 @@ def test_a_wrong_import_is_seen(tmp_path: Path, file: str, line: str, complaint:
 def file_imports(path: Path, files: set[Path], root: Path) -> set[Path]:
     """Files of ``root`` that a file imports, at its top or in its functions."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            # Who asks for the version makes no circle: it is a constant, set by hand.
-            names = [f"{node.module}.{alias.name}" for alias in node.names if alias.name != "__version__"]
-        for name in names:
+    for module, names in import_lines(path):
+        # Who asks for the version makes no circle: it is a constant, set by hand.
+        for name in [module] if names is None else [f"{module}.{name}" for name in names if name != "__version__"]:
             # `from a.b import c`: the module a/b/c.py if there is one, else what a/b.py or a/b/__init__.py has.
             place = root.joinpath(*name.split("."))
             for one in (place, place.parent):

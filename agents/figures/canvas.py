@@ -13,13 +13,22 @@ __all__ = ["SNR_LABEL", "add_grid", "add_legend_above", "add_note", "legend_entr
 SNR_LABEL = "mean SNR per subchannel [dB]"
 
 
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure of that size [inches].
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+    """A figure with empty panels.
+
+    Args:
+        width, height: its size [inches].
+        rows, columns: the grid of its panels.
+        options: of matplotlib's ``Figure.subplots``.
+
+    Returns:
+        The figure, and its panels: one, or an array of several.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    return import_extra("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
+    figure = import_extra("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def save_figure(figure: Any, out: Path, name: str) -> list[Path]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.figures.canvas import SNR_LABEL, add_grid, add_legend_above, add_note, new_figure, save_figure
-from agents.figures.series import error_bars, no_delivery_level, sorted_by_snr, zero_floor
-from agents.figures.style import GRAY, rows_by_policy, styles_by_policy
+from agents.figures.series import no_delivery_level, policy_curves, zero_floor
+from agents.figures.style import GRAY
 from refine_env import ConfigurationError
 from refine_env.evaluation import Table
 from refine_env.metrics import MAX_PSNR_DB
@@ -28,21 +28,12 @@ def image_columns(summary: Table) -> list[str]:
     return [name for name in IMAGE_PANELS if any(row[name] is not None for row in summary)]
 
 
-def _draw_policies(
-    axes: Any,
-    summary: Table,
-    column: str,
-    ends: tuple[str, str] | None = None,
-    floor: float = -math.inf,
-) -> None:
+def _draw_policies(axes: Any, summary: Table, column: str, floor: float = -math.inf) -> None:
     """Draw a line with error bars for each policy; a value of exactly 0 stands, hollow, at a floor above 0."""
-    policies = rows_by_policy(summary)
-    for policy, style in styles_by_policy(policies).items():
-        rows = sorted_by_snr(policies[policy], column)
-        snrs_db = [row["snr_db"] for row in rows]
-        values = [row[column] or max(floor, 0.0) for row in rows]
-        axes.errorbar(snrs_db, values, yerr=error_bars(rows, column, ends, floor), capsize=2.0, **style)
-        at_floor = [row["snr_db"] for row in rows if row[column] == 0.0]
+    for curve in policy_curves(summary, column, floor):
+        style = curve.style
+        axes.errorbar(curve.snrs_db, curve.values, yerr=curve.bars, capsize=2.0, **style)
+        at_floor = [row["snr_db"] for row in curve.rows if row[column] == 0.0]
         if at_floor and floor > 0.0:
             axes.plot(
                 at_floor,
@@ -65,18 +56,14 @@ def draw_fig3a(summary: Table, out: Path) -> list[Path]:
 
     Args:
         summary: rows with :data:`refine_env.evaluation.SUMMARY_COLUMNS`.
-        out: folder for ``fig3a.png`` and ``fig3a.pdf``.
-
-    Returns:
-        The files written.
+        out: folder for ``fig3a.png`` and ``fig3a.pdf``, which are returned.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    figure = new_figure(6.4, 4.6)
-    axes = figure.subplots()
     floor = zero_floor(row["latent_mse"] for row in summary)
-    _draw_policies(axes, summary, "latent_mse", ("ci_low", "ci_high"), floor)
+    figure, axes = new_figure(6.4, 4.6)
+    _draw_policies(axes, summary, "latent_mse", floor)
     axes.set_yscale("log")
     level = no_delivery_level(summary)
     axes.axhline(level, color=GRAY, linewidth=0.8, linestyle=":")
@@ -99,10 +86,7 @@ def draw_fig3b(summary: Table, out: Path) -> list[Path]:
 
     Args:
         summary: rows with :data:`refine_env.evaluation.SUMMARY_COLUMNS`.
-        out: folder for ``fig3b.png`` and ``fig3b.pdf``.
-
-    Returns:
-        The files written.
+        out: folder for ``fig3b.png`` and ``fig3b.pdf``, which are returned.
 
     Raises:
         ConfigurationError: if the table has no image metric at all.
@@ -114,14 +98,13 @@ def draw_fig3b(summary: Table, out: Path) -> list[Path]:
             "`summary` must have image metrics for Fig. 3b, got none. "
             "Make them with: python -m agents.evaluate --images"
         )
-    figure = new_figure(0.4 + 3.3 * len(columns), 3.7)
-    panels = figure.subplots(1, len(columns), squeeze=False)[0]
-    for axes, column in zip(panels, columns, strict=True):
+    figure, panels = new_figure(0.4 + 3.3 * len(columns), 3.7, 1, len(columns), squeeze=False)
+    for axes, column in zip(panels[0], columns, strict=True):
         _draw_policies(axes, summary, column)
         if column == "psnr_db":
             axes.axhline(MAX_PSNR_DB, color=GRAY, linewidth=0.8)
             axes.set_ylim(top=MAX_PSNR_DB * 1.08)
             add_note(axes, "100 dB and above", (0.0, MAX_PSNR_DB), (4, 3))
         axes.set_ylabel(IMAGE_PANELS[column])
-    add_legend_above(figure, panels[0])
+    add_legend_above(figure, panels[0, 0])
     return save_figure(figure, out, "fig3b")

@@ -27,16 +27,12 @@ def draw_fig2a(table: Table, out: Path) -> list[Path]:
 
     Args:
         table: rows with :data:`agents.studies.distortion.DIFFUSION_COLUMNS`.
-        out: folder for ``fig2a.png`` and ``fig2a.pdf``.
-
-    Returns:
-        The files written.
+        out: folder for ``fig2a.png`` and ``fig2a.pdf``, which are returned.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    figure = new_figure(5.6, 5.0)
-    axes, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3.2, 1.0]})
+    figure, (axes, below) = new_figure(5.6, 5.0, 2, 1, sharex=True, height_ratios=(3.2, 1.0))
     rows = [row for row in table if row["step"] > 0]  # at t = 0 all are zero
     steps = [row["step"] for row in rows]
     style: dict[str, Any] = {"linewidth": 1.5}
@@ -84,16 +80,12 @@ def draw_fig2b(table: Table, out: Path) -> list[Path]:
 
     Args:
         table: rows with :data:`agents.studies.distortion.QUANTIZATION_COLUMNS`.
-        out: folder for ``fig2b.png`` and ``fig2b.pdf``.
-
-    Returns:
-        The files written.
+        out: folder for ``fig2b.png`` and ``fig2b.pdf``, which are returned.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    figure = new_figure(5.6, 3.9)
-    axes = figure.subplots()
+    figure, axes = new_figure(5.6, 3.9)
     transmissions: dict[tuple[int, int], Table] = {}
     for row in table:
         transmissions.setdefault((row["device_step"], row["step"]), []).append(row)

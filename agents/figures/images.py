@@ -22,10 +22,7 @@ def draw_strip(tiles: Table, clean: NDArray[np.uint8], prompt: str, out: Path) -
             :func:`agents.studies.images.read_tiles` gives them.
         clean: image of x_0, uint8 (height, width, 3).
         prompt: prompt of the trajectory; may be empty.
-        out: folder for ``strip.png`` and ``strip.pdf``.
-
-    Returns:
-        The files written.
+        out: folder for ``strip.png`` and ``strip.pdf``, which are returned.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -33,11 +30,15 @@ def draw_strip(tiles: Table, clean: NDArray[np.uint8], prompt: str, out: Path) -
     policies = rows_by_policy(tiles)
     styles = styles_by_policy(policies)
     snrs = sorted({row["snr_db"] for row in tiles})
-    figure = new_figure(1.6 + 0.75 * (len(snrs) + 1), 0.7 + 0.78 * len(policies))
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.025, wspace=0.0, hspace=0.0)
-    grid = figure.subplots(
-        len(policies), len(snrs) + 2, squeeze=False, gridspec_kw={"width_ratios": [*[1.0] * len(snrs), 0.12, 1.0]}
+    figure, grid = new_figure(
+        1.6 + 0.75 * (len(snrs) + 1),
+        0.7 + 0.78 * len(policies),
+        len(policies),
+        len(snrs) + 2,
+        squeeze=False,
+        width_ratios=[*[1.0] * len(snrs), 0.12, 1.0],
     )
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.025, wspace=0.0, hspace=0.0)
     for line, (policy, rows) in zip(grid, policies.items(), strict=True):
         images = {row["snr_db"]: row["image"] for row in rows}
         for axes, image in zip(line, [*(images.get(snr) for snr in snrs), None, clean], strict=True):

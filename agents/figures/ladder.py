@@ -27,16 +27,12 @@ def draw_ladder(cells: Table, totals: Table, folder: Path) -> list[Path]:
     Args:
         cells: rows of :data:`LADDER_COLUMNS`.
         totals: rows of :data:`RUNG_COLUMNS`.
-        folder: folder for the figure.
-
-    Returns:
-        The files written.
+        folder: folder for the files, which are returned.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    figure = new_figure(10.0, 6.4)
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1.0))
+    figure, (left, right) = new_figure(10.0, 6.4, 1, 2, width_ratios=(1.25, 1.0))
     position, ticks, labels = 0.0, [], []
     colors = {"paper": NOTE_COLOR, "alone": ORANGE, "ladder": BLUE, "without": SKY_BLUE}
     group = ""

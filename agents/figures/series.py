@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from agents.figures.style import rows_by_policy, styles_by_policy
 from refine_env.evaluation import Table
 
-__all__ = ["Cell", "error_bars", "no_delivery_level", "sorted_by_snr", "summary_cells", "zero_floor"]
+__all__ = [
+    "Cell",
+    "Curve",
+    "error_bars",
+    "interval_columns",
+    "no_delivery_level",
+    "policy_curves",
+    "summary_cells",
+    "zero_floor",
+]
 
 
 class Cell(NamedTuple):
@@ -65,27 +75,63 @@ def zero_floor(values: Iterable[float]) -> float:
     return float(10.0 ** (math.floor(math.log10(smallest)) - 1))
 
 
-def sorted_by_snr(rows: Table, column: str) -> Table:
-    """The rows that have a value in a column, in the order of the SNR."""
-    return sorted((row for row in rows if row[column] is not None), key=lambda row: float(row["snr_db"]))
+class Curve(NamedTuple):
+    """The values of one policy over the SNR, as a figure shows them.
+
+    Attributes:
+        policy: the policy.
+        style: how its curve is drawn, see :func:`agents.figures.styles_by_policy`.
+        rows: its rows that have a value, in the order of the SNR.
+        snrs_db: the SNRs of these rows [dB].
+        values: their values; one of exactly 0 stands at the floor, if that is above 0.
+        bars: the lengths of the error bars below and above the values.
+    """
+
+    policy: str
+    style: dict[str, Any]
+    rows: Table
+    snrs_db: list[float]
+    values: list[float]
+    bars: tuple[list[float], list[float]]
 
 
-def error_bars(
-    rows: Table, column: str, ends: tuple[str, str] | None = None, floor: float = -math.inf
-) -> tuple[list[float], list[float]]:
+def policy_curves(summary: Table, column: str, floor: float = -math.inf) -> Iterator[Curve]:
+    """The curve of each policy in a column of a summary.
+
+    Args:
+        summary: rows with :data:`refine_env.evaluation.SUMMARY_COLUMNS`.
+        column: the column of the values.
+        floor: the least that is drawn, where the axis is logarithmic; see :func:`zero_floor`.
+
+    Yields:
+        The curves in the order in which the policies appear.
+    """
+    policies = rows_by_policy(summary)
+    for policy, style in styles_by_policy(policies).items():
+        present = (row for row in policies[policy] if row[column] is not None)
+        rows = sorted(present, key=lambda row: float(row["snr_db"]))
+        values = [row[column] or max(floor, 0.0) for row in rows]
+        yield Curve(policy, style, rows, [row["snr_db"] for row in rows], values, error_bars(rows, column, floor))
+
+
+def interval_columns(column: str) -> tuple[str, str]:
+    """The columns that hold the ends of the intervals of a column's values."""
+    return ("ci_low", "ci_high") if column == "latent_mse" else (f"{column}_low", f"{column}_high")
+
+
+def error_bars(rows: Table, column: str, floor: float = -math.inf) -> tuple[list[float], list[float]]:
     """How far the error bars of a column reach below and above its values.
 
     Args:
         rows: any rows.
-        column: the column of the values.
-        ends: the columns of the intervals' ends; default ``<column>_low`` and ``<column>_high``.
+        column: the column of the values, see :func:`interval_columns`.
         floor: no bar reaches below it.
 
     Returns:
         The lengths below and the lengths above. They are never negative: the rounding of a mean and of its interval's
         end may differ in the last bit.
     """
-    low, high = ends or (f"{column}_low", f"{column}_high")
+    low, high = interval_columns(column)
     below = [max(0.0, row[column] - max(row[low], floor)) for row in rows]
     return below, [max(0.0, row[high] - row[column]) for row in rows]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from agents.figures.canvas import SNR_LABEL
 from agents.figures.curves import IMAGE_PANELS
-from agents.figures.series import error_bars, no_delivery_level, sorted_by_snr, zero_floor
+from agents.figures.series import interval_columns, no_delivery_level, policy_curves, zero_floor
 from agents.figures.style import DASHES, GRAY, MARKERS, NOTE_COLOR, rows_by_policy, styles_by_policy
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.errors import import_extra
@@ -106,8 +106,8 @@ def _add_lines(
     figure: Any,
     summary: Table,
     column: str,
-    ends: tuple[str, str] | None = None,
     floor: float = -math.inf,
+    *,
     grouped: bool = False,
     **own: Any,
 ) -> None:
@@ -115,20 +115,18 @@ def _add_lines(
 
     ``grouped`` lines of one policy are hidden and shown together, in all panels.
     """
-    policies = rows_by_policy(summary)
-    for policy, look in styles_by_policy(policies).items():
-        rows = sorted_by_snr(policies[policy], column)
-        style = _line_style(look)
+    low, high = interval_columns(column)
+    for curve in policy_curves(summary, column, floor):
+        style, rows = _line_style(curve.style), curve.rows
         symbol = style["marker"]["symbol"]
         if floor > 0.0:
             hollow = symbol if symbol.endswith("-open") else f"{symbol}-open"
             style["marker"]["symbol"] = [symbol if row[column] else hollow for row in rows]
-        below, above = error_bars(rows, column, ends, floor)
-        low, high = ends or (f"{column}_low", f"{column}_high")
+        below, above = curve.bars
         figure.add_scatter(
             **style,
-            x=[row["snr_db"] for row in rows],
-            y=[row[column] or max(floor, 0.0) for row in rows],
+            x=curve.snrs_db,
+            y=curve.values,
             mode="lines+markers",
             error_y={
                 "type": "data",
@@ -139,7 +137,7 @@ def _add_lines(
                 "width": 3,
             },
             customdata=[[row[column], row[low], row[high], row["episodes"]] for row in rows],
-            legendgroup=_text(policy) if grouped else None,
+            legendgroup=_text(curve.policy) if grouped else None,
             **own,
         )
 
@@ -152,7 +150,6 @@ def draw_fig3a(summary: Table) -> Any:
         figure,
         summary,
         "latent_mse",
-        ("ci_low", "ci_high"),
         floor,
         hovertemplate="%{x:g} dB: %{customdata[0]:.3e} (95 %: %{customdata[1]:.2e} – %{customdata[2]:.2e}, "
         "%{customdata[3]} episodes)",

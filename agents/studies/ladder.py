@@ -7,8 +7,9 @@ the same coder, payload and bit depths.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +18,13 @@ from numpy.typing import NDArray
 
 import agents
 from agents.studies.base import Request, Study
+from agents.studies.paired import MSE_FLOOR, interval, resample
 from refine_env.config import PAPER_BIT_DEPTHS
 from refine_env.evaluation import (
     EPISODE_COLUMNS,
     Entry,
     Table,
     read_table,
-    resampled_means,
     roll_out_many,
     write_table,
 )
@@ -48,8 +49,6 @@ __all__ = [
 ]
 
 EVERY_BIT_DEPTH = list(range(1, 17))
-GAIN_FLOOR = 1e-12
-"""Added to every mean before ratios are taken: an MSE of exactly 0 is real at high SNR."""
 
 
 class Rung(NamedTuple):
@@ -244,61 +243,45 @@ def summarize_ladder(table: Table, rungs: Sequence[Rung] = RUNGS) -> tuple[Table
     Returns:
         Rows of :data:`LADDER_COLUMNS` per rung and SNR, and rows of :data:`RUNG_COLUMNS` per rung.
     """
-    scores: dict[tuple[str, float], list[float]] = {}
-    for row in table:
-        scores.setdefault((row["rung"], row["snr_db"]), []).append(row["latent_mse"])
-    snrs_db = list(dict.fromkeys(snr_db for _, snr_db in scores))
-
-    @cache
-    def means(label: str, snr_db: float) -> NDArray[np.float64]:
-        """The mean, then the means of the resamples, which are the same for all rungs, since their draws are common."""
-        values = np.array(scores[label, snr_db])
-        return np.concatenate([[values.mean()], resampled_means(values)]) + GAIN_FLOOR
-
+    means = resample(table, ("rung", "snr_db"), "latent_mse")
+    counts = Counter((row["rung"], row["snr_db"]) for row in table)
+    snrs_db = list(dict.fromkeys(row["snr_db"] for row in table))
     cells, totals = [], []
     for rung in rungs:
         names = {"rung": rung.label, "group": rung.group, "agent": rung.agent}
         bound = bound_label(rung, rungs)
         logs: dict[str, NDArray[np.float64]] = {}
         for snr_db in snrs_db:
-            own, first = means(rung.label, snr_db), means(rungs[0].label, snr_db)
+            own, first = means[rung.label, snr_db], means[rungs[0].label, snr_db]
             ratios = {"gain": first / own}
-            best = None if bound is None else means(bound, snr_db)
+            best = None if bound is None else means[bound, snr_db]
             if best is not None:
                 ratios |= {"bound_gain": first / best, "bound_ratio": own / best}
-            logs = {name: logs.get(name, 0.0) + np.log(ratio) / len(snrs_db) for name, ratio in ratios.items()}
             low, high = np.quantile(own[1:], [0.025, 0.975])
+            logs = {name: logs.get(name, 0.0) + np.log(ratio) / len(snrs_db) for name, ratio in ratios.items()}
             cells.append(
                 {
                     **names,
                     "snr_db": snr_db,
-                    "episodes": len(scores[rung.label, snr_db]),
-                    "latent_mse": float(own[0] - GAIN_FLOOR),
-                    "ci_low": float(low - GAIN_FLOOR),
-                    "ci_high": float(high - GAIN_FLOOR),
-                    **_interval("gain", ratios["gain"]),
-                    "bound": None if best is None else float(best[0] - GAIN_FLOOR),
-                    **_interval("bound_ratio", ratios.get("bound_ratio")),
+                    "episodes": counts[rung.label, snr_db],
+                    "latent_mse": float(own[0] - MSE_FLOOR),
+                    "ci_low": float(low - MSE_FLOOR),
+                    "ci_high": float(high - MSE_FLOOR),
+                    **interval("gain", ratios["gain"]),
+                    "bound": None if best is None else float(best[0] - MSE_FLOOR),
+                    **interval("bound_ratio", ratios.get("bound_ratio")),
                 }
             )
         totals.append(
             {
                 **names,
                 "env_kwargs": json.dumps(dict(rung.env_kwargs)),
-                **_interval("gain", np.exp(logs["gain"])),
+                **interval("gain", np.exp(logs["gain"])),
                 "bound_gain": float(np.exp(logs["bound_gain"][0])) if "bound_gain" in logs else None,
-                **_interval("bound_ratio", np.exp(logs["bound_ratio"]) if "bound_ratio" in logs else None),
+                **interval("bound_ratio", np.exp(logs["bound_ratio"]) if "bound_ratio" in logs else None),
             }
         )
     return cells, totals
-
-
-def _interval(name: str, values: NDArray[np.float64] | None) -> dict[str, float | None]:
-    """The first value with the 95 % interval of the others; empty cells where there are no values."""
-    if values is None:
-        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
-    low, high = np.quantile(values[1:], [0.025, 0.975])
-    return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def write_ladder(table: Table, folder: Path, rungs: Sequence[Rung] = RUNGS) -> tuple[list[Path], Table, Table]:

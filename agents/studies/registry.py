@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from agents.studies import decoder, ladder
+from agents.studies import assumptions, decoder, ladder, sensitivity, sequential
 from agents.studies.base import Study
 
 __all__ = ["STUDIES"]
 
-STUDIES: dict[str, Study] = {study.name: study for study in (ladder.LADDER, ladder.ORDERING_STUDY, decoder.DECODER)}
+_ALL = (
+    ladder.LADDER,
+    ladder.ORDERING_STUDY,
+    sequential.SEQUENTIAL,
+    decoder.DECODER,
+    assumptions.ASSUMPTIONS,
+    sensitivity.SENSITIVITY,
+)
+
+STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
 """All studies but the paper's comparison, which has more options: ``--study fig3a`` of :mod:`agents.evaluate`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from agents.benchmark import (
     Options,
     compare,
     insert_table,
+    is_met,
     markdown_table,
     measure,
     print_measurements,
@@ -24,30 +24,44 @@ from agents.benchmark import (
 from refine_env import CacheError, ConfigurationError
 from refine_env._store import DIRECTORY_VARIABLE
 from refine_env.trajectories import generate_gaussian
+from tests.processes import assert_refused, run_module
 
 ROOT = Path(__file__).parents[2]
 FAST = {"repetitions": 1, "seconds": 0.01, "num_envs": (2,), "episodes": 2}
-
-
-def run_benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "agents.benchmark", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def test_ratios_are_medians_of_pairs_and_larger_is_better() -> None:
     """The second pair was taken while the machine was twice as slow."""
     times = compare("step", "a", "s", [1.0, 2.0, 1.0], [3.0, 6.0, 4.0], "it")
     assert (times.value, times.reference, times.ratio) == (1.0, 4.0, 3.0)
-    speeds = compare(
-        "step", "a", "1/s", [3.0, 6.0, 4.0], [1.0, 2.0, 1.0], "it", lower_is_better=False, wanted=lambda v, r: r >= 3.5
-    )
+    speeds = compare("step", "a", "1/s", [3.0, 6.0, 4.0], [1.0, 2.0, 1.0], "it", "≥ 3.5×")
     assert (speeds.ratio, speeds.met) == (3.0, False)
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "ratio", "met"),
+    [
+        ("≤ 4 ns, ≥ 15×", 4.0, 15.0, True),
+        ("≤ 4 ns, ≥ 15×", 4.0, 14.9, False),
+        ("≤ 4 ns, ≥ 15×", 4.1, 15.0, False),
+        ("≥ 0.4× or ≥ 1 M", 1e6, 0.3, True),
+        ("≥ 0.4× or ≥ 1 M", 9e5, 0.4, True),
+        ("≥ 0.4× or ≥ 1 M", 9e5, 0.3, False),
+        ("< 1 GB", 999.0, 0.0, True),
+        ("< 1 GB", 1000.0, 0.0, False),
+        ("< 2 s", 2.0, 0.0, False),
+    ],
+)
+def test_a_target_is_read_as_it_is_shown(target: str, value: float, ratio: float, met: bool) -> None:
+    assert is_met(target, value, ratio) is met
+
+
+def test_every_recorded_target_was_met_as_it_says() -> None:
+    content = json.loads((ROOT / "docs" / "benchmark.json").read_text(encoding="utf-8"))
+    measurements = [Measurement(**fields) for fields in content["measurements"]]
+    with_target = [one for one in measurements if one.target]
+    assert len(with_target) > 8
+    assert all(one.met == is_met(one.target, one.value, one.ratio) for one in with_target)
 
 
 def test_what_is_compared_runs_in_turns() -> None:
@@ -140,7 +154,7 @@ def test_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "results" / "benchmark.json"
-    result = run_benchmark("--rows", "build", "--repetitions", "1", "--out", str(out))
+    result = run_module("agents.benchmark", "--rows", "build", "--repetitions", "1", "--out", str(out))
     assert result.returncode == 0, result.stderr
     assert "medians of alternating runs" in result.stdout
     content = json.loads(out.read_text())
@@ -175,7 +189,4 @@ def test_a_page_without_marks_is_refused() -> None:
     ],
 )
 def test_bad_arguments_end_in_one_sentence(arguments: tuple[str, ...], code: int, message: str) -> None:
-    result = run_benchmark(*arguments)
-    assert result.returncode == code
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert_refused(run_module("agents.benchmark", *arguments), code, message)

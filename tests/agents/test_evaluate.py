@@ -30,6 +30,7 @@ from refine_env.evaluation import (
     summarize,
     write_table,
 )
+from tests.processes import assert_refused, run_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,23 +186,13 @@ def test_figures_of_a_bad_table_end_in_one_sentence(tmp_path: Path, spoil: Any, 
     (tmp_path / "summary.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigurationError, match=message):
         read_table(tmp_path / "summary.csv", SUMMARY_COLUMNS)
-    result = subprocess.run(
-        [sys.executable, "-m", "agents.figures", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: `summary.csv` must")
+    result = run_module("agents.figures", str(tmp_path))
+    assert_refused(result, 2, "error: `summary.csv` must")
     assert result.stderr.count("\n") == 1
 
 
 def run_evaluate(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "agents.evaluate", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_module("agents.evaluate", *arguments, cwd=cwd)
 
 
 def test_command_line(gaussian_cache: Path, tmp_path: Path) -> None:
@@ -223,13 +214,7 @@ def test_command_line(gaussian_cache: Path, tmp_path: Path) -> None:
     assert len(rows) == 3 * 2 * 6
     for path in (tmp_path / "a").glob("fig3a.*"):
         path.unlink()
-    redraw = subprocess.run(
-        [sys.executable, "-m", "agents.figures", str(tmp_path / "a")],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    assert redraw.returncode == 0
+    assert run_module("agents.figures", str(tmp_path / "a")).returncode == 0
     assert (tmp_path / "a" / "fig3a.png").read_bytes() == (tmp_path / "b" / "fig3a.png").read_bytes()
 
 
@@ -286,10 +271,7 @@ def test_bad_arguments_end_in_one_sentence(
     arguments: tuple[str, ...], code: int, message: str, tmp_path: Path, gaussian_cache: Path
 ) -> None:
     base = () if "--cache" in arguments else ("--cache", str(gaussian_cache))
-    result = run_evaluate(*arguments, *base, "--out", str(tmp_path / "out"))
-    assert result.returncode == code
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    assert_refused(run_evaluate(*arguments, *base, "--out", str(tmp_path / "out")), code, message)
     assert not (tmp_path / "out").exists()
 
 

@@ -18,9 +18,7 @@ SCHEDULE = NoiseSchedule.stable_diffusion()
 
 @pytest.fixture(scope="module")
 def ideal(tmp_path_factory: pytest.TempPathFactory) -> TrajectoryCache:
-    folder = tmp_path_factory.mktemp("ideal") / "cache"
-    generate_gaussian(folder, num_trajectories=24, latent_shape=(4, 64, 64), num_steps=50, seed=11)
-    return TrajectoryCache.open(folder)
+    return generate_gaussian(tmp_path_factory.mktemp("ideal") / "cache", 24, (4, 64, 64), seed=11)
 
 
 def test_diffusion_distortion_at_every_step(ideal: TrajectoryCache) -> None:

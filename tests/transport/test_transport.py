@@ -32,6 +32,7 @@ from refine_env.coding.bitstream import HEADER_BYTES
 from refine_env.errors import BitstreamError, MissingExtraError, TransportError, printable
 from refine_env.trajectories import generate_gaussian
 from refine_env.transport import Receiver, Reception, Sender
+from tests.processes import assert_refused, run_module
 from tests.transport import hostile
 from tests.transport.hostile import frame
 
@@ -184,10 +185,8 @@ def test_the_command_lines(gaussian_cache: Path, make_env: Callable[..., gym.Env
     )
     assert device.stdout is not None
     port = device.stdout.readline().rpartition(":")[2].strip()
-    command = [sys.executable, "-m", "agents.send", "--agent", "persistent-q8", "--port", port, "--snr-db", "9"]
-    server = subprocess.run(
-        [*command, "--seed", "4", "--cache", str(gaussian_cache)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    options = ("--agent", "persistent-q8", "--port", port, "--snr-db", "9", "--seed", "4")
+    server = run_module("agents.send", *options, "--cache", str(gaussian_cache))
     heard, _ = device.communicate(timeout=60)
     assert device.returncode == 0
     env = make_env(snr_db=9.0, split="test")
@@ -214,13 +213,7 @@ def test_command_lines_fail_in_one_sentence(
     gaussian_cache: Path, module: str, options: list[str], code: int, sentence: str
 ) -> None:
     cache = ["--cache", str(gaussian_cache)] if module == "agents.send" and "--cache" not in options else []
-    result = subprocess.run(
-        [sys.executable, "-m", module, *cache, *options], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == code
-    assert result.stderr.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in result.stderr
-    assert re.search(sentence, result.stderr)
+    assert_refused(run_module(module, *cache, *options), code, sentence)
 
 
 @contextmanager
@@ -260,15 +253,21 @@ def read_all(connection: socket.socket, deadline: int, answer: bytes) -> bytes:
 def recorded(gaussian_cache: Path) -> tuple[bytes, Reception]:
     """All that a sender sends in an episode of several deliveries, and what a device makes of it."""
     env = gym.make(refine_env.ENV_ID, cache=str(gaussian_cache), snr_db=12.0)
+    data = record(env, "persistent-q4", seed=1)
+    reception = play(data)
+    assert len(reception.deliveries) > 5
+    return data, reception
+
+
+def record(env: gym.Env[Any, Any], policy: str, *, seed: int) -> bytes:
+    """All that a sender sends in an episode, to a device that answers with another digest."""
     recording: list[bytes] = []
     with (
         peer(lambda connection: recording.append(read_all(connection, 60, frame(4, 60, b"\0" * 32)))) as address,
         pytest.raises(TransportError, match="The device must hold the latent that the simulator says, got a digest"),
     ):
-        Sender(env, make_policy("persistent-q4", env)).send(address, seed=1)
-    reception = play(recording[0])
-    assert len(reception.deliveries) > 5
-    return recording[0], reception
+        Sender(env, make_policy(policy, env)).send(address, seed=seed)
+    return recording[0]
 
 
 def play(data: bytes, *, timeout: float = 5.0, hang_up: bool = True) -> Reception:
@@ -286,13 +285,7 @@ def test_every_slot_carries_the_bytes_that_flowed(tmp_path: Path, latent_dim: in
     generate_gaussian(tmp_path / "cache", num_trajectories=2, latent_shape=(1, 1, latent_dim), num_steps=50, seed=0)
     env = gym.make(refine_env.ENV_ID, cache=str(tmp_path / "cache"), snr_db=3.0, decision_epochs=decision_epochs)
     config = env.unwrapped.config  # type: ignore[attr-defined]
-    recording: list[bytes] = []
-    with (
-        peer(lambda connection: recording.append(read_all(connection, 60, frame(4, 60, b"\0" * 32)))) as address,
-        pytest.raises(TransportError, match="got a digest of another"),
-    ):
-        Sender(env, make_policy("random", env)).send(address, seed=5)
-    kinds = frames(recording[0])
+    kinds = frames(record(env, "random", seed=5))
     assert [kind for kind, _, _ in kinds[:3]] == [1, 2, 3]
     system = json.loads(kinds[0][2])
     assert system == {"protocol": 2, "config": config.to_dict()}

@@ -40,8 +40,17 @@ def observe(batch: EpisodeBatch, history: NDArray[np.float32]) -> dict[str, NDAr
     }
 
 
-def play(agent: agents.Agent, config: SystemConfig, rates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Modeled distortion at the deadline of every episode (N,), with the given bits per slot (N, T_d)."""
+def play(
+    agent: agents.Agent, config: SystemConfig, rates: NDArray[np.float64], *, anytime: bool = False
+) -> NDArray[np.float64]:
+    """Modeled distortion at the deadline of every episode (N,), or its mean over what is shown after each slot.
+
+    Args:
+        agent: plays.
+        config: the system.
+        rates: bits per slot (N, T_d).
+        anytime: the mean over the slots.
+    """
     batch = EpisodeBatch(config, None, len(rates))
     for i, channel in enumerate(rates):
         batch.begin(i, 0, channel)
@@ -50,14 +59,15 @@ def play(agent: agents.Agent, config: SystemConfig, rates: NDArray[np.float64]) 
     else:
         agent.reset(len(rates))
     history = np.zeros((len(rates), config.deadline), dtype=np.float32)
+    shown = np.zeros((config.deadline, len(rates)))
     for slot in range(config.deadline):
         history = np.roll(history, -1, axis=1)
         history[:, -1] = np.minimum(rates[:, slot] / config.latent_dim, config.max_bits_per_dimension)
         actions = agent.select_action(observe(batch, history), {"action_mask": batch.action_mask()})
         batch.advance(np.asarray(actions, dtype=np.int64))
         assert not batch.illegal.any()
+        state = batch.state
+        shown[slot] = config.refinement_model.distortion(state["device_step"], state["device_error"])
     assert batch.finished().all()
-    scores: NDArray[np.float64] = config.refinement_model.distortion(
-        batch.state["device_step"], batch.state["device_error"]
-    )
+    scores: NDArray[np.float64] = shown.mean(axis=0) if anytime else shown[-1]
     return scores

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 import agents
 import refine_env
-from agents.policies.dynamic_programming import ChannelKnowledge, Solution, chained_slots, independent_slots, solution
+from agents.policies.dynamic_programming import (
+    AT_DEADLINE,
+    ChannelKnowledge,
+    Objective,
+    Solution,
+    chained_slots,
+    independent_slots,
+    solution,
+)
 from refine_env import ConfigurationError, LinkConfig, NoiseSchedule, SystemConfig
 from refine_env.coding import LOSSLESS_BITS, base_distortion
 from refine_env.dynamics.simulator import EpisodeBatch
@@ -29,8 +37,19 @@ from tests.model import plain_rules
 CLOSED_LOOP = {"coder": "closed_loop", "payload": "latent"}
 
 
+OBJECTIVES = {
+    "deadline": AT_DEADLINE,
+    "final": Objective(final_only=True),
+    "anytime": Objective(terminal=0.0, running=1.0 / 8.0),
+    "mixed": Objective(terminal=0.7, running=0.2, final_only=True),
+}
+
+
 def plain_value(
-    config: SystemConfig, tail: NDArray[np.float64], uplink: NDArray[np.float64]
+    config: SystemConfig,
+    tail: NDArray[np.float64],
+    uplink: NDArray[np.float64],
+    objective: Objective = AT_DEADLINE,
 ) -> tuple[float, Callable[[int, int, int, float, bool], tuple[float, int]]]:
     """Expectation over every outcome, minimum over every action, with exact errors and no table.
 
@@ -38,6 +57,7 @@ def plain_value(
         config: the system.
         tail: P[T_dl > k] (|𝓑|, T_d + 1).
         uplink: P[T_ul = k] (T_d + 1,).
+        objective: what is minimized.
 
     Returns:
         The value at the start; and that of a state (T_ul, n, t_p, e_p, whether the device holds a lossy latent), with
@@ -49,40 +69,51 @@ def plain_value(
     @cache
     def value(uplink_slots: int, n: int, p: int, error: float, lossy: bool) -> tuple[float, int]:
         if n > deadline:
-            return plain_rules.distortion(model, p, error), 0
+            return objective.terminal * plain_rules.distortion(model, p, error), 0
         t = plain_rules.server_step(n, uplink_slots, num_steps)
-        best, action = value(uplink_slots, n + 1, p, error, lossy)[0], 0
-        if not plain_rules.may_transmit(t, p, num_steps, refreshes, lossy):
+        held = plain_rules.distortion(model, p, error)
+        best, action = value(uplink_slots, n + 1, p, error, lossy)[0] + objective.running * held, 0
+        excluded = objective.final_only and t > 0
+        if excluded or not plain_rules.may_transmit(t, p, num_steps, refreshes, lossy):
             return best, action
         for i, bits in enumerate(config.bit_depths):
             left = plain_rules.residual_variance(model, t, p, error) * base_distortion(bits)
-            expected = tail[i, deadline + 1 - n] * plain_rules.distortion(model, p, error)
-            for k in range(1, deadline + 2 - n):
+            slots_left = deadline + 1 - n
+            late = (objective.terminal + objective.running * slots_left) * held
+            expected = tail[i, slots_left] * late
+            for k in range(1, slots_left + 1):
                 probability = tail[i, k - 1] - tail[i, k]
                 if probability > 0.0:
-                    expected += probability * value(uplink_slots, n + k, t, left, bits != LOSSLESS_BITS)[0]
+                    shown = objective.running * ((k - 1) * held + plain_rules.distortion(model, t, left))
+                    after = value(uplink_slots, n + k, t, left, bits != LOSSLESS_BITS)[0]
+                    expected += probability * (shown + after)
             if expected < best * (1.0 - 1e-6):
                 best, action = expected, i + 1
         return best, action
 
-    start = (1.0 - uplink.sum()) * float(model.clean[-1])
+    clean = float(model.clean[-1])
+    start = (1.0 - uplink.sum()) * clean * (objective.terminal + objective.running * deadline)
     for uplink_slots in range(1, deadline + 1):
-        start += uplink[uplink_slots] * value(uplink_slots, uplink_slots + 1, num_steps, 0.0, False)[0]
+        waited = objective.running * uplink_slots * clean
+        start += uplink[uplink_slots] * (value(uplink_slots, uplink_slots + 1, num_steps, 0.0, False)[0] + waited)
     return start, value
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("bits_per_slot", [50.0, 82.0, 160.0, 420.0])
 @pytest.mark.parametrize("name", list(SYSTEMS))
-def test_equals_the_recursion_without_tables(name: str, bits_per_slot: float) -> None:
+def test_equals_the_recursion_without_tables(name: str, bits_per_slot: float, objective: str) -> None:
     """Also with rates at which a message takes now one, now two slots, and the prompt too."""
     symbols = bits_per_slot / 61.6
     config = tiny(name, link=LinkConfig(symbols_per_slot=symbols, uplink_bits=bits_per_slot, reference_latent_dim=None))
     law = config.rate_law
     knowledge = independent_slots(law, config, 1)
     assert 0.3 < knowledge.uplink[1, 0] < 0.7
-    value, _ = plain_value(config, law.latency_sf(config.message_bits, 8), law.latency_pmf(config.uplink_bits, 8))
-    assert Solution(config, knowledge).predicted_value == pytest.approx(value, rel=1e-4)
-    assert Solution(config, knowledge, 60).predicted_value == pytest.approx(value, rel=2e-6)
+    wanted = OBJECTIVES[objective]
+    tail, uplink = law.latency_sf(config.message_bits, 8), law.latency_pmf(config.uplink_bits, 8)
+    value, _ = plain_value(config, tail, uplink, wanted)
+    assert Solution(config, knowledge, objective=wanted).predicted_value == pytest.approx(value, rel=1e-4)
+    assert Solution(config, knowledge, 60, wanted).predicted_value == pytest.approx(value, rel=2e-6)
 
 
 def small_systems(count: int, seed: int) -> Iterator[SystemConfig]:
@@ -244,10 +275,49 @@ class TestPredictedValue:
         assert np.mean([row["latent_mse"] for row in table]) == pytest.approx(predicted, rel=0.02)
 
 
+@pytest.mark.parametrize("snr_db", [0.0, 3.0, 6.0, 9.0, 12.0])
+@pytest.mark.parametrize("name", ["dp-final", "dp-anytime"])
+def test_other_objectives_are_met_in_simulation(name: str, snr_db: float) -> None:
+    """At the distortion level: what was predicted for x_0 alone, and for the mean over the slots, within 2 %."""
+    config = SystemConfig(snr_db=snr_db, coder="closed_loop")
+    agent = agents.make(name, config)
+    assert isinstance(agent, agents.DynamicProgramming)
+    scores = play(agent, config, draw_channel(config, 10_000), anytime=name == "dp-anytime")
+    error = scores.std() / np.sqrt(scores.size)
+    assert scores.mean() == pytest.approx(agent.predicted_value, rel=0.02, abs=3.0 * error)
+
+
 class TestOrder:
     """clairvoyant <= dp <= every other causal agent, on common draws and in the model's sense."""
 
-    OTHERS = ("lookahead-closed-loop", "persistent-q3", "persistent-q8", "final-only", "random")
+    OTHERS = (
+        "lookahead-closed-loop",
+        "persistent-q3",
+        "persistent-q8",
+        "final-only",
+        "final-adaptive-closed-loop",
+        "dp-final",
+        "dp-anytime",
+        "random",
+    )
+
+    @pytest.mark.parametrize("snr_db", [3.0, 9.0])
+    def test_nothing_sends_the_final_latent_better_than_dp_final(self, snr_db: float) -> None:
+        config = SystemConfig(snr_db=snr_db, coder="closed_loop")
+        rates = draw_channel(config, 2000)
+        optimal = play(agents.make("dp-final", config), config, rates)
+        for name in ("final-adaptive-closed-loop", "final-only", "final-q3", "final-q4", "final-q8", "final-q10"):
+            gap = play(agents.make(name, config), config, rates) - optimal
+            assert gap.mean() > -4.0 * gap.std() / np.sqrt(gap.size) - 1e-6 * optimal.mean(), name
+
+    @pytest.mark.parametrize("snr_db", [3.0, 9.0])
+    def test_nothing_shows_better_all_along_than_dp_anytime(self, snr_db: float) -> None:
+        config = SystemConfig(snr_db=snr_db, coder="closed_loop")
+        rates = draw_channel(config, 2000)
+        optimal = play(agents.make("dp-anytime", config), config, rates, anytime=True)
+        for name in ("dp", "lookahead-closed-loop", "persistent-q3", "persistent-q8", "final-only"):
+            gap = play(agents.make(name, config), config, rates, anytime=True) - optimal
+            assert gap.mean() > -4.0 * gap.std() / np.sqrt(gap.size), name
 
     @pytest.mark.parametrize("snr_db", [0.0, 3.3, 9.0, 15.0, 24.0])
     def test_on_common_draws(self, snr_db: float) -> None:
@@ -347,6 +417,7 @@ class TestCorrelatedLink:
             plain.onward * thirds,
             plain.deliveries * thirds,
             plain.tail,
+            plain.slots_before,
             plain.uplink * thirds,
         )
         assert Solution(config, chained).predicted_value == pytest.approx(

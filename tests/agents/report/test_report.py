@@ -8,7 +8,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from refine_env.evaluation import (
     summarize,
     write_table,
 )
+from tests.processes import run_module
 
 pytest.importorskip("plotly", reason="needs plotly")
 
@@ -466,12 +466,6 @@ def test_a_missing_library_ends_in_one_sentence(
         )
     assert "refine-env[report]" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
 
 
 def test_command_lines(gaussian_cache: Path, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from refine_env.coding import LloydMax, base_distortion
 from refine_env.evaluation import bootstrap_interval, write_table
 from refine_env.metrics import mean_square_error
 from refine_env.trajectories import generate_gaussian
+from tests.processes import assert_refused, run_module
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,9 +31,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def ideal(tmp_path_factory: pytest.TempPathFactory) -> TrajectoryCache:
     """40 ideal trajectories of M = 1024: 40,960 values a step, relative standard error of a variance 0.7 %, 0.03 dB."""
-    folder = tmp_path_factory.mktemp("caches") / "ideal"
-    generate_gaussian(folder, num_trajectories=40, latent_shape=(4, 16, 16), num_steps=50, seed=11)
-    return TrajectoryCache.open(folder)
+    return generate_gaussian(tmp_path_factory.mktemp("ideal") / "cache", 40, (4, 16, 16), seed=11)
 
 
 def test_the_diffusion_model_is_exact_on_ideal_trajectories(ideal: TrajectoryCache) -> None:
@@ -127,20 +124,9 @@ def test_tables_survive_the_disk(gaussian_cache: Path, tmp_path: Path) -> None:
         read_distortion_table(tmp_path / "fig2a.csv", QUANTIZATION_COLUMNS)
 
 
-def run_distortion(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "agents.distortion", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def test_command_line(gaussian_cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = run_distortion("--cache", str(gaussian_cache), "--trajectories", "5", "--out", str(out))
+    result = run_module("agents.distortion", "--cache", str(gaussian_cache), "--trajectories", "5", "--out", str(out))
     assert result.returncode == 0, result.stderr
     assert "No images: `cache` must hold latents of a model" in result.stdout
     assert "Fig. 2a: simulation over model" in result.stdout
@@ -168,8 +154,5 @@ def test_bad_arguments_end_in_one_sentence(
     arguments: tuple[str, ...], code: int, message: str, tmp_path: Path, gaussian_cache: Path
 ) -> None:
     base = () if "--cache" in arguments else ("--cache", str(gaussian_cache))
-    result = run_distortion(*arguments, *base, "--out", str(tmp_path / "out"))
-    assert result.returncode == code
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    assert_refused(run_module("agents.distortion", *arguments, *base, "--out", str(tmp_path / "out")), code, message)
     assert not (tmp_path / "out").exists()
