@@ -26,8 +26,7 @@ def draw_decoder(summary: Table, folder: Path) -> list[Path]:
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    figure = new_figure(10.0, 4.4)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = new_figure(10.0, 4.4, 1, 2)
     labels = list(dict.fromkeys(row["variant"] for row in summary))
     for k, label in enumerate(labels):
         color = _COLORS[k % len(_COLORS)]

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 import agents
 from agents.studies.base import Request, Study
-from agents.studies.ladder import GAIN_FLOOR
+from agents.studies.paired import interval, mean_and_interval, resample
 from refine_env import SystemConfig, TrajectoryCache
+from refine_env.commands import print_table
 from refine_env.evaluation import (
     DECODED_COLUMN,
     EPISODE_COLUMNS,
@@ -25,9 +25,7 @@ from refine_env.evaluation import (
     DeviceDecoder,
     Entry,
     Table,
-    percentile_interval,
     read_table,
-    resampled_means,
     roll_out_many,
     write_table,
 )
@@ -144,49 +142,29 @@ def summarize_decoder(
     Returns:
         Rows of :data:`DECODER_COLUMNS`.
     """
-    groups: dict[tuple[str, float], Table] = {}
+    keys = ("variant", "snr_db")
+    held, decoded = (resample(table, keys, column) for column in ("latent_mse", DECODED_COLUMN))
+    groups: dict[tuple[Any, ...], Table] = {}
     for row in table:
-        groups.setdefault((row["variant"], row["snr_db"]), []).append(row)
-
-    def means(label: str, snr_db: float, column: str) -> NDArray[np.float64]:
-        """The mean, then the means of the resamples, the same for all policies, since their draws are common."""
-        values = np.array([row[column] for row in groups[label, snr_db]])
-        return np.concatenate([[values.mean()], resampled_means(values)])
-
-    summary: Table = []
-    for variant in variants:
-        for snr_db in dict.fromkeys(snr_db for _, snr_db in groups):
-            rows = groups[variant.label, snr_db]
-            held, decoded = (means(variant.label, snr_db, column) for column in ("latent_mse", DECODED_COLUMN))
-            first = means(variants[0].label, snr_db, DECODED_COLUMN)
-            values = (
-                held,
-                decoded,
-                (held + GAIN_FLOOR) / (decoded + GAIN_FLOOR),
-                (first + GAIN_FLOOR) / (decoded + GAIN_FLOOR),
-            )
-            summary.append(
-                {
-                    "variant": variant.label,
-                    "agent": variant.agent,
-                    "payload": rows[0]["payload"],
-                    "planned_with_curve": "yes" if "device_decoder" in variant.env_kwargs else "no",
-                    "snr_db": snr_db,
-                    "episodes": len(rows),
-                    "delivered_share": float(np.mean([row["num_deliveries"] > 0 for row in rows])),
-                    "predicted": predicted.get((variant.label, snr_db)),
-                    **{
-                        f"{name}{end}": value
-                        for name, resampled in zip(_INTERVALS, values, strict=True)
-                        for end, value in zip(
-                            ("", "_low", "_high"),
-                            (float(resampled[0]), *percentile_interval(resampled[1:])),
-                            strict=True,
-                        )
-                    },
-                }
-            )
-    return summary
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    of_label = {variant.label: variant for variant in variants}
+    return [
+        {
+            "variant": label,
+            "agent": of_label[label].agent,
+            "payload": rows[0]["payload"],
+            "planned_with_curve": "yes" if "device_decoder" in of_label[label].env_kwargs else "no",
+            "snr_db": snr_db,
+            "episodes": len(rows),
+            "delivered_share": float(np.mean([row["num_deliveries"] > 0 for row in rows])),
+            "predicted": predicted.get((label, snr_db)),
+            **mean_and_interval("latent_mse", held[label, snr_db]),
+            **mean_and_interval(DECODED_COLUMN, decoded[label, snr_db]),
+            **interval("gain", held[label, snr_db] / decoded[label, snr_db]),
+            **interval("gain_over_first", decoded[variants[0].label, snr_db] / decoded[label, snr_db]),
+        }
+        for (label, snr_db), rows in groups.items()
+    ]
 
 
 def read_decoder(folder: Path) -> Table:
@@ -204,21 +182,23 @@ def read_decoder(folder: Path) -> Table:
 
 def _print(summary: Table) -> None:
     """The decoded errors and the gains on the terminal."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    view = RichTable(title="latent MSE with the device's decoder, and the gain", box=box.SIMPLE_HEAD, padding=(0, 1))
     labels = list(dict.fromkeys(row["variant"] for row in summary))
-    for name in ("SNR [dB]", *labels):
-        view.add_column(name, justify="right")
-    for snr_db in dict.fromkeys(row["snr_db"] for row in summary):
-        rows = {row["variant"]: row for row in summary if row["snr_db"] == snr_db}
-        view.add_row(
-            f"{snr_db:g}",
-            *(f"{rows[label][DECODED_COLUMN]:.3g}\n[dim]×{rows[label]['gain']:.2f}[/dim]" for label in labels),
-        )
-    Console().print(view)
+    cells = {(row["variant"], row["snr_db"]): row for row in summary}
+    print_table(
+        {"SNR [dB]": "right", **dict.fromkeys(labels, "right")},
+        (
+            [
+                f"{snr_db:g}",
+                *(
+                    f"{cells[label, snr_db][DECODED_COLUMN]:.3g}\n[dim]×{cells[label, snr_db]['gain']:.2f}[/dim]"
+                    for label in labels
+                ),
+            ]
+            for snr_db in dict.fromkeys(row["snr_db"] for row in summary)
+        ),
+        title="latent MSE with the device's decoder",
+        notes=["Second line: what the latent MSE without it is times that."],
+    )
 
 
 def _run(request: Request) -> tuple[list[Path], dict[str, Any]]:
