@@ -48,7 +48,9 @@ class Variant(NamedTuple):
     env_kwargs: Mapping[str, Any]
 
 
-_LATENT, _MEAN, _CURVE = {"payload": "latent"}, {"payload": "posterior_mean"}, {"device_decoder": "denoise"}
+# With the moments of the cache: the curves are of its trajectories, too, so that what dp expects can be held to it.
+_LATENT, _MEAN = ({"payload": payload, "moments": "measured"} for payload in ("latent", "posterior_mean"))
+_CURVE = {"device_decoder": "denoise"}
 VARIANTS = (
     Variant("look-ahead, x_t", "lookahead-closed-loop", _LATENT),
     Variant("dp, x_t", "dp", _LATENT),

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from refine_env._files import write_atomically
-from refine_env._validation import check_integer
+from refine_env._validation import check_integer, shown
+from refine_env.errors import ConfigurationError
 from refine_env.model.decoding import DeviceObservation
 from refine_env.trajectories.cache import TrajectoryCache
 from refine_env.trajectories.files import disk_errors
@@ -30,6 +31,7 @@ NOISES = tuple(float(f"{noise:.4g}") for noise in np.geomspace(1e-3, 1e2, 16))
 """ν of the white noise on x_0 on which the decoder is measured, too."""
 
 _BATCH = 64
+_MOST_DRAWS = 100
 
 
 class Denoiser(Protocol):
@@ -69,7 +71,8 @@ class LinearDenoiser:
 def open_denoiser(cache: TrajectoryCache, model: str | None = None, *, device: str = "cpu") -> Denoiser:
     """The denoiser that belongs to a cache: its model's network, or the linear one of ideal trajectories.
 
-    Without guidance, whatever the cache's: the prior to which guidance pulls is none.
+    Without guidance, whatever the cache's: a guided estimate is no posterior mean, and where the noise is strong it is
+    far from x_0.
 
     Args:
         cache: the trajectories.
@@ -77,11 +80,17 @@ def open_denoiser(cache: TrajectoryCache, model: str | None = None, *, device: s
         device: torch device.
 
     Raises:
-        ConfigurationError: if the model's network is none that a latent, a noise and a prompt can be given to.
+        ConfigurationError: if the model's network is none that a latent, a noise and a prompt can be given to, or the
+            cache has ideal trajectories and a model is named.
         CacheError: if the model is missing, or not the one that the manifest names.
         MissingExtraError: if torch or diffusers is not installed.
     """
     if cache.manifest.recipe.clean_estimates == "linear-mmse":
+        if model is not None:
+            raise ConfigurationError(
+                f"`model` must be left out for ideal trajectories, whose decoder is linear, got {shown(model)}. "
+                "Leave it out, or choose a cache that a model generated."
+            )
         return LinearDenoiser()
     return open_recorded(LatentDenoiser, cache, model, device=device)
 
@@ -148,7 +157,7 @@ def measure_decoder(
     """
     from refine_env import __version__
 
-    check_integer("draws", draws, 1, advice="1 will do where there are many trajectories.")
+    check_integer("draws", draws, 1, _MOST_DRAWS, advice="1 will do where there are many trajectories.")
     check_integer("seed", seed, 0, advice="Give a non-negative seed, for example 0.")
     indices = np.tile(cache.indices("train"), draws)
     prompts = [cache.prompt(int(index)) for index in indices]

@@ -121,9 +121,10 @@ def test_the_command(cache: TrajectoryCache, capsys: pytest.CaptureFixture[str])
         cli.main(["decoder", str(cache.path), "--seed", "5", "--quiet"])
     assert hashlib.sha256((cache.path / "manifest.json").read_bytes()).hexdigest() == first
     assert capsys.readouterr().out == ""
-    with pytest.raises(SystemExit) as refused:
-        cli.main(["decoder", str(cache.path), "--draws", "0"])
-    assert refused.value.code == 2
+    for wrong in (("--draws", "0"), ("--draws", "101"), ("--model", "emoji")):
+        with pytest.raises(SystemExit) as refused:
+            cli.main(["decoder", str(cache.path), *wrong])
+        assert refused.value.code == 2
 
 
 def test_a_network_gives_the_estimates_that_the_cache_holds(tiny_model: Path, tmp_path: Path) -> None:
