@@ -97,10 +97,10 @@ class Agent(ABC):
         """
         _check_type(config)
         mine, theirs = self.config.to_dict(), config.to_dict()
-        for key, value in mine.items():
-            if theirs[key] != value:
-                shown = "another schedule" if key == "schedule" else repr(theirs[key])
-                made_for = "its own" if key == "schedule" else repr(value)
+        for key in {**mine, **theirs}:
+            if mine.get(key) != theirs.get(key):
+                shown = "another schedule" if key == "schedule" else f"{theirs.get(key)!r:.200}"
+                made_for = "its own" if key == "schedule" else f"{mine.get(key)!r:.200}"
                 raise ConfigurationError(
                     f"`config` must be the one that {self.name} was made for ({key} {made_for}), got {shown}. "
                     "Make the agent with env.unwrapped.config."

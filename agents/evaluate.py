@@ -30,10 +30,13 @@ from refine_env import CacheError, ConfigurationError, MissingExtraError, System
 from refine_env._validation import check_choice, check_integer
 from refine_env.commands import command, parse_list, run
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAPER_LATENCY_QUANTILE, PAYLOADS
-from refine_env.dynamics.settings import EnvSettings
+from refine_env.dynamics.settings import DEVICE_DECODERS, EnvSettings
 from refine_env.evaluation import (
+    DECODED_COLUMN,
     EPISODE_COLUMNS,
     SUMMARY_COLUMNS,
+    DecodingScorer,
+    DeviceDecoder,
     Entry,
     Score,
     Table,
@@ -43,7 +46,9 @@ from refine_env.evaluation import (
     write_atomically,
     write_table,
 )
+from refine_env.evaluation.tables import interval_columns
 from refine_env.metrics import LPIPS, MAX_PSNR_DB, METRICS
+from refine_env.trajectories.denoising import open_denoiser
 
 __all__ = [
     "DEFAULT_AGENTS",
@@ -288,7 +293,10 @@ def main(
     model: Annotated[
         str | None, typer.Option(help="Hub id or folder of the cache's model.", show_default="as the cache says")
     ] = None,
-    device: Annotated[str, typer.Option(help="Torch device for the images.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Torch device for images and the devices' decoder.")] = "cpu",
+    device_decoder: Annotated[
+        str, typer.Option(help="What devices do at the deadline: none, or denoise what they hold, with their own copy.")
+    ] = "none",
 ) -> None:
     """Compare policies on common random numbers and write table, figure and how to repeat the run.
 
@@ -297,8 +305,14 @@ def main(
     """
     quantile = {} if latency_quantile is None else {"latency_quantile": latency_quantile}
     scoring = _ImageOptions(metrics, image_episodes, lpips_weights, model, device) if images else None
+    denoising = check_choice("--device-decoder", device_decoder, DEVICE_DECODERS) == "denoise"
     if check_choice("--study", study, (_PAPER, *STUDIES)) != _PAPER:
-        for option, given in (("--agents", agent_names), ("--html", html), ("--images", images)):
+        for option, given in (
+            ("--agents", agent_names),
+            ("--html", html),
+            ("--images", images),
+            ("--device-decoder", device_decoder if denoising else None),
+        ):
             if given:
                 raise ConfigurationError(
                     f"`{option}` must be left out of --study {study}, got {given!r}. Its policies are fixed; "
@@ -333,6 +347,8 @@ def main(
     }
     if check_choice("--payload", payload, PAYLOADS) != "latent":
         env_kwargs["payload"] = payload
+    if denoising:
+        env_kwargs["device_decoder"] = device_decoder
     _run_comparison(
         names,
         snrs_db,
@@ -344,6 +360,7 @@ def main(
         figures,
         html,
         scoring,
+        _DecoderOptions(model, device) if denoising else None,
     )
 
 
@@ -384,6 +401,18 @@ class _ImageOptions(NamedTuple):
                 if importlib.util.find_spec({"scikit-image": "skimage"}.get(package, package))
             },
         }
+
+
+class _DecoderOptions(NamedTuple):
+    """The options of the command that concern the devices' decoder."""
+
+    model: str | None
+    device: str
+
+    def open(self, cache_name: str) -> DeviceDecoder:
+        """Open the decoder of the cache's model."""
+        cache = TrajectoryCache.open(cache_name)
+        return DeviceDecoder(cache, open_denoiser(cache, self.model, device=self.device))
 
 
 def _make_folder(out: Path) -> None:
@@ -432,6 +461,7 @@ def _run_comparison(
     figures: bool,
     html: bool,
     images: _ImageOptions | None,
+    decoding: _DecoderOptions | None = None,
 ) -> None:
     """Play, write and show the comparison of policies."""
     from tqdm import tqdm
@@ -445,6 +475,12 @@ def _run_comparison(
     scorer = None
     if images is not None:
         scorer, run["images"] = images.open(env_kwargs["cache"])
+    score: Score | None = scorer
+    columns, summary_columns = dict(EPISODE_COLUMNS), dict(SUMMARY_COLUMNS)
+    if decoding is not None:
+        score = DecodingScorer(decoding.open(env_kwargs["cache"]), scorer)
+        columns[DECODED_COLUMN] = float
+        summary_columns |= dict.fromkeys(interval_columns(DECODED_COLUMN), float)
     _make_folder(out)
     with tqdm(total=len(names) * len(snrs_db) * episodes, unit="episode", desc="evaluate") as bar:
         if scorer is not None:
@@ -456,13 +492,13 @@ def _run_comparison(
             seed=seed,
             env_kwargs=env_kwargs,
             progress=bar.update,
-            score=scorer,
+            score=score,
             workers=workers,
             team=team,
         )
     summary = summarize(table)
-    write_table(out / "episodes.csv", table, EPISODE_COLUMNS)
-    write_table(out / "summary.csv", summary, SUMMARY_COLUMNS)
+    write_table(out / "episodes.csv", table, columns)
+    write_table(out / "summary.csv", summary, summary_columns)
     write_atomically(out / "run.json", json.dumps(run, indent=1) + "\n")
     print_table(summary)
     written = [out / name for name in ("episodes.csv", "summary.csv", "run.json")]

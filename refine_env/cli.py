@@ -30,6 +30,8 @@ from refine_env.trajectories import (
     read_manifest,
     read_prompts,
 )
+from refine_env.trajectories.denoising import measure_decoder, open_denoiser, record_decoder
+from refine_env.trajectories.manifest import MANIFEST_FILE
 from refine_env.trajectories.pipeline import DTYPES, SCHEDULERS
 from refine_env.trajectories.workers import ENGINES
 
@@ -360,6 +362,43 @@ def _verify(
     if deep:
         schedule = "ᾱ" if manifest.recipe.scheduler_alpha_bar() is not None else "not ᾱ, whose source it does not name"
         _say(f"The manifest says of them what they hold: second moments, mean squares, seeds, and {schedule}.")
+
+
+@app.command("decoder", epilog=_EXIT_CODES)
+@command
+def _decoder(
+    cache: Cache,
+    draws: Annotated[int, typer.Option(help="Noises per trajectory of the train split.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Latents that the network sees at once.")] = 64,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="ID|FOLDER",
+            help="Hub id or folder of the cache's model.",
+            show_default="as the cache says",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda.")] = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Measure what a device's copy of the model makes of what the device holds.
+
+    One evaluation of the network, on the train split, at every step and at coding errors of all sizes, for both
+    payloads. The curves are written into the cache's manifest, where `device_decoder="denoise"` finds them. Needs the
+    extra `generate`; ideal trajectories need nothing.
+
+    Example: refine-env decoder default
+    """
+    opened = TrajectoryCache.open(cache)
+    denoiser = open_denoiser(opened, model, device=device)
+    with _progress(quiet) as progress:
+        record = measure_decoder(opened, denoiser, draws=draws, seed=seed, batch_size=batch_size, progress=progress)
+    written = record_decoder(opened, record)
+    if not quiet:
+        _say(f"{written.path / MANIFEST_FILE} holds the decoder's curves (manifest SHA-256 {written.sha256}).")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

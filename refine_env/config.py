@@ -34,6 +34,7 @@ from refine_env.link import (
 )
 from refine_env.link.latency import LATENCY_MODELS
 from refine_env.link.waterfilling import SNR_REFERENCES
+from refine_env.model.decoding import DecoderCurve
 from refine_env.model.distortion import RefinementModel, SecondMoments
 from refine_env.model.schedule import NoiseSchedule
 
@@ -185,6 +186,7 @@ class SystemConfig(CoderConfig):
         link: the link.
         second_moments: second moments of the payload, with which the closed-loop coder predicts; None: those of x_t
             under the forward process.
+        decoder_curve: what the device's decoder makes of this payload at the deadline; None: the device has none.
 
     Raises:
         ConfigurationError: if a value is out of range.
@@ -199,6 +201,7 @@ class SystemConfig(CoderConfig):
     latency_model: str = "paper"
     link: LinkConfig = field(default_factory=LinkConfig)
     second_moments: SecondMoments | None = None
+    decoder_curve: DecoderCurve | None = None
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -243,6 +246,13 @@ class SystemConfig(CoderConfig):
             got = type(moments).__name__ if not isinstance(moments, SecondMoments) else f"{moments.num_steps} steps"
             raise ConfigurationError(
                 f"`second_moments` must be SecondMoments of {self.num_steps} steps, as the schedule has, got {got}. "
+                "Take both from the same trajectory cache."
+            )
+        curve = self.decoder_curve
+        if curve is not None and (not isinstance(curve, DecoderCurve) or curve.num_steps != self.num_steps):
+            got = type(curve).__name__ if not isinstance(curve, DecoderCurve) else f"{curve.num_steps} steps"
+            raise ConfigurationError(
+                f"`decoder_curve` must be a DecoderCurve of {self.num_steps} steps, as the schedule has, got {got}. "
                 "Take both from the same trajectory cache."
             )
 
@@ -331,6 +341,18 @@ class SystemConfig(CoderConfig):
             return RefinementModel.paper(self.schedule)
         return RefinementModel.closed_loop(self.second_moments or SecondMoments.forward_process(self.schedule))
 
+    def final_distortion(self, step: Any, device_error: Any) -> Any:
+        """Predicted mean squared error per dimension of what the device shows at the deadline; arrays are broadcast.
+
+        That of what it holds, or where it has a decoder, of what that makes of it.
+
+        Args:
+            step: t of what it holds.
+            device_error: its coding error e.
+        """
+        model: RefinementModel | DecoderCurve = self.decoder_curve or self.refinement_model
+        return model.distortion(step, device_error)
+
     def total_power(self, snr_db: float) -> float:
         """Σ_j p_j of a slot at that SNR, noise-normalized."""
         return total_power(snr_db, self.link.num_subchannels, self.link.snr_reference)
@@ -389,7 +411,8 @@ class SystemConfig(CoderConfig):
         return make_coder(self, self.schedule, self.bit_depths, self.refinement_model)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object with every field."""
+        """A JSON object with every field; without ``decoder_curve`` where the device has no decoder."""
+        decoder = {} if self.decoder_curve is None else {"decoder_curve": self.decoder_curve.to_dict()}
         return {
             "snr_db": list(self.snr_db) if isinstance(self.snr_db, tuple) else self.snr_db,
             "latent_dim": self.latent_dim,
@@ -401,6 +424,7 @@ class SystemConfig(CoderConfig):
             "link": asdict(self.link),
             **self.coder_options(),
             "second_moments": None if self.second_moments is None else self.second_moments.values.tolist(),
+            **decoder,
         }
 
     @classmethod
@@ -411,17 +435,18 @@ class SystemConfig(CoderConfig):
             ConfigurationError: if a field is missing, unknown or out of range.
         """
         known = {item.name for item in fields(cls)}
-        complete = isinstance(values, Mapping) and set(values) == known
+        complete = isinstance(values, Mapping) and {*values, "decoder_curve"} == known
         if not complete or not isinstance(values["schedule"], Mapping) or "alpha_bar" not in values["schedule"]:
             raise ConfigurationError(
                 f"`values` must be an object with the keys {', '.join(sorted(known))}, and `alpha_bar` in `schedule`, "
                 f"got {values!r:.200}. Write it with SystemConfig.to_dict."
             )
-        moments = values["second_moments"]
+        moments, curve = values["second_moments"], values.get("decoder_curve")
         return cls(
             **{
                 **values,
                 "schedule": NoiseSchedule(values["schedule"]["alpha_bar"]),
                 "second_moments": None if moments is None else SecondMoments(moments),
+                "decoder_curve": None if curve is None else DecoderCurve.from_dict(curve),
             }
         )

@@ -163,6 +163,7 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
     | ``coder`` | "forward" | the refinement coder: the paper's, or "closed_loop": MMSE prediction from what the device holds, its error tracked |
     | ``payload`` | "latent" | what is sent: x_t, or with "posterior_mean" y_t = E[x_0 given x_{t+1}], closed loop only; the device then starts from 0 |
     | ``moments`` | "model" | what the closed-loop coder predicts with: the forward process (of y_t: a martingale with the cache's mmse), or "measured" on the cache's train split |
+    | ``device_decoder`` | "none" | what policies are told of the device: with "denoise" it applies the cache's model once to what it holds at the deadline, and their configuration has the measured curve of that; rewards and scores here stay those of what it holds |
     | ``rotation`` | True | closed loop: rotate residuals before they are quantized |
     | ``sent_scale`` | True | closed loop: send the root mean square of every residual, 16 bits a message |
     | ``same_step_refinement`` | True | closed loop: the step that the device holds with an error may be sent again |

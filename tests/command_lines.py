@@ -49,6 +49,7 @@ BASE = {
     "refine_env.cli generate diffusers": "-m model -p prompts.txt --num-steps 1 --batch-size 1 --out {out}",
     "refine_env.cli info": "tiny",
     "refine_env.cli verify": "tiny",
+    "refine_env.cli decoder": "tiny",
     "refine_env.receive": "--port 0 --timeout 0.01",
     "agents.benchmark": "--rows reconstruct --repetitions 1 --seconds 0.001 --num-envs 1 --episodes 1 --workers 1 "
     "--fig3-cache fig3 --twin-episodes 1",

@@ -2,6 +2,7 @@
 
 from agents.figures.canvas import save_figure
 from agents.figures.curves import draw_fig3a, draw_fig3b
+from agents.figures.decoder import draw_decoder
 from agents.figures.distortion import draw_fig2a, draw_fig2b
 from agents.figures.folder import draw_all, draw_images, draw_studies, main
 from agents.figures.images import draw_strip
@@ -10,6 +11,7 @@ from agents.figures.style import rows_by_policy, styles_by_policy
 
 __all__ = [
     "draw_all",
+    "draw_decoder",
     "draw_fig2a",
     "draw_fig2b",
     "draw_fig3a",

@@ -10,12 +10,14 @@ import typer
 
 from agents.figures.assumptions import draw_assumptions
 from agents.figures.curves import draw_fig3a, draw_fig3b
+from agents.figures.decoder import draw_decoder
 from agents.figures.distortion import draw_fig2a, draw_fig2b
 from agents.figures.images import draw_strip
 from agents.figures.ladder import draw_ladder
 from agents.figures.sensitivity import draw_sensitivity
 from agents.figures.sequential import draw_sequential
 from agents.studies.assumptions import read_assumptions
+from agents.studies.decoder import read_decoder
 from agents.studies.distortion import DIFFUSION_COLUMNS, QUANTIZATION_COLUMNS, read_distortion_table
 from agents.studies.images import read_tiles
 from agents.studies.ladder import read_ladder
@@ -49,6 +51,7 @@ def draw_images(folder: Path, out: Path, episode: int = 0) -> list[Path]:
 
 
 _STUDIES: dict[str, Callable[[Path, Path], list[Path]]] = {
+    "decoder.csv": lambda folder, out: draw_decoder(read_decoder(folder), out),
     "rungs.csv": lambda folder, out: draw_ladder(*read_ladder(folder), out),
     "chains.csv": lambda folder, out: draw_assumptions(read_assumptions(folder), out),
     "sensitivity.csv": lambda folder, out: draw_sensitivity(read_sensitivity(folder)[0], out),

@@ -31,7 +31,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 """Folder of the policy that ``learned`` names."""
 
 ACTIVATIONS = ("tanh", "relu")
-_FREE = ("snr_db", "latency_quantile")  # fields of the system that the policy does not depend on
+_FREE = ("snr_db", "latency_quantile", "decoder_curve")  # fields of the system that the policy does not depend on
 _COMMAND = "python -m train.ppo"
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from refine_env import CacheError, ConfigurationError, MissingExtraError, TrajectoryCache
+from refine_env import ConfigurationError, MissingExtraError, TrajectoryCache
 from refine_env._validation import check_choice, check_integer
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table, write_atomically
 from refine_env.metrics import LPIPS, METRICS, MissingWeightsError, psnr, ssim
-from refine_env.trajectories.pipeline import LatentDecoder
+from refine_env.trajectories.pipeline import LatentDecoder, open_recorded
 
 __all__ = [
     "TILE_EPISODES",
@@ -60,20 +60,7 @@ def open_decoder(cache: TrajectoryCache, model: str | None = None, *, device: st
         CacheError: if the model is missing, or not the one that the manifest names.
         MissingExtraError: if torch or diffusers is not installed.
     """
-    recorded = cache.manifest.recipe.model
-    if recorded is None:
-        raise ConfigurationError(
-            f"`cache` must hold latents of a model to be decoded, got {cache.path.name!r}, whose source is "
-            f"{cache.manifest.recipe.source!r}. Leave images out, or choose a cache that a model generated."
-        )
-    decoder = LatentDecoder(model or recorded["id"], device=device, revision=recorded["revision"])
-    if decoder.revision != recorded["revision"]:
-        raise CacheError(
-            f"`model` must be the one that drew the cache {cache.path.name!r}, {recorded['id']} of revision "
-            f"{recorded['revision']:.20}…, got {decoder.model_id} of revision {decoder.revision:.20}…. Give its "
-            "folder (--model), or generate the cache again."
-        )
-    return decoder
+    return open_recorded(LatentDecoder, cache, model, device=device)
 
 
 def open_metrics(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agents.studies import assumptions, ladder, sensitivity, sequential
+from agents.studies import assumptions, decoder, ladder, sensitivity, sequential
 from agents.studies.base import Study
 
 __all__ = ["STUDIES"]
@@ -11,6 +11,7 @@ _ALL = (
     ladder.LADDER,
     ladder.ORDERING_STUDY,
     sequential.SEQUENTIAL,
+    decoder.DECODER,
     assumptions.ASSUMPTIONS,
     sensitivity.SENSITIVITY,
 )

@@ -22,8 +22,9 @@ from refine_env.errors import ConfigurationError
 from refine_env.model.distortion import SecondMoments
 from refine_env.trajectories import SPLITS, TrajectoryCache
 
-__all__ = ["ILLEGAL_ACTIONS", "MOMENTS", "REWARDS", "EnvSettings"]
+__all__ = ["DEVICE_DECODERS", "ILLEGAL_ACTIONS", "MOMENTS", "REWARDS", "EnvSettings"]
 
+DEVICE_DECODERS = ("none", "denoise")
 MOMENTS = ("model", "measured")
 REWARDS = ("terminal", "improvement", "log")
 ILLEGAL_ACTIONS = ("wait", "raise")
@@ -50,6 +51,7 @@ class EnvSettings(CoderConfig):
     link: Mapping[str, Any] | None = None
     latent_dim: int | None = None
     moments: str = "model"
+    device_decoder: str = "none"
     reward: str = "terminal"
     illegal_action: str = "wait"
     history_length: int | None = None
@@ -87,6 +89,7 @@ class EnvSettings(CoderConfig):
         check_choice("reward", self.reward, REWARDS)
         check_choice("illegal_action", self.illegal_action, ILLEGAL_ACTIONS)
         check_choice("moments", self.moments, MOMENTS)
+        check_choice("device_decoder", self.device_decoder, DEVICE_DECODERS)
         check_flag("decision_epochs", self.decision_epochs)
         if not isinstance(self.render_decoder, str) or not self.render_decoder:
             raise ConfigurationError(
@@ -112,7 +115,7 @@ class EnvSettings(CoderConfig):
         """The system that these settings describe on that cache's schedule and latents.
 
         Raises:
-            ConfigurationError: if ``latent_dim`` is not the cache's.
+            ConfigurationError: if ``latent_dim`` is not the cache's, or nobody has measured the device's decoder.
         """
         if self.latent_dim is not None and self.latent_dim != cache.latent_dim:
             raise ConfigurationError(
@@ -130,6 +133,7 @@ class EnvSettings(CoderConfig):
             link=LinkConfig.from_mapping(self.link),
             **self.coder_options(),
             second_moments=self._second_moments(cache),
+            decoder_curve=None if self.device_decoder == "none" else cache.decoder_curve(self.payload),
         )
 
     def _second_moments(self, cache: TrajectoryCache) -> SecondMoments | None:

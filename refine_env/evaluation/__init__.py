@@ -1,10 +1,12 @@
 """Evaluation: play policies on common random numbers, tabulate their episodes, and summarize the tables."""
 
 from refine_env._files import write_atomically
+from refine_env.evaluation.decoding import DecodingScorer, DeviceDecoder
 from refine_env.evaluation.episode import EpisodeStep, Policy, play_episode, reset_policy
 from refine_env.evaluation.rollout import Entry, Score, episode_seeds, roll_out, roll_out_many
 from refine_env.evaluation.statistics import bootstrap_interval, percentile_interval, resampled_means, summarize
 from refine_env.evaluation.tables import (
+    DECODED_COLUMN,
     EPISODE_COLUMNS,
     IMAGE_COLUMNS,
     SUMMARY_COLUMNS,
@@ -14,9 +16,12 @@ from refine_env.evaluation.tables import (
 )
 
 __all__ = [
+    "DECODED_COLUMN",
     "EPISODE_COLUMNS",
     "IMAGE_COLUMNS",
     "SUMMARY_COLUMNS",
+    "DecodingScorer",
+    "DeviceDecoder",
     "Entry",
     "EpisodeStep",
     "Policy",

@@ -27,7 +27,8 @@ __all__ = ["Entry", "Score", "episode_seeds", "roll_out", "roll_out_many"]
 
 Score = Callable[[Table, NDArray[np.float32]], Sequence[Mapping[str, Any]]]
 """Further columns of finished episodes, one mapping per row, from the rows and the latents ŷ that the devices hold at
-the deadline, float32 (N, M)."""
+the deadline, float32 (N, M). These rows have one key more than the tables: ``device_error``, the coding error e of what
+the device holds, which both ends know."""
 
 _STATE_COLUMNS = (
     "trajectory",
@@ -175,6 +176,7 @@ def roll_out_many(
                         own.fill_in(None)
                     for row, columns in zip(rows, score(rows, devices), strict=True):
                         row.update(columns)
+                        del row["device_error"]
                 elif chains is not None:
                     started.setdefault(run.delivery_key, _Deliveries(run)).add(rows, chains, devices)
                 if progress is not None and (score is not None or chains is None):
@@ -339,6 +341,9 @@ class _PolicyRun:
             }
             for i, values in enumerate(zip(*(state[name].tolist() for name in _STATE_COLUMNS), strict=True))
         ]
+        if keep_devices:
+            for row, error in zip(rows, state["device_error"].tolist(), strict=True):
+                row["device_error"] = error
         if self._needs_latents:
             return rows, None, process.episodes.device
         devices = np.empty((count if keep_devices else 0, config.latent_dim), dtype=np.float32)

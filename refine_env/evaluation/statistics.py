@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine_env.errors import ConfigurationError
-from refine_env.evaluation.tables import IMAGE_COLUMNS, Table
+from refine_env.evaluation.tables import DECODED_COLUMN, IMAGE_COLUMNS, Table, interval_columns
 
 __all__ = ["bootstrap_interval", "percentile_interval", "resampled_means", "summarize"]
 
@@ -69,7 +69,7 @@ def summarize(episodes: Table) -> Table:
         episodes: rows with :data:`EPISODE_COLUMNS`.
 
     Returns:
-        Rows with :data:`SUMMARY_COLUMNS`.
+        Rows with :data:`SUMMARY_COLUMNS`, and where the episodes have it, mean and interval of ``decoded_latent_mse``.
     """
     groups: dict[tuple[Any, ...], Table] = {}
     for row in episodes:
@@ -98,6 +98,7 @@ def summarize(episodes: Table) -> Table:
                 "coder": coder,
                 "payload": payload,
                 **_summarize_images(rows),
+                **(_interval_of(DECODED_COLUMN, rows) if DECODED_COLUMN in rows[0] else {}),
             }
         )
     return summary
@@ -109,7 +110,12 @@ def _summarize_images(rows: Table) -> dict[str, Any]:
         "scored_episodes": sum(any(row.get(name) is not None for name in IMAGE_COLUMNS) for row in rows)
     }
     for name in IMAGE_COLUMNS:
-        values = np.array([row[name] for row in rows if row.get(name) is not None])
-        low, high = bootstrap_interval(values) if values.size else (None, None)
-        columns |= {name: float(values.mean()) if values.size else None, f"{name}_low": low, f"{name}_high": high}
+        columns |= _interval_of(name, rows)
     return columns
+
+
+def _interval_of(name: str, rows: Table) -> dict[str, float | None]:
+    """Mean and interval of a column, over the rows that have it; None where none has."""
+    values = np.array([row[name] for row in rows if row.get(name) is not None])
+    low, high = bootstrap_interval(values) if values.size else (None, None)
+    return dict(zip(interval_columns(name), (float(values.mean()) if values.size else None, low, high), strict=True))

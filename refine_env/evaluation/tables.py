@@ -12,7 +12,15 @@ from typing import Any
 from refine_env._files import write_atomically
 from refine_env.errors import ConfigurationError
 
-__all__ = ["EPISODE_COLUMNS", "IMAGE_COLUMNS", "SUMMARY_COLUMNS", "Table", "read_table", "write_table"]
+__all__ = [
+    "DECODED_COLUMN",
+    "EPISODE_COLUMNS",
+    "IMAGE_COLUMNS",
+    "SUMMARY_COLUMNS",
+    "Table",
+    "read_table",
+    "write_table",
+]
 
 Table = list[dict[str, Any]]
 """Rows of equal keys."""
@@ -21,7 +29,19 @@ IMAGE_COLUMNS = ("psnr_db", "ssim", "lpips")
 """Metrics of the decoded image, in a table of episodes and, as means, in a summary; None, an empty cell, where they
 were not computed. Tables without these columns are read as if they were empty."""
 
-_OPTIONAL_COLUMNS = ("scored_episodes", *(name + end for name in IMAGE_COLUMNS for end in ("", "_low", "_high")))
+DECODED_COLUMN = "decoded_latent_mse"
+"""What the device scores with its decoder, in tables that were asked for it: see :class:`DecodingScorer`."""
+
+
+def interval_columns(name: str) -> tuple[str, str, str]:
+    """A summary's columns of a mean and the ends of its interval."""
+    return name, f"{name}_low", f"{name}_high"
+
+
+_OPTIONAL_COLUMNS = (
+    "scored_episodes",
+    *(column for name in (*IMAGE_COLUMNS, DECODED_COLUMN) for column in interval_columns(name)),
+)
 
 EPISODE_COLUMNS: dict[str, type] = {
     "agent": str,
@@ -58,7 +78,7 @@ SUMMARY_COLUMNS: dict[str, type] = {
     "coder": str,
     "payload": str,
     "scored_episodes": int,
-    **{name + end: float for name in IMAGE_COLUMNS for end in ("", "_low", "_high")},
+    **{column: float for name in IMAGE_COLUMNS for column in interval_columns(name)},
 }
 """Columns of a summary: one row per agent, SNR, coder and payload, ``ci_low`` … ``ci_high`` a 95 % bootstrap interval
 of the mean ``latent_mse``; and likewise the image metrics' means over the ``scored_episodes``, with ``_low`` and

@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine_env._validation import check_choice
-from refine_env.errors import CacheError, CacheFormatError
+from refine_env.errors import CacheError, CacheFormatError, ConfigurationError
+from refine_env.model.decoding import DecoderCurve, DeviceObservation
+from refine_env.model.distortion import SecondMoments
 from refine_env.trajectories.files import REMEDY, hash_file, open_file, parse_json, read_file, shorten
-from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Span, sample_seed
+from refine_env.trajectories.manifest import DECODED_PAYLOADS, MANIFEST_FILE, Manifest, Recipe, Span, sample_seed
 from refine_env.trajectories.statistics import ShardSummary, summarize, total_statistics
 
 __all__ = ["SPLITS", "TrajectoryCache", "find_cache", "find_damage", "read_manifest"]
@@ -124,6 +126,40 @@ class TrajectoryCache:
         errors[0] = 0.0
         errors.setflags(write=False)
         return errors
+
+    def device_observation(self, kind: str) -> DeviceObservation:
+        """What a device holds of a payload, as a noisy observation of x_0.
+
+        Of latents the signal is the noise schedule's, for which the network was made, and the power is measured on the
+        train split; of clean estimates both are measured.
+
+        Args:
+            kind: the payload, as :meth:`payload` has it.
+
+        Raises:
+            ConfigurationError: if there is no such payload.
+        """
+        if check_choice("kind", kind, DECODED_PAYLOADS) == "latent":
+            return DeviceObservation.of_latents(self.schedule, np.diag(self.second_moments))
+        return DeviceObservation.of_moments(SecondMoments(np.pad(self.clean_second_moments, (0, 1))))  # y_T := 0
+
+    def decoder_curve(self, kind: str) -> DecoderCurve:
+        """What a device's decoder makes of what the device holds of a payload.
+
+        Args:
+            kind: the payload, as :meth:`payload` has it.
+
+        Raises:
+            ConfigurationError: if there is no such payload, or nobody has measured the decoder.
+        """
+        power = self.device_observation(kind).power
+        record = self.manifest.decoder
+        if record is None:
+            raise ConfigurationError(
+                f"`cache` must hold what its decoder was measured to do, got {self.path.name!r}, which does not. "
+                f"Measure it with: refine-env decoder {self.path.name}"
+            )
+        return DecoderCurve(power, record.shares, record.held[kind], record.decoded[kind])
 
     def indices(self, split: str) -> NDArray[np.int64]:
         """Return the trajectories of a split, ``"train"``, ``"test"`` or ``"all"``: int64, ascending.

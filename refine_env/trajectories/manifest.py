@@ -29,9 +29,11 @@ from refine_env.trajectories.files import MAX_JSON_BYTES, REMEDY, check_json, pa
 
 __all__ = [
     "CLEAN_ESTIMATE_KINDS",
+    "DECODED_PAYLOADS",
     "FORMAT",
     "FORMAT_VERSION",
     "MANIFEST_FILE",
+    "DecoderRecord",
     "Manifest",
     "Recipe",
     "Shard",
@@ -51,6 +53,9 @@ DTYPE = "float16"
 SOURCES = ("gaussian", "forward-process", "diffusers")
 CLEAN_ESTIMATE_KINDS = ("denoiser", "linear-mmse")
 """``denoiser``: the network's own `pred_original_sample`. ``linear-mmse``: √ᾱ_{t+1} x_{t+1}."""
+
+DECODED_PAYLOADS = ("latent", "posterior_mean")
+"""The payloads of which a device's decoder is measured."""
 
 _SHARD_NAME = re.compile(r"trajectories-\d{5}-of-\d{5}\.safetensors")
 _SEAL = "manifest_sha256"
@@ -307,6 +312,83 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class DecoderRecord:
+    """What a device's decoder makes of what the device holds, as `refine-env decoder` measured it on the train split.
+
+    Args:
+        model: ``id`` and ``revision`` of the network; None where the decoder is linear.
+        generator: version of each library that ran.
+        guidance_scale: scale of the classifier-free guidance; 1 is none.
+        draws: noises per trajectory and point.
+        seed: of the noises.
+        noise_to_signal: ν of white noise on x_0, ascending.
+        noise_decoded: the mean squared error after decoding it, of every ν.
+        shares: of the coding error in the power of what is sent, see :class:`refine_env.model.decoding.DecoderCurve`.
+        held: of every payload the mean squared error of what the device holds, (T+1, E).
+        decoded: of every payload that after decoding, (T+1, E).
+    """
+
+    model: Mapping[str, str] | None
+    generator: Mapping[str, str]
+    guidance_scale: float
+    draws: int
+    seed: int
+    noise_to_signal: tuple[float, ...]
+    noise_decoded: tuple[float, ...]
+    shares: tuple[float, ...]
+    held: Mapping[str, NDArray[np.float64]]
+    decoded: Mapping[str, NDArray[np.float64]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Two fields of the manifest: what was measured, and the curves, one for each payload and step."""
+        names = ("model", "generator", "guidance_scale", "draws", "seed", "noise_to_signal", "noise_decoded", "shares")
+        curves = [
+            {"payload": payload, "step": step, "held": held.tolist(), "decoded": decoded.tolist()}
+            for payload in DECODED_PAYLOADS
+            for step, (held, decoded) in enumerate(zip(self.held[payload], self.decoded[payload], strict=True))
+        ]
+        return {"decoder": {name: _plain(getattr(self, name)) for name in names}, "decoder_curves": curves}
+
+    @classmethod
+    def _from_fields(cls, fields: _Fields, recipe: Recipe) -> DecoderRecord | None:
+        """The record in a manifest's fields, None where there is none."""
+        if fields.values.get("decoder") is None:
+            return None
+        entry = fields.entry("decoder")
+        noise, noise_decoded = entry.numbers("noise_to_signal"), entry.numbers("noise_decoded")
+        shares = entry.numbers("shares")
+        if not noise or len(noise) != len(noise_decoded) or min(*noise, *noise_decoded) <= 0.0:
+            entry.fail("noise_to_signal", "positive numbers, as many as in noise_decoded", list(noise))
+        if len(shares) < 2 or shares[0] != 0.0 or shares[-1] >= 1.0 or sorted(set(shares)) != list(shares):
+            entry.fail("shares", "numbers that ascend from 0 to less than 1", list(shares))
+        curves = fields.entries("decoder_curves")
+        steps = recipe.num_steps + 1
+        listed = [(curve.text("payload"), curve.integer("step")) for curve in curves]
+        if listed != [(payload, step) for payload in DECODED_PAYLOADS for step in range(steps)]:
+            fields.fail("decoder_curves", f"curves of {', '.join(DECODED_PAYLOADS)}, {steps} steps each", listed)
+        errors = {
+            name: np.stack([curve.array(name, (len(shares),)) for curve in curves]) for name in ("held", "decoded")
+        }
+        if min(values.min() for values in errors.values()) < 0.0:
+            fields.fail("decoder_curves", "mean squared errors, none below 0", "others")
+        tables = {
+            name: {payload: values[k * steps : (k + 1) * steps] for k, payload in enumerate(DECODED_PAYLOADS)}
+            for name, values in errors.items()
+        }
+        return cls(
+            model=entry.optional("model", entry.texts, "id", "revision"),
+            generator=entry.texts("generator"),
+            guidance_scale=entry.number("guidance_scale"),
+            draws=entry.integer("draws", 1),
+            seed=entry.integer("seed"),
+            noise_to_signal=noise,
+            noise_decoded=noise_decoded,
+            shares=shares,
+            **tables,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Manifest:
     """A finished cache: its recipe, its statistics and its shards.
 
@@ -319,6 +401,7 @@ class Manifest:
         clean_second_moments: the same of the clean-sample estimates, E⟨y_t, y_t'⟩/M over the train split,
             shape (T, T); y_0 = x_0.
         shards: the shards in order, with sizes and hashes.
+        decoder: what a device's decoder was measured to do, None where nobody has.
         is_sealed: whether the file that it was read from holds a hash of itself (format version 2).
     """
 
@@ -327,14 +410,17 @@ class Manifest:
     second_moments: NDArray[np.float64]
     clean_second_moments: NDArray[np.float64]
     shards: tuple[Shard, ...]
+    decoder: DecoderRecord | None = None
     is_sealed: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON values, in the order of the file."""
+        decoder = {} if self.decoder is None else self.decoder.to_dict()
         return self.recipe.to_dict() | {
             "mean_square": self.mean_square.tolist(),
             "second_moments": self.second_moments.tolist(),
             "clean_second_moments": self.clean_second_moments.tolist(),
+            **decoder,
             "shards": [asdict(shard) for shard in self.shards],
         }
 
@@ -386,6 +472,7 @@ class Manifest:
             second_moments=fields.array("second_moments", (steps + 1, steps + 1)),
             clean_second_moments=fields.array("clean_second_moments", (steps, steps)),
             shards=shards,
+            decoder=DecoderRecord._from_fields(fields, recipe),
             is_sealed=_SEAL in fields.values,
         )
 

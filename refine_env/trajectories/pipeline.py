@@ -1,4 +1,4 @@
-"""Diffusion models through diffusers: load a pipeline, sample while recording every step, decode.
+"""Diffusion models through diffusers: load a pipeline, sample while recording every step, denoise, decode.
 
 The only module that touches torch and diffusers, and only inside functions.
 """
@@ -15,16 +15,17 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from refine_env._validation import check_choice, check_finite, check_integer
-from refine_env.errors import ConfigurationError, ModelNotFoundError, describe_error, import_extra
+from refine_env.errors import CacheError, ConfigurationError, ModelNotFoundError, describe_error, import_extra
 from refine_env.model.schedule import NoiseSchedule
+from refine_env.trajectories.cache import TrajectoryCache
 
-__all__ = ["BUNDLED_MODEL", "LatentDecoder", "LatentSampler", "ModelNotFoundError"]
+__all__ = ["BUNDLED_MODEL", "LatentDecoder", "LatentDenoiser", "LatentSampler", "ModelNotFoundError", "open_recorded"]
 
 BUNDLED_MODEL = "emoji"
 EXTRA = "generate"
@@ -101,9 +102,7 @@ class LatentSampler:
             "config": _public_config(self._scheduler),
         }
         self.latent_shape = _latent_shape(self._pipeline)
-        self.versions = {
-            name: str(import_extra(name, EXTRA).__version__) for name in ("torch", "diffusers", "transformers")
-        }
+        self.versions = _versions()
 
     def describe(self) -> dict[str, Any]:
         """Return what a cache's recipe says about the model, its scheduler and the libraries."""
@@ -230,6 +229,144 @@ class LatentDecoder:
         return array
 
 
+class LatentDenoiser:
+    """A latent diffusion model as a denoiser: E[x_0 | x_0 + noise, prompt], by one evaluation of its network.
+
+    The network is asked at the timestep whose noise is that of the observation, a fraction of one where need be,
+    interpolated in the logarithm of the noise.
+
+    Args:
+        model, device, dtype, revision: as those of :class:`LatentSampler`.
+        guidance_scale: scale of the classifier-free guidance; 1 is none. Any other takes two evaluations.
+
+    Attributes:
+        model_id, revision, versions: as those of :class:`LatentSampler`.
+        guidance_scale: as given.
+
+    Raises:
+        ConfigurationError, ModelNotFoundError, MissingExtraError: as :class:`LatentSampler` does; or if the network is
+            no U-Net that takes a latent, a timestep and the prompt alone.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        revision: str | None = None,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        self.guidance_scale = check_finite("guidance_scale", guidance_scale, advice="1 is no guidance.")
+        torch_device, torch_dtype = _torch_device(device), _torch_dtype(dtype)
+        folder, self.model_id, self.revision = _find_checked_model(model, revision)
+        self._pipeline = _load_pipeline(folder, self.model_id, torch_dtype).to(torch_device)
+        network = getattr(self._pipeline, "unet", None)
+        if network is None or getattr(network.config, "addition_embed_type", None) not in (None, "text"):
+            raise ConfigurationError(
+                f"`model` must have a U-Net that takes a latent, a timestep and the prompt, got "
+                f"{type(self._pipeline).__name__}. Use one such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+            )
+        alpha_bar = getattr(self._pipeline.scheduler, "alphas_cumprod", None)
+        if alpha_bar is None:
+            raise ConfigurationError(
+                f"`model` must have a scheduler with `alphas_cumprod`, got {type(self._pipeline.scheduler).__name__}. "
+                "Use a model of discrete-time diffusion, such as Stable Diffusion v1-5."
+            )
+        values = np.asarray(alpha_bar, dtype=np.float64)
+        usable = (values > 0.0) & (values < 1.0)  # some schedules end in no signal at all
+        self._timesteps = np.flatnonzero(usable).astype(np.float64)
+        self._log_noise = np.log((1.0 - values[usable]) / values[usable])
+        self._embeddings: dict[str, Any] = {}
+        self.versions = _versions()
+
+    def __call__(
+        self, samples: ArrayLike, noise_to_signal: ArrayLike, prompts: Sequence[str | None]
+    ) -> NDArray[np.float32]:
+        """The posterior mean of x_0.
+
+        Args:
+            samples: √ᾱ x_0 + √(1 − ᾱ) ε with ᾱ = 1/(1 + ν), (N, C, H, W).
+            noise_to_signal: ν (N,). The network is asked at the nearest that it knows; inf is its largest.
+            prompts: one per sample.
+
+        Returns:
+            float32 (N, C, H, W).
+        """
+        torch = import_extra("torch", EXTRA)
+        network = self._pipeline.unet
+        with np.errstate(divide="ignore"):
+            log_noise = np.clip(np.log(np.asarray(noise_to_signal)), self._log_noise[0], self._log_noise[-1])
+        timesteps = np.interp(log_noise, self._log_noise, self._timesteps)
+        shape = (-1, *(1,) * (np.ndim(samples) - 1))
+        alpha_bar = torch.from_numpy(np.reshape(1.0 / (1.0 + np.exp(log_noise)), shape).astype(np.float32))
+        values = torch.from_numpy(np.array(samples, dtype=np.float32))
+        with torch.no_grad(), _one_thread(network.device.type):
+
+            def predict(texts: Sequence[str]) -> Any:
+                output = network(
+                    values.to(network.device, network.dtype),
+                    torch.from_numpy(timesteps.astype(np.float32)).to(network.device),
+                    encoder_hidden_states=self._embed(texts),
+                )
+                return output.sample.float().cpu()
+
+            output = predict([prompt or "" for prompt in prompts])
+            if self.guidance_scale != 1.0:
+                plain = predict([""] * len(values))
+                output = plain + self.guidance_scale * (output - plain)
+            clean: NDArray[np.float32] = _predicted_clean(self._pipeline.scheduler, output, values, alpha_bar).numpy()
+        return clean
+
+    def _embed(self, prompts: Sequence[str]) -> Any:
+        """The prompts' embeddings (N, tokens, width); each is computed once."""
+        torch = import_extra("torch", EXTRA)
+        for prompt in prompts:
+            if prompt not in self._embeddings:
+                self._embeddings[prompt] = self._pipeline.encode_prompt(prompt, self._pipeline.unet.device, 1, False)[0]
+        return torch.cat([self._embeddings[prompt] for prompt in prompts])
+
+
+_Model = TypeVar("_Model", LatentDecoder, LatentDenoiser)
+
+
+def open_recorded(
+    kind: type[_Model], cache: TrajectoryCache, model: str | None = None, *, device: str = "cpu"
+) -> _Model:
+    """A part of the model that drew a cache's latents.
+
+    Args:
+        kind: which part.
+        cache: the trajectories.
+        model: hub id or folder of that model, where the name in the cache's manifest does not lead to it.
+        device: torch device.
+
+    Raises:
+        ConfigurationError: if the cache's latents come from no model.
+        CacheError: if the model is missing, or not the one that the manifest names.
+        MissingExtraError: if torch or diffusers is not installed.
+    """
+    recorded = cache.manifest.recipe.model
+    if recorded is None:
+        raise ConfigurationError(
+            f"`cache` must hold latents of a model to be decoded, got {cache.path.name!r}, whose source is "
+            f"{cache.manifest.recipe.source!r}. Leave images out, or choose a cache that a model generated."
+        )
+    opened = kind(model or recorded["id"], device=device, revision=recorded["revision"])
+    if opened.revision != recorded["revision"]:
+        raise CacheError(
+            f"`model` must be the one that drew the cache {cache.path.name!r}, {recorded['id']} of revision "
+            f"{recorded['revision']:.20}…, got {opened.model_id} of revision {opened.revision:.20}…. Give its "
+            "folder (--model), or generate the cache again."
+        )
+    return opened
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that samples depend on."""
+    return {name: str(import_extra(name, EXTRA).__version__) for name in ("torch", "diffusers", "transformers")}
+
+
 def _stack(tensors: Sequence[Any]) -> NDArray[np.float16]:
     """Stack tensors (B, C, H, W), the last step first: float16 (B, len, C, H, W)."""
     torch = import_extra("torch", EXTRA)
@@ -281,8 +418,12 @@ def _without_copy_warning() -> Iterator[None]:
 
 
 def _clean_estimate(scheduler: Any, model_output: Any, timestep: Any, sample: Any) -> Any:
-    """Compute E[x_0 | x_t] from the network's output, for schedulers that do not report it."""
-    alpha_bar = scheduler.alphas_cumprod[int(timestep)].to(sample.device)
+    """E[x_0 | x_t] from the network's output, for schedulers that do not report it."""
+    return _predicted_clean(scheduler, model_output, sample, scheduler.alphas_cumprod[int(timestep)].to(sample.device))
+
+
+def _predicted_clean(scheduler: Any, model_output: Any, sample: Any, alpha_bar: Any) -> Any:
+    """E[x_0 | x_t] from what the network said of x_t = √ᾱ x_0 + √(1 − ᾱ) ε."""
     signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
     prediction = scheduler.config.prediction_type
     if prediction == "epsilon":

@@ -75,3 +75,28 @@ def test_latents_are_in_the_model_s_units(cache: TrajectoryCache) -> None:
     assert cache.mmse[0] == 0.0
     # The estimates of x_0 get better with every step, and the first is better than none (t = T).
     assert (np.diff(cache.mmse) > 0.0).all()
+
+
+def test_its_decoder_s_curves_are_those_of_the_bundled_model(cache: TrajectoryCache) -> None:
+    """Measured again at some of the points: what another library or machine does to the last digits is below 1 %."""
+    pytest.importorskip("diffusers")
+    from refine_env.trajectories.denoising import denoise, open_denoiser
+
+    record = cache.manifest.decoder
+    assert record is not None
+    assert (record.model, record.guidance_scale) == (cache.manifest.recipe.model, 1.0)
+    denoiser = open_denoiser(cache)
+    indices = cache.indices("train").tolist()
+    clean = np.stack([cache.latents(i)[0] for i in indices]).astype(np.float32)
+    for payload, step in (("latent", 50), ("latent", 20), ("posterior_mean", 20)):
+        held = np.stack([cache.initial(i, payload) if step == 50 else cache.payload(i, payload)[step] for i in indices])
+        decoded = denoise(
+            denoiser,
+            cache.device_observation(payload),
+            held.astype(np.float32),
+            np.full(len(indices), step),
+            np.zeros(len(indices)),
+            [cache.prompt(i) for i in indices],
+        )
+        found = np.square(decoded - clean, dtype=np.float64).mean()
+        assert found == pytest.approx(record.decoded[payload][step, 0], rel=0.01)
