@@ -44,7 +44,7 @@ class TrajectoryCache:
 
     Open one with `TrajectoryCache.open`. Trajectories are numbered 0 … N−1. Every array is float16, "16 bits
     per dimension, lossless", and a read-only view into a memory-mapped file: opening a cache of 100 GB reads
-    its manifest and the shards' headers. The object is immutable; it pickles as its path, and each process
+    its manifest and the shards' headers. The object never changes; it pickles as its path, and each process
     maps the files for itself.
 
     Latents are in the model's own units (VAE scaling factor applied) and indexed by the step t: 0 is the

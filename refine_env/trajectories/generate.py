@@ -349,6 +349,7 @@ def _scaled(report: Callable[[float], None], count: int, fraction: float) -> Non
 def _draw_here(
     sampler: LatentSampler, folder: Path, recipe: Recipe, spans: Sequence[Span], report: Callable[[float], None]
 ) -> list[ShardSummary]:
+    """Draw shards in this process, with a model that it has loaded."""
     return draw_shards(partial(_sample, sampler, recipe), folder, recipe, spans, report)
 
 
