@@ -26,7 +26,7 @@ from refine_env.trajectories import SPLITS, TrajectoryCache
 __all__ = ["ILLEGAL_ACTIONS", "MOMENTS", "REWARDS", "EnvSettings"]
 
 MOMENTS = ("model", "measured")
-REWARDS = ("terminal", "improvement", "log")
+REWARDS = ("terminal", "improvement", "log", "anytime")
 ILLEGAL_ACTIONS = ("wait", "raise")
 
 
