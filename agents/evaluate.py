@@ -32,14 +32,14 @@ from refine_env.commands import command, parse_list, run
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAYLOADS
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.evaluation import (
-    EPISODE_COLUMNS,
-    SUMMARY_COLUMNS,
     Entry,
     Score,
     Table,
+    episode_columns,
     episode_seeds,
     roll_out_many,
     summarize,
+    summary_columns,
     write_atomically,
     write_table,
 )
@@ -116,6 +116,8 @@ def evaluate(
     score: Score | None = None,
     workers: int = 1,
     team: Team | None = None,
+    anytime: bool = False,
+    target_mse: float | None = None,
 ) -> Table:
     """Episodes of every policy at every SNR on common draws: row k of every agent at one SNR has the same seed.
 
@@ -129,6 +131,7 @@ def evaluate(
         score: see :func:`refine_env.evaluation.roll_out`.
         workers: see :func:`refine_env.evaluation.roll_out_many`.
         team: the policies, if :func:`make_team` made them already.
+        anytime, target_mse: see :func:`refine_env.evaluation.roll_out_many`.
 
     Raises:
         ConfigurationError: if a name, SNR or count is out of range.
@@ -143,7 +146,16 @@ def evaluate(
         for snr_db in snrs_db
         for name in names
     ]
-    tables = roll_out_many(entries, episodes=episodes, seed=seed, workers=workers, progress=progress, score=score)
+    tables = roll_out_many(
+        entries,
+        episodes=episodes,
+        seed=seed,
+        workers=workers,
+        progress=progress,
+        score=score,
+        anytime=anytime,
+        target_mse=target_mse,
+    )
     return [row for table in tables for row in table]
 
 
@@ -267,6 +279,12 @@ def main(
     moments: Annotated[
         str, typer.Option(help="What the closed-loop coder predicts with: model, or measured on the train split.")
     ] = "model",
+    anytime: Annotated[
+        bool, typer.Option("--anytime", help="Also the mean over the slots of the latent MSE that the device shows.")
+    ] = False,
+    target_mse: Annotated[
+        float | None, typer.Option(help="Also the slots until that MSE is below this; deadline + 1 where it never is.")
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(help="Threads for the deliveries; the tables do not depend on it.", show_default="one a core"),
@@ -293,8 +311,14 @@ def main(
     """
     scoring = _ImageOptions(metrics, image_episodes, lpips_weights, model, device) if images else None
     if check_choice("--study", study, (_PAPER, *STUDIES)) != _PAPER:
-        for option, given in (("--agents", agent_names), ("--html", html), ("--images", images)):
-            if given:
+        for option, given in (
+            ("--agents", agent_names),
+            ("--html", html),
+            ("--images", images),
+            ("--anytime", anytime),
+            ("--target-mse", target_mse),
+        ):
+            if given not in (None, False):
                 raise ConfigurationError(
                     f"`{option}` must be left out of --study {study}, got {given!r}. Its policies are fixed; "
                     "use --study fig3a."
@@ -338,11 +362,23 @@ def main(
         figures,
         html,
         scoring,
+        _CourseOptions(anytime, target_mse),
     )
 
 
 def _parse_snrs(text: str) -> tuple[float, ...]:
     return parse_list("--snr-db", text, float, advice="For example: --snr-db 0,3,6")
+
+
+class _CourseOptions(NamedTuple):
+    """The options of the command that concern what the devices show before the deadline."""
+
+    anytime: bool
+    target_mse: float | None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, which alone stand in ``run.json``."""
+        return {name: value for name, value in self._asdict().items() if value not in (None, False)}
 
 
 class _ImageOptions(NamedTuple):
@@ -426,12 +462,13 @@ def _run_comparison(
     figures: bool,
     html: bool,
     images: _ImageOptions | None,
+    course: _CourseOptions,
 ) -> None:
     """Play, write and show the comparison of policies."""
     from tqdm import tqdm
 
     team = make_team(names, snrs_db, env_kwargs)
-    run = describe_run(names, snrs_db, episodes, seed, env_kwargs, team)
+    run = describe_run(names, snrs_db, episodes, seed, env_kwargs, team) | course.given()
     if html:
         from agents.report import import_libraries, write_report
 
@@ -453,10 +490,11 @@ def _run_comparison(
             score=scorer,
             workers=workers,
             team=team,
+            **course._asdict(),
         )
     summary = summarize(table)
-    write_table(out / "episodes.csv", table, EPISODE_COLUMNS)
-    write_table(out / "summary.csv", summary, SUMMARY_COLUMNS)
+    write_table(out / "episodes.csv", table, episode_columns(table))
+    write_table(out / "summary.csv", summary, summary_columns(summary))
     write_atomically(out / "run.json", json.dumps(run, indent=1) + "\n")
     print_table(summary)
     written = [out / name for name in ("episodes.csv", "summary.csv", "run.json")]

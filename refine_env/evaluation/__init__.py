@@ -6,15 +6,19 @@ from refine_env.evaluation.rollout import Entry, Score, episode_seeds, roll_out,
 from refine_env.evaluation.statistics import bootstrap_interval, percentile_interval, resampled_means, summarize
 from refine_env.evaluation.tables import (
     EPISODE_COLUMNS,
+    FURTHER_COLUMNS,
     IMAGE_COLUMNS,
     SUMMARY_COLUMNS,
     Table,
+    episode_columns,
     read_table,
+    summary_columns,
     write_table,
 )
 
 __all__ = [
     "EPISODE_COLUMNS",
+    "FURTHER_COLUMNS",
     "IMAGE_COLUMNS",
     "SUMMARY_COLUMNS",
     "Entry",
@@ -23,6 +27,7 @@ __all__ = [
     "Score",
     "Table",
     "bootstrap_interval",
+    "episode_columns",
     "episode_seeds",
     "percentile_interval",
     "play_episode",
@@ -32,6 +37,7 @@ __all__ = [
     "roll_out",
     "roll_out_many",
     "summarize",
+    "summary_columns",
     "write_atomically",
     "write_table",
 ]

@@ -12,7 +12,17 @@ from typing import Any
 from refine_env._files import write_atomically
 from refine_env.errors import ConfigurationError
 
-__all__ = ["EPISODE_COLUMNS", "IMAGE_COLUMNS", "SUMMARY_COLUMNS", "Table", "read_table", "write_table"]
+__all__ = [
+    "EPISODE_COLUMNS",
+    "FURTHER_COLUMNS",
+    "IMAGE_COLUMNS",
+    "SUMMARY_COLUMNS",
+    "Table",
+    "episode_columns",
+    "read_table",
+    "summary_columns",
+    "write_table",
+]
 
 Table = list[dict[str, Any]]
 """Rows of equal keys."""
@@ -21,7 +31,21 @@ IMAGE_COLUMNS = ("psnr_db", "ssim", "lpips")
 """Metrics of the decoded image, in a table of episodes and, as means, in a summary; None, an empty cell, where they
 were not computed. Tables without these columns are read as if they were empty."""
 
-_OPTIONAL_COLUMNS = ("scored_episodes", *(name + end for name in IMAGE_COLUMNS for end in ("", "_low", "_high")))
+_ENDS = ("", "_low", "_high")
+
+FURTHER_COLUMNS: dict[str, type] = {
+    "anytime_mse": float,
+    "slots_to_target": int,
+    "task_glyph": float,
+    "task_group": float,
+}
+"""Columns that a table of episodes and, as means, a summary have only where they were asked for, after all others.
+
+``anytime_mse`` is the mean over the slots of the latent MSE that the device shows after each; ``slots_to_target`` the
+first slot after which that is below the target, T_d + 1 if it never is; ``task_glyph`` and ``task_group`` are 1 where
+:class:`refine_env.metrics.GlyphTask` recognizes in the decoded image what it does in the clean one, else 0."""
+
+_OPTIONAL_COLUMNS = ("scored_episodes", *(name + end for name in (*IMAGE_COLUMNS, *FURTHER_COLUMNS) for end in _ENDS))
 
 EPISODE_COLUMNS: dict[str, type] = {
     "agent": str,
@@ -58,11 +82,22 @@ SUMMARY_COLUMNS: dict[str, type] = {
     "coder": str,
     "payload": str,
     "scored_episodes": int,
-    **{name + end: float for name in IMAGE_COLUMNS for end in ("", "_low", "_high")},
+    **{name + end: float for name in IMAGE_COLUMNS for end in _ENDS},
 }
 """Columns of a summary: one row per agent, SNR, coder and payload, ``ci_low`` … ``ci_high`` a 95 % bootstrap interval
 of the mean ``latent_mse``; and likewise the image metrics' means over the ``scored_episodes``, with ``_low`` and
 ``_high``."""
+
+
+def episode_columns(rows: Table) -> dict[str, type]:
+    """:data:`EPISODE_COLUMNS`, and those of :data:`FURTHER_COLUMNS` that a table of episodes has."""
+    return {**EPISODE_COLUMNS, **{name: kind for name, kind in FURTHER_COLUMNS.items() if rows and name in rows[0]}}
+
+
+def summary_columns(rows: Table) -> dict[str, type]:
+    """:data:`SUMMARY_COLUMNS`, and those of :data:`FURTHER_COLUMNS` that a summary has, with their intervals' ends."""
+    further = [name for name in FURTHER_COLUMNS if rows and name in rows[0]]
+    return {**SUMMARY_COLUMNS, **{name + end: float for name in further for end in _ENDS}}
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, type]) -> None:
