@@ -43,7 +43,7 @@ from refine_env.evaluation import (
     write_atomically,
     write_table,
 )
-from refine_env.metrics import LPIPS, MAX_PSNR_DB, METRICS
+from refine_env.metrics import DEFAULT_METRICS, LPIPS, MAX_PSNR_DB, METRICS, GlyphTask, gallery_path
 
 __all__ = [
     "DEFAULT_AGENTS",
@@ -292,7 +292,9 @@ def main(
     figures: Annotated[bool, typer.Option(help="Draw the figure (needs matplotlib).")] = True,
     html: Annotated[bool, typer.Option("--html", help="Write the report, one HTML page (needs plotly).")] = False,
     images: Annotated[bool, typer.Option(help="Decode what the devices hold, and score the images.")] = False,
-    metrics: Annotated[str, typer.Option(help="Comma-separated metrics of the images.")] = ",".join(METRICS),
+    metrics: Annotated[
+        str, typer.Option(help=f"Comma-separated metrics of the images, among {', '.join(METRICS)}.")
+    ] = ",".join(DEFAULT_METRICS),
     image_episodes: Annotated[
         int | None, typer.Option(help="Score the first so many episodes of every row.", show_default="all")
     ] = None,
@@ -394,12 +396,15 @@ class _ImageOptions(NamedTuple):
         """Open the scorer, and describe it so that it can be opened again; print which metrics are missing."""
         cache = TrajectoryCache.open(cache_name)
         names = parse_list("--metrics", self.metrics, str, advice="For example: --metrics psnr,ssim")
-        metrics, missing = open_metrics(names, self.lpips_weights, device=self.device)
+        for name in names:  # before a model is loaded
+            check_choice("metrics", name, METRICS)
         decoder = open_decoder(cache, self.model, device=self.device)
+        gallery = gallery_path(decoder.folder) if "task" in names else None
+        metrics, missing = open_metrics(names, self.lpips_weights, device=self.device, gallery=gallery)
         scorer = ImageScorer(cache, decoder, metrics, image_episodes=self.episodes)
         for sentence in missing:
             typer.echo(sentence)
-        lpips = metrics.get("lpips")
+        lpips, task = metrics.get("lpips"), metrics.get("task")
         return scorer, {
             "metrics": list(metrics),
             "episodes": self.episodes,
@@ -408,6 +413,7 @@ class _ImageOptions(NamedTuple):
             "max_psnr_db": MAX_PSNR_DB,
             "lpips_weights": None if self.lpips_weights is None else str(self.lpips_weights),
             "lpips": {"net": lpips.net, "weights_sha256": lpips.sha256} if isinstance(lpips, LPIPS) else None,
+            **({"task": {"gallery_sha256": task.sha256}} if isinstance(task, GlyphTask) else {}),
             "versions": {
                 package: metadata.version(package)
                 for package in ("torch", "diffusers", "scikit-image", "lpips")
