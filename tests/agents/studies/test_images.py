@@ -321,9 +321,7 @@ class TestMetrics:
             open_metrics(("psnr", "mse"))
         with pytest.raises(ConfigurationError, match="`metrics` must leave out 'task' where no model is known"):
             open_metrics(("psnr", "task"))
-        with pytest.raises(
-            ConfigurationError, match="`gallery` must be the file of a model's glyphs, got no file at n"
-        ):
+        with pytest.raises(ConfigurationError, match="`gallery` must be the file of .*, got no file at none"):
             open_metrics(("task",), gallery=Path("none.npz"))
 
     def test_what_is_missing_is_said_and_the_rest_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
