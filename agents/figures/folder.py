@@ -12,9 +12,13 @@ from agents.figures.curves import draw_fig3a, draw_fig3b
 from agents.figures.distortion import draw_fig2a, draw_fig2b
 from agents.figures.images import draw_strip
 from agents.figures.ladder import draw_ladder
+from agents.figures.scores import draw_scores
+from agents.figures.timeline import draw_timeline
 from agents.studies.distortion import DIFFUSION_COLUMNS, QUANTIZATION_COLUMNS, read_distortion_table
 from agents.studies.images import read_tiles
 from agents.studies.ladder import read_ladder
+from agents.studies.scores import read_scores
+from agents.studies.timeline import read_timelines
 from refine_env.commands import command
 from refine_env.evaluation import SUMMARY_COLUMNS, read_table
 
@@ -44,6 +48,8 @@ def draw_images(folder: Path, out: Path, episode: int = 0) -> list[Path]:
 
 _STUDIES: dict[str, Callable[[Path, Path], list[Path]]] = {
     "rungs.csv": lambda folder, out: draw_ladder(*read_ladder(folder), out),
+    "agreement.csv": lambda folder, out: draw_scores(*read_scores(folder), out),
+    "messages.csv": lambda folder, out: draw_timeline(read_timelines(folder), out),
 }
 """What draws a study's figure from a folder into another, by the table that shows that the study was run."""
 

@@ -29,6 +29,7 @@ __all__ = [
     "open_decoder",
     "open_metrics",
     "read_tiles",
+    "to_tile",
 ]
 
 Decoder = Callable[[ArrayLike], NDArray[np.float32]]
@@ -236,8 +237,8 @@ class ImageScorer:
             for k, key in enumerate(batch):
                 self._scores[key] = {column: float(column_values[k]) for column, column_values in values.items()}
                 if key in wanted:
-                    self._tiles[key] = _to_tile(images[k])
-                    self._clean_tiles[trajectories[k]] = _to_tile(references[k])
+                    self._tiles[key] = to_tile(images[k])
+                    self._clean_tiles[trajectories[k]] = to_tile(references[k])
             if self.progress is not None:
                 self.progress()
         asked = [column for name in self._metrics for column in _COLUMNS[name]]
@@ -317,5 +318,6 @@ def read_tiles(path: Path, episode: int = 0) -> tuple[Table, NDArray[np.uint8], 
     )
 
 
-def _to_tile(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+def to_tile(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """An image in [0, 1] with 8 bits a channel."""
     return np.asarray(np.rint(image * 255.0), dtype=np.uint8)
