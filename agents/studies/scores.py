@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from scipy import stats
 
 import agents
 from agents.studies.base import Request, Study
@@ -214,6 +213,8 @@ def summarize_scores(table: Table) -> Table:
 
 def _coefficients(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
     """Kendall's τ_b and Spearman's ρ of two scores of the policies; NaN where one of them is constant."""
+    from scipy import stats  # here, since importing it takes as long as all else of the command
+
     if np.ptp(one) == 0.0 or np.ptp(other) == 0.0:
         return math.nan, math.nan
     return float(stats.kendalltau(one, other).statistic), float(stats.spearmanr(one, other).statistic)
