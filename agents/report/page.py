@@ -200,6 +200,7 @@ def command_of(run: Mapping[str, Any]) -> str:
         "--payload": kwargs.get("payload"),
         "--latency-quantile": kwargs.get("latency_quantile"),
         "--moments": kwargs.get("moments"),
+        "--target-mse": run.get("target_mse"),
     }
     if images:
         options |= {
@@ -210,7 +211,8 @@ def command_of(run: Mapping[str, Any]) -> str:
             "--device": images.get("device"),
         }
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return shlex.join(["python", "-m", "agents.evaluate", *given, *(["--images"] if images else [])])
+    flags = [flag for flag, asked in (("--anytime", run.get("anytime")), ("--images", images)) if asked]
+    return shlex.join(["python", "-m", "agents.evaluate", *given, *flags])
 
 
 def _terms(

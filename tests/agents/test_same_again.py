@@ -36,6 +36,8 @@ OTHER = {
     "latency_quantile": "0.999999999999",
     "payload": "posterior_mean",
     "moments": "measured",
+    "anytime": "yes",
+    "target_mse": "0.05",
     "images": "yes",
     "metrics": "psnr",
     "image_episodes": "1",
@@ -68,17 +70,17 @@ class Decoder:
         return values.transpose(0, 2, 3, 1)
 
 
-def open_metrics(names: tuple[str, ...], weights: Path | None = None, *, device: str = "cpu") -> Any:
+def open_metrics(names: tuple[str, ...], weights: Path | None = None, *, device: str = "cpu", **_: Any) -> Any:
     """PSNR, and for LPIPS what depends on the weights."""
     return {name: psnr if name != "lpips" else lambda a, b: psnr(a, b) / len(str(weights)) for name in names}, []
 
 
 def as_words(options: dict[str, str]) -> list[str]:
-    flags = {"agent_names": "--agents", "images": "--images"}
+    flags = {"agent_names": "--agents"}
     words: list[str] = []
     for name, value in options.items():
         words.append(flags.get(name, "--" + name.replace("_", "-")))
-        words += [] if name == "images" else [value]
+        words += [] if name in ("anytime", "images") else [value]
     return words
 
 
