@@ -23,7 +23,7 @@ import typer
 import agents
 from agents.figures import draw_fig3a, draw_images, draw_studies, rows_by_policy
 from agents.figures.series import summary_cells
-from agents.studies.base import Request, Study
+from agents.studies.base import Request, Study, common_settings
 from agents.studies.images import ImageScorer, open_decoder, open_metrics
 from agents.studies.registry import STUDIES
 from refine_env import CacheError, ConfigurationError, MissingExtraError, SystemConfig, TrajectoryCache, __version__
@@ -99,7 +99,7 @@ def make_team(names: tuple[str, ...], snrs_db: tuple[float, ...], env_kwargs: di
         ConfigurationError: if a name or SNR is out of range.
         CacheError: if the cache is missing or damaged.
     """
-    cache = EnvSettings.from_kwargs({**env_kwargs, "snr_db": snrs_db[0]}).open_cache()
+    cache = common_settings({**env_kwargs, "snr_db": snrs_db[0]}).open_cache()
     team: Team = {}
     for name in names:
         for snr_db in snrs_db:
@@ -190,7 +190,7 @@ def describe_run(
     Raises:
         ConfigurationError, CacheError: as :func:`evaluate`.
     """
-    settings = EnvSettings.from_kwargs({**env_kwargs, "snr_db": snrs_db[0]})
+    settings = common_settings({**env_kwargs, "snr_db": snrs_db[0]})
     cache = settings.open_cache()
     episode_seeds(seed, episodes)
     made = make_team(names, snrs_db, env_kwargs) if team is None else team
