@@ -66,7 +66,7 @@ _BEGIN, _END = "<!-- measured -->", "<!-- end of measured -->"
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Measurement:
     """One line of the table.
 
@@ -202,18 +202,8 @@ def compare(
     pairs = zip(values, references, strict=True)
     ratio = statistics.median(a / b if is_speed else b / a for a, b in pairs)
     value, reference = statistics.median(values), statistics.median(references)
-    return Measurement(
-        row=row,
-        case=case,
-        unit=unit,
-        value=value,
-        reference=reference,
-        ratio=ratio,
-        against=against,
-        target=target,
-        met=is_met(target, value, ratio) if target else None,
-        note=note,
-    )
+    met = is_met(target, value, ratio) if target else None
+    return Measurement(row, case, unit, value, reference, ratio, against, target, met, note)
 
 
 def is_met(target: str, value: float, ratio: float) -> bool:

@@ -29,7 +29,7 @@ from agents.studies.registry import STUDIES
 from refine_env import CacheError, ConfigurationError, MissingExtraError, SystemConfig, TrajectoryCache, __version__
 from refine_env._validation import check_choice, check_integer
 from refine_env.commands import command, parse_list, run
-from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAYLOADS
+from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAPER_LATENCY_QUANTILE, PAYLOADS
 from refine_env.dynamics.settings import DEVICE_DECODERS, EnvSettings
 from refine_env.evaluation import (
     DECODED_COLUMN,
@@ -266,6 +266,10 @@ def main(
     split: Annotated[str, typer.Option(help="Trajectories: train, test or all.")] = "test",
     bit_depths: Annotated[str, typer.Option(help="Comma-separated bit depths.")] = _DEFAULT_BIT_DEPTHS,
     deadline: Annotated[int, typer.Option(help="Deadline in slots.")] = PAPER_DEADLINE,
+    latency_quantile: Annotated[
+        float | None,
+        typer.Option(help="q of the latency model.", show_default=f"{PAPER_LATENCY_QUANTILE:g}"),
+    ] = None,
     payload: Annotated[
         str, typer.Option(help="What policies on the closed-loop coder send: latent or posterior_mean.")
     ] = "latent",
@@ -299,6 +303,7 @@ def main(
     Exit codes: 0 done, 2 an argument is wrong, 3 a cache or model is missing or damaged, or the output cannot be
     written, 4 what decodes images is not installed.
     """
+    quantile = {} if latency_quantile is None else {"latency_quantile": latency_quantile}
     scoring = _ImageOptions(metrics, image_episodes, lpips_weights, model, device) if images else None
     denoising = check_choice("--device-decoder", device_decoder, DEVICE_DECODERS) == "denoise"
     if check_choice("--study", study, (_PAPER, *STUDIES)) != _PAPER:
@@ -320,7 +325,7 @@ def main(
                 chosen.snrs_db if snr_db is None else _parse_snrs(snr_db),
                 chosen.episodes if episodes is None else episodes,
                 seed,
-                {"cache": cache, "split": split, "deadline": deadline},
+                {"cache": cache, "split": split, "deadline": deadline, **quantile},
                 out or Path("results", study),
                 _number_of_workers(workers),
             ),
@@ -338,6 +343,7 @@ def main(
         "bit_depths": list(depths),
         "deadline": deadline,
         "moments": moments,
+        **quantile,
     }
     if check_choice("--payload", payload, PAYLOADS) != "latent":
         env_kwargs["payload"] = payload

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -18,9 +18,8 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from refine_env.commands import command, parse_list, run
+from refine_env.commands import command, parse_list, run, set_parameters
 from refine_env.errors import printable
-from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories import (
     TrajectoryCache,
     find_cache,
@@ -33,6 +32,8 @@ from refine_env.trajectories import (
 )
 from refine_env.trajectories.denoising import measure_decoder, open_denoiser, record_decoder
 from refine_env.trajectories.manifest import MANIFEST_FILE
+from refine_env.trajectories.pipeline import DTYPES, SCHEDULERS
+from refine_env.trajectories.workers import ENGINES
 
 __all__ = ["app", "main"]
 
@@ -81,6 +82,7 @@ Cache = Annotated[
 ]
 
 
+_Item = TypeVar("_Item")
 _Generator = Callable[..., TrajectoryCache]
 
 
@@ -124,10 +126,7 @@ def _generator(name: str) -> Callable[[Callable[..., _Generator]], None]:
                 _say(f"{len(cache)} trajectories in {cache.path} (manifest SHA-256 {cache.sha256}).")
 
         last = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
-        parameters = {**own, **{option: shared[option] for option in handed_on}, "quiet": last}.values()
-        signature = inspect.Signature([parameter.replace(kind=last.kind) for parameter in parameters])
-        run_generator.__signature__ = signature  # type: ignore[attr-defined]
-        run_generator.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        set_parameters(run_generator, [*own.values(), *(shared[option] for option in handed_on), last])
         generate.command(name, epilog=_EXIT_CODES)(command(run_generator))
 
     return register
@@ -146,7 +145,8 @@ def _gaussian(
 
     Example: refine-env generate gaussian -n 500 --out cached_trajectories/gaussian
     """
-    return partial(generate_gaussian, out, num_trajectories, _parse_shape(latent_shape), num_steps=num_steps)
+    shape = _parse_list("--latent-shape", latent_shape, int, "integers C,H,W", "4,64,64")
+    return partial(generate_gaussian, out, num_trajectories, shape, num_steps=num_steps)
 
 
 @_generator("forward-process")
@@ -211,8 +211,7 @@ def _diffusers(
     ],
     out: Out,
     num_prompts: Annotated[
-        int | None,
-        typer.Option("--num-prompts", "-n", help="Draw a sample of the prompts.", show_default="all"),
+        int | None, typer.Option("--num-prompts", "-n", help="Draw a sample of the prompts.", show_default="all")
     ] = None,
     prompt_seed: Annotated[int, typer.Option(help="Seed of that sample.")] = 0,
     prompt_column: Annotated[
@@ -233,7 +232,7 @@ def _diffusers(
     scheduler: Annotated[
         str,
         typer.Option(
-            metavar="ddpm|ddim|dpmsolver++|model",
+            metavar="|".join(SCHEDULERS),
             help="Sampler: ddpm (the paper's: ancestral, posterior variance), ddim, dpmsolver++ (2M), or the model's "
             "own.",
         ),
@@ -246,7 +245,7 @@ def _diffusers(
         str, typer.Option(help="Torch device, such as cpu or cuda; or several, as in cuda:0,cuda:1.")
     ] = "cpu",
     dtype: Annotated[
-        str, typer.Option(metavar="float32|float16|bfloat16", help="Number format that the network runs in.")
+        str, typer.Option(metavar="|".join(DTYPES), help="Number format that the network runs in.")
     ] = "float32",
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)
@@ -258,7 +257,7 @@ def _diffusers(
         ),
     ] = None,
     engine: Annotated[
-        str, typer.Option(metavar="loky|dask|ray", help="What runs several workers: loky on this host, dask, or ray.")
+        str, typer.Option(metavar="|".join(ENGINES), help="What runs several workers: loky on this host, dask, or ray.")
     ] = "loky",
     address: Annotated[
         str | None,
@@ -292,16 +291,7 @@ def _diffusers(
         scheduler=scheduler,
         guidance_scale=guidance_scale,
         batch_size=batch_size,
-        device=list(
-            parse_list(
-                "--device",
-                device,
-                str,
-                what="torch devices with commas between",
-                advice="Write for instance cuda:0,cuda:1.",
-                valid=lambda devices: True,
-            )
-        ),
+        device=_parse_list("--device", device, str, "torch devices with commas between", "cuda:0,cuda:1"),
         dtype=dtype,
         revision=revision,
         workers=workers,
@@ -429,9 +419,9 @@ def _line(text: str) -> str:
     return printable(text, limit=10 * len(text))
 
 
-def _parse_shape(text: str) -> tuple[int, ...]:
-    what, advice = "integers C,H,W", "Write for instance 4,64,64."
-    return parse_list("--latent-shape", text, int, what=what, advice=advice, valid=lambda shape: True)
+def _parse_list(name: str, text: str, kind: Callable[[str], _Item], what: str, example: str) -> tuple[_Item, ...]:
+    """The items of an option, of which one may come again."""
+    return parse_list(name, text, kind, what=what, advice=f"Write for instance {example}.", valid=lambda items: True)
 
 
 @contextlib.contextmanager
@@ -469,27 +459,21 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, float, int], None]]:
             bar.close()
 
 
+_SHOWN_FIELDS = (
+    *("source", "model", "scheduler", "guidance_scale", "batch_size", "model_dtype", "device", "prompt_source"),
+    *("clean_latents", "clean_estimates", "units", "note", "generator", "seed"),
+)
+"""Fields of the recipe that a description of a cache shows, in this order; of a scheduler the class alone."""
+
+
 def _summary(cache: TrajectoryCache) -> dict[str, Any]:
     recipe = cache.manifest.recipe
-    schedule: NoiseSchedule = cache.schedule
     steps = sorted({round(fraction * cache.num_steps) for fraction in (0, 0.02, 0.1, 0.2, 0.4, 0.6, 0.8, 1)})
     return {
         "path": str(cache.path),
         "sha256": cache.sha256,
-        "source": recipe.source,
-        "model": recipe.model,
+        **{name: getattr(recipe, name) for name in _SHOWN_FIELDS},
         "scheduler": None if recipe.scheduler is None else recipe.scheduler["class"],
-        "guidance_scale": recipe.guidance_scale,
-        "batch_size": recipe.batch_size,
-        "model_dtype": recipe.model_dtype,
-        "device": recipe.device,
-        "prompt_source": recipe.prompt_source,
-        "clean_latents": recipe.clean_latents,
-        "clean_estimates": recipe.clean_estimates,
-        "units": recipe.units,
-        "note": recipe.note,
-        "generator": recipe.generator,
-        "seed": recipe.seed,
         "num_steps": cache.num_steps,
         "latent_shape": list(cache.latent_shape),
         "latent_dim": cache.latent_dim,
@@ -499,7 +483,7 @@ def _summary(cache: TrajectoryCache) -> dict[str, Any]:
         "by_step": [
             {
                 "t": t,
-                "alpha_bar": float(schedule.alpha_bar[t]),
+                "alpha_bar": float(cache.schedule.alpha_bar[t]),
                 "mean_square": float(cache.mean_square[t]),
                 "mmse": float(cache.mmse[t]),
             }

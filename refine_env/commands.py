@@ -7,6 +7,7 @@ dependency or a model's weights are missing. 130: interrupted. A warning is one 
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import math
 import sys
@@ -30,7 +31,17 @@ from refine_env.errors import (
     printable,
 )
 
-__all__ = ["LARGEST_INTEGER", "CacheOption", "SnrOption", "SplitOption", "command", "parse_list", "print_table", "run"]
+__all__ = [
+    "LARGEST_INTEGER",
+    "CacheOption",
+    "SnrOption",
+    "SplitOption",
+    "command",
+    "parse_list",
+    "print_table",
+    "run",
+    "set_parameters",
+]
 
 LARGEST_INTEGER = 2**53
 """Up to here every whole number is exact in JSON, and so in what the commands write."""
@@ -95,6 +106,18 @@ def run(program: typer.Typer | Callable[..., Any], arguments: Sequence[str] | No
     except typer.Exit as end:
         code = end.exit_code
     sys.exit(code or 0)
+
+
+def set_parameters(function: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> None:
+    """Give a function that takes ``**options`` the signature that typer reads.
+
+    Args:
+        function: the function.
+        parameters: its options in their order, with the annotations and defaults that typer wants.
+    """
+    options = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    function.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    function.__annotations__ = {option.name: option.annotation for option in options}
 
 
 def parse_list(

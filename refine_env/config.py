@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from refine_env._validation import (
     check_choice,
-    check_flag,
     check_integer,
     check_positive,
     check_quantile,
@@ -21,7 +20,7 @@ from refine_env._validation import (
     did_you_mean,
     shown,
 )
-from refine_env.coding import CODERS, LOSSLESS_BITS, Coder, base_distortion, check_entropy_coding, make_coder
+from refine_env.coding import LOSSLESS_BITS, PAYLOADS, Coder, CoderConfig, base_distortion, make_coder
 from refine_env.errors import ConfigurationError
 from refine_env.link import (
     ChannelModel,
@@ -48,7 +47,6 @@ __all__ = [
     "SystemConfig",
 ]
 
-PAYLOADS = ("latent", "posterior_mean")
 PAPER_BIT_DEPTHS = (3, 4, 8, 10, 16)
 PAPER_DEADLINE = 60
 PAPER_LATENCY_QUANTILE = 0.9
@@ -59,12 +57,12 @@ _MOST_SLOTS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinkConfig:
+class LinkConfig(ChannelModel):
     """The wireless link and the prompt's uplink ([K] §II-A, §V-A).
 
-    ℓ and B_s are stated for latents of ``reference_latent_dim`` dimensions and scale with the latent at
-    hand, which keeps the paper's bits per dimension and slot; with the link left as it is, a small
-    latent makes every SNR easy. K stays, and with it the relative variance of the rate.
+    ℓ and B_s are stated for latents of ``reference_latent_dim`` dimensions and are scaled to the latent of the system,
+    so that bits per dimension and slot stay those of the paper. Without this scaling every SNR would be easy for a
+    small latent. K is not scaled, and neither is the relative variance of the rate.
 
     Args:
         num_subchannels: K.
@@ -72,21 +70,12 @@ class LinkConfig:
         uplink_bits: B_s, size of the prompt [bit] at the reference dimension.
         snr_reference: ``"subchannel"`` (default) or ``"total"``, see :func:`refine_env.link.total_power`.
         reference_latent_dim: M at which ℓ and B_s hold; ``None`` takes them as they are, unscaled.
-        fading: law of the gains, ``"rayleigh"`` (default), ``"rician"`` or ``"nakagami"``, all of mean 1.
-        k_factor_db: of Rician fading, power of the constant part over that of the scattered one [dB].
-        nakagami_m: of Nakagami fading, the shape m >= 0.5; 1 is Rayleigh.
-        correlation: of the gains over slots, ``"iid"`` (none, the default), ``"gauss-markov"`` or ``"jakes"``.
-        correlation_coefficient: of the Gauss–Markov process, of the scattered amplitudes of neighboring slots.
-        doppler: of the Jakes process, f_d·T_slot.
-        power_allocation: ``"waterfilling"`` (default) or ``"equal"``.
-        csi_delay: waterfilling knows the gains of so many slots ago (default 0); what a slot carries, and what the
-            observation's channel history shows, is what its own gains do with these powers.
 
+    The other arguments, from ``fading`` on, are those of :class:`refine_env.link.ChannelModel`.
     ``docs/links.md`` has their formulas.
 
     Raises:
-        ConfigurationError: if a value is out of range, or the combination has no model, see
-            :class:`refine_env.link.ChannelModel`.
+        ConfigurationError: if a value is out of range, or the combination has no model.
     """
 
     num_subchannels: int = 60
@@ -94,16 +83,9 @@ class LinkConfig:
     uplink_bits: float = 8192.0
     snr_reference: str = "subchannel"
     reference_latent_dim: int | None = 16384
-    fading: str = "rayleigh"
-    k_factor_db: float | None = None
-    nakagami_m: float | None = None
-    correlation: str = "iid"
-    correlation_coefficient: float | None = None
-    doppler: float | None = None
-    power_allocation: str = "waterfilling"
-    csi_delay: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checked = {
             "num_subchannels": check_integer(
                 "num_subchannels", self.num_subchannels, 1, 1_000_000, advice="Give K, for example 60."
@@ -120,13 +102,12 @@ class LinkConfig:
             checked["reference_latent_dim"] = check_integer(
                 "reference_latent_dim", self.reference_latent_dim, 1, 2**62, advice="Give M, for example 16384."
             )
-        checked.update(self.channel.settings())
         for name, value in checked.items():  # plain int and float, so that it is JSON
             object.__setattr__(self, name, value)
 
     @cached_property
     def channel(self) -> ChannelModel:
-        """The fields from ``fading`` on."""
+        """How gains are drawn and powers allotted, without the numbers of the link."""
         return ChannelModel(**{item.name: getattr(self, item.name) for item in fields(ChannelModel)})
 
     def scale(self, latent_dim: int) -> float:
@@ -188,8 +169,10 @@ def _check_snr_range(value: Any) -> float | tuple[float, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SystemConfig:
+class SystemConfig(CoderConfig):
     """Everything that defines the decision problem; an agent needs neither environment nor cache.
+
+    The coder's options are those of :class:`refine_env.coding.CoderConfig`.
 
     Args:
         snr_db: mean SNR per subchannel [dB], or a pair (low, high) from which every episode draws uniformly.
@@ -197,19 +180,12 @@ class SystemConfig:
         schedule: the noise schedule, T + 1 values of ᾱ.
         bit_depths: 𝓑, ascending, each 1 … 16; 16 is lossless.
         deadline: T_d [slots].
-        latency_quantile: q of the latency model.
-        latency_model: what a policy takes the q-quantile of: ``"paper"``, [K]'s Gaussian law with the fixed cutoff, or
-            ``"exact"``, the law of the link as it is.
+        latency_quantile: the quantile q of the latency that a policy plans with.
+        latency_model: the law of which a policy takes the q-quantile: ``"paper"``, [K]'s Gaussian law with the fixed
+            cutoff, or ``"exact"``, the law of the link as it is.
         link: the link.
-        coder: the refinement coder, ``"forward"`` (the paper's) or ``"closed_loop"``.
-        payload: what is sent, ``"latent"`` (x_t, the paper's) or ``"posterior_mean"`` (y_t = E[x_0 | x_{t+1}], closed
-            loop only; the device then starts from the prior mean, 0).
-        rotation: of the closed-loop coder: rotate residuals before they are quantized.
-        sent_scale: of the closed-loop coder: send the RMS of every residual, 16 bits.
-        same_step_refinement: of the closed-loop coder: the step that the device holds with an error may be sent again.
-        entropy_coding: of the closed-loop coder, rotated and with its scale sent: entropy-code the indices.
-        second_moments: of the payload, which the closed-loop coder predicts with; None: those of x_t under the
-            forward process.
+        second_moments: second moments of the payload, with which the closed-loop coder predicts; None: those of x_t
+            under the forward process.
         decoder_curve: what the device's decoder makes of this payload at the deadline; None: the device has none.
 
     Raises:
@@ -224,12 +200,6 @@ class SystemConfig:
     latency_quantile: float = PAPER_LATENCY_QUANTILE
     latency_model: str = "paper"
     link: LinkConfig = field(default_factory=LinkConfig)
-    coder: str = "forward"
-    payload: str = "latent"
-    rotation: bool = True
-    sent_scale: bool = True
-    same_step_refinement: bool = True
-    entropy_coding: bool = False
     second_moments: SecondMoments | None = None
     decoder_curve: DecoderCurve | None = None
 
@@ -255,13 +225,8 @@ class SystemConfig:
         set_field(self, "latency_quantile", check_quantile(self.latency_quantile, "latency_quantile"))
         check_choice("latency_model", self.latency_model, LATENCY_MODELS)
         set_field(self, "link", LinkConfig.from_mapping(self.link))
-        check_choice("coder", self.coder, CODERS)
-        check_choice("payload", self.payload, PAYLOADS)
-        for name in ("rotation", "sent_scale", "same_step_refinement", "entropy_coding"):
-            check_flag(name, getattr(self, name))
-        if self.entropy_coding:
-            check_entropy_coding(self.coder, self.rotation, self.sent_scale)
-        self._check_payload()
+        super().__post_init__()
+        self._check_moments()
         for name, value in (("symbols_per_slot", self.symbols_per_slot), ("uplink_bits", self.uplink_bits)):
             if not _SMALLEST < value / self.latent_dim < _LARGEST:
                 raise ConfigurationError(
@@ -269,12 +234,7 @@ class SystemConfig:
                     f"{value / self.latent_dim!r}. Check the link's numbers and `reference_latent_dim`."
                 )
 
-    def _check_payload(self) -> None:
-        if self.payload != "latent" and self.coder != "closed_loop":
-            raise ConfigurationError(
-                f"`payload` must be 'latent' for the coder {self.coder!r}, which predicts x_t, got {self.payload!r}. "
-                "Use coder='closed_loop'."
-            )
+    def _check_moments(self) -> None:
         moments = self.second_moments
         if moments is None:
             if self.payload != "latent":
@@ -376,7 +336,7 @@ class SystemConfig:
 
     @cached_property
     def refinement_model(self) -> RefinementModel:
-        """How the distortion develops over a chain of deliveries, as a policy may predict it."""
+        """The model by which a policy predicts the distortion after a chain of deliveries."""
         if self.coder == "forward":
             return RefinementModel.paper(self.schedule)
         return RefinementModel.closed_loop(self.second_moments or SecondMoments.forward_process(self.schedule))
@@ -404,13 +364,7 @@ class SystemConfig:
         Raises:
             ConfigurationError: if the configuration has an SNR range.
         """
-        return rate_statistics(
-            self.single_snr_db("rate statistics"),
-            self.link.num_subchannels,
-            self.symbols_per_slot,
-            self.link.snr_reference,
-            self.link.channel,
-        )
+        return rate_statistics(*self._rate_arguments("rate statistics"))
 
     @cached_property
     def rate_law(self) -> RateLaw:
@@ -419,13 +373,7 @@ class SystemConfig:
         Raises:
             ConfigurationError: if the configuration has an SNR range.
         """
-        return rate_law(
-            self.single_snr_db("the rate law"),
-            self.link.num_subchannels,
-            self.symbols_per_slot,
-            self.link.snr_reference,
-            self.link.channel,
-        )
+        return rate_law(*self._rate_arguments("the rate law"))
 
     def rate_chain(self, num_levels: int = 8) -> RateChain:
         """The Markov chain of rate levels at the configuration's one SNR, for links whose slots depend on each other.
@@ -433,18 +381,16 @@ class SystemConfig:
         Raises:
             ConfigurationError: if the configuration has an SNR range, or the number of levels is out of range.
         """
-        return rate_chain(
-            self.single_snr_db("the rate chain"),
-            self.link.num_subchannels,
-            self.symbols_per_slot,
-            self.link.snr_reference,
-            self.link.channel,
-            num_levels,
-        )
+        return rate_chain(*self._rate_arguments("the rate chain"), num_levels)
+
+    def _rate_arguments(self, purpose: str) -> tuple[float, int, float, str, ChannelModel]:
+        """The arguments that are common to the functions of :mod:`refine_env.link` that describe the rate of a slot."""
+        link, snr_db = self.link, self.single_snr_db(purpose)
+        return snr_db, link.num_subchannels, self.symbols_per_slot, link.snr_reference, link.channel
 
     @property
     def latency_law(self) -> RateStatistics | RateLaw | RateChain:
-        """What the configured latency model takes quantiles of, see :func:`refine_env.link.latency_quantiles`.
+        """The law that the configured latency model takes quantiles of (:func:`refine_env.link.latency_quantiles`).
 
         Raises:
             ConfigurationError: if the configuration has an SNR range.
@@ -462,16 +408,7 @@ class SystemConfig:
 
     def make_coder(self) -> Coder:
         """The configured refinement coder."""
-        return make_coder(
-            self.coder,
-            self.schedule,
-            self.bit_depths,
-            model=self.refinement_model,
-            rotation=self.rotation,
-            sent_scale=self.sent_scale,
-            same_step_refinement=self.same_step_refinement,
-            entropy_coding=self.entropy_coding,
-        )
+        return make_coder(self, self.schedule, self.bit_depths, self.refinement_model)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object with every field; without ``decoder_curve`` where the device has no decoder."""
@@ -485,12 +422,7 @@ class SystemConfig:
             "latency_quantile": self.latency_quantile,
             "latency_model": self.latency_model,
             "link": asdict(self.link),
-            "coder": self.coder,
-            "payload": self.payload,
-            "rotation": self.rotation,
-            "sent_scale": self.sent_scale,
-            "same_step_refinement": self.same_step_refinement,
-            "entropy_coding": self.entropy_coding,
+            **self.coder_options(),
             "second_moments": None if self.second_moments is None else self.second_moments.values.tolist(),
             **decoder,
         }

@@ -16,6 +16,7 @@ __all__ = [
     "NamesAdapter",
     "RenderModeError",
     "TransportError",
+    "describe_error",
     "import_extra",
     "printable",
 ]
@@ -76,6 +77,11 @@ def printable(text: object, limit: int = 200) -> str:
         for character in whole[:limit]
     )
     return shown if len(whole) <= limit and len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def describe_error(error: Exception) -> str:
+    """Return the kind and the message of another library's error, as a message may show them; they may quote a file."""
+    return printable(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 class NamesAdapter(type):

@@ -13,7 +13,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -48,6 +49,7 @@ else:
 ENCODINGS = ("summary", "normalized", "one-hot")
 _SMALLEST_ERROR = 1e-8  # where the logarithms of errors end; that of the "log" reward
 _SCALARS = ("slot", "server_step", "device_step", "device_bits", "remaining_bits", "device_error")
+_NUM_SCALARS = len(_SCALARS)
 _SUMMARY = (
     "slots_left",
     "channel_mean",
@@ -81,26 +83,51 @@ def _log_error(value: float) -> float:
     return _clip(math.log10(max(value, _SMALLEST_ERROR)) / 4.0 + 1.0)
 
 
+class _Rows(NamedTuple):
+    """N observations, their fields as the environment has them."""
+
+    slot: NDArray[Any]
+    server_step: NDArray[Any]
+    device_step: NDArray[Any]
+    device_bits: NDArray[Any]
+    remaining_bits: NDArray[Any]
+    device_error: NDArray[Any]
+    channel_history: NDArray[Any]
+
+
+_fields = itemgetter(*_Rows._fields)
+
+
+class _Summary(NamedTuple):
+    """What the summary knows of the system.
+
+    Attributes:
+        sizes: of the messages [bit/dimension] (|𝓑|,).
+        base: D_base of every bit depth (|𝓑|,).
+        model: how the distortion develops over a chain of deliveries.
+        grid_means: mean rates of a slot [bit/dimension], ascending (G,).
+        grid_deviations: the standard deviations of a slot's rate with these means (G,).
+        quantiles: those of N(0, 1), for the slots that a message takes.
+    """
+
+    sizes: NDArray[np.float64]
+    base: NDArray[np.float64]
+    model: RefinementModel
+    grid_means: NDArray[np.float64]
+    grid_deviations: NDArray[np.float64]
+    quantiles: NDArray[np.float64]
+
+
 @kernel
-def _fill_scalars(
-    slot: NDArray[Any],
-    server_step: NDArray[Any],
-    device_step: NDArray[Any],
-    device_bits: NDArray[Any],
-    remaining_bits: NDArray[Any],
-    device_error: NDArray[Any],
-    deadline: int,
-    num_steps: int,
-    most_bits: float,
-    out: NDArray[np.float32],
-) -> None:
-    for i in range(slot.size):
-        out[i, 0] = _clip(2.0 * slot[i] / (deadline + 1) - 1.0)
-        out[i, 1] = _clip(2.0 * server_step[i] / num_steps - 1.0)
-        out[i, 2] = _clip(2.0 * device_step[i] / num_steps - 1.0)
-        out[i, 3] = _clip(2.0 * device_bits[i] / LOSSLESS_BITS - 1.0)
-        out[i, 4] = _clip(2.0 * remaining_bits[i, 0] / most_bits - 1.0)
-        out[i, 5] = _log_error(device_error[i, 0])
+def _fill_scalars(rows: _Rows, deadline: int, num_steps: int, most_bits: float, out: NDArray[np.float32]) -> None:
+    """The first columns of every encoding."""
+    for i in range(rows.slot.size):
+        out[i, 0] = _clip(2.0 * rows.slot[i] / (deadline + 1) - 1.0)
+        out[i, 1] = _clip(2.0 * rows.server_step[i] / num_steps - 1.0)
+        out[i, 2] = _clip(2.0 * rows.device_step[i] / num_steps - 1.0)
+        out[i, 3] = _clip(2.0 * rows.device_bits[i] / LOSSLESS_BITS - 1.0)
+        out[i, 4] = _clip(2.0 * rows.remaining_bits[i, 0] / most_bits - 1.0)
+        out[i, 5] = _log_error(rows.device_error[i, 0])
 
 
 @kernel
@@ -123,25 +150,17 @@ def _latency(
 
 @kernel
 def _fill_summary(
-    slot: NDArray[Any],
-    server_step: NDArray[Any],
-    device_step: NDArray[Any],
-    device_error: NDArray[Any],
-    history: NDArray[Any],
-    deadline: int,
-    model: RefinementModel,
-    sizes: NDArray[np.float64],
-    base: NDArray[np.float64],
-    grid_means: NDArray[np.float64],
-    grid_deviations: NDArray[np.float64],
-    normal_quantiles: NDArray[np.float64],
-    out: NDArray[np.float32],
+    rows: _Rows, deadline: int, most_bits: float, summary: _Summary, encoded: NDArray[np.float32]
 ) -> None:
+    """All columns of the encoding ``summary``, but for the channel history."""
+    model, sizes, history = summary.model, summary.sizes, rows.channel_history
+    _fill_scalars(rows, deadline, model.clean.size - 1, most_bits, encoded)
+    out = encoded[:, _NUM_SCALARS:]
     length = history.shape[1]
     depths = sizes.size
     most = float(LOSSLESS_BITS)
-    for i in range(slot.size):
-        seen = min(slot[i], deadline, length)
+    for i in range(rows.slot.size):
+        seen = min(rows.slot[i], deadline, length)
         total = 0.0
         for k in range(length - seen, length):
             total += history[i, k]
@@ -150,13 +169,13 @@ def _fill_summary(
         for k in range(length - seen, length):
             square += (history[i, k] - mean) ** 2
         current = float(history[i, length - 1])
-        left = max(deadline - slot[i] + 1, 0)
+        left = max(deadline - rows.slot[i] + 1, 0)
         later = max(left - 1, 0)  # slots after this one; of this one the rate is known
         capacity = later * mean + (current if left > 0 else 0.0)
-        deviation = np.interp(mean, grid_means, grid_deviations)
+        deviation = np.interp(mean, summary.grid_means, summary.grid_deviations)
         # The later slots' own deviation, and that of the mean that stands for theirs.
         spread = deviation * math.sqrt(later + later * later / max(seen, 1)) + 1e-9
-        t, p, error = server_step[i], device_step[i], float(device_error[i, 0])
+        t, p, error = rows.server_step[i], rows.device_step[i], float(rows.device_error[i, 0])
         residual = residual_variance(model, t, p, error)
         residual_clean = residual_variance(model, 0, p, error)
         out[i, 0] = _clip(2.0 * left / deadline - 1.0)
@@ -183,10 +202,10 @@ def _fill_summary(
             out[i, column + 2 * depths] = _clip(math.erfc(-margin / math.sqrt(2.0)) - 1.0)
             out[i, column + 3 * depths] = _clip((capacity_clean - sizes[b]) / spread_clean / 5.0)
             # The formula of `distortion`, with its products in the order in which policies were trained with them.
-            out[i, column + 4 * depths] = _log_error(model.clean[t] + model.error_slope[t] * residual * base[b])
+            out[i, column + 4 * depths] = _log_error(model.clean[t] + model.error_slope[t] * residual * summary.base[b])
             place = column + 5 * depths
-            for q in range(normal_quantiles.size):
-                latency = _latency(sizes[b], current, mean, deviation, seen, normal_quantiles[q], deadline)
+            for q in range(summary.quantiles.size):
+                latency = _latency(sizes[b], current, mean, deviation, seen, summary.quantiles[q], deadline)
                 over = left % latency
                 out[i, place] = _clip(2.0 * latency / deadline - 1.0)
                 out[i, place + depths] = 2.0 * over / latency - 1.0
@@ -251,7 +270,6 @@ class ObservationEncoder:
         self.history = shown
         self.names = (*self._state_names(), *(f"rate[{k - shown}]" for k in range(shown)))
         self.space = spaces.Box(-1.0, 1.0, (len(self.names),), np.float32)
-        self._sizes = config.message_bits / config.latent_dim
         self._most_bits = config.max_bits_per_dimension
         if encoding == "summary":
             link = config.link
@@ -261,7 +279,11 @@ class ObservationEncoder:
                 )
                 for snr_db in _SNR_GRID_DB
             ]
-            self._grid_means, self._grid_deviations = np.array(grid).T.copy() / config.latent_dim
+            means, deviations = np.array(grid).T.copy() / config.latent_dim
+            sizes = config.message_bits / config.latent_dim
+            self._summary = _Summary(
+                sizes, config.base_distortion, config.refinement_model, means, deviations, _NORMAL_QUANTILES
+            )
 
     def _state_names(self) -> tuple[str, ...]:
         config = self.config
@@ -302,54 +324,27 @@ class ObservationEncoder:
                 f"`channel_history` must have length {self.history_length} for this encoder, got "
                 f"{history.shape[-1]}. Make the encoder with the environment's `history_length`."
             )
-        slot = np.asarray(observation["slot"])
-        server_step, device_step = np.asarray(observation["server_step"]), np.asarray(observation["device_step"])
-        device_bits = np.asarray(observation["device_bits"])
-        remaining_bits = np.asarray(observation["remaining_bits"])
-        device_error = np.asarray(observation["device_error"])
-        config = self.config
-        encoded = np.empty((len(slot), len(self.names)), dtype=np.float32)
+        rows = _Rows(*map(np.asarray, _fields(observation)))
+        config, num_rows = self.config, len(rows.slot)
+        encoded = np.empty((num_rows, len(self.names)), dtype=np.float32)
         count = len(self.names) - self.history
         if self.history:
             recent = history[:, self.history_length - self.history :]
             np.clip(2.0 * recent / self._most_bits - 1.0, -1.0, 1.0, out=encoded[:, count:])
-        scalars = encoded if self.encoding != "one-hot" else np.empty((len(slot), len(_SCALARS)), dtype=np.float32)
-        _fill_scalars(
-            slot,
-            server_step,
-            device_step,
-            device_bits,
-            remaining_bits,
-            device_error,
-            config.deadline,
-            config.num_steps,
-            self._most_bits,
-            scalars,
-        )
-        if self.encoding == "one-hot":
+        if self.encoding == "summary":
+            _fill_summary(rows, config.deadline, self._most_bits, self._summary, encoded)
+            return encoded
+        one_hot = self.encoding == "one-hot"
+        scalars = np.empty((num_rows, _NUM_SCALARS), dtype=np.float32) if one_hot else encoded
+        _fill_scalars(rows, config.deadline, config.num_steps, self._most_bits, scalars)
+        if one_hot:
             encoded[:, :count] = 0.0
             encoded[:, count - 2 : count] = scalars[:, 4:]
-            rows, start = np.arange(len(slot)), 0
+            start = 0
             sizes = (config.deadline + 2, config.num_steps + 1, config.num_steps + 1, LOSSLESS_BITS + 1)
-            for values, size in zip((slot, server_step, device_step, device_bits), sizes, strict=True):
-                encoded[rows, start + values] = 1.0
+            for values, size in zip(rows[:4], sizes, strict=True):
+                encoded[np.arange(num_rows), start + values] = 1.0
                 start += size
-        if self.encoding == "summary":
-            _fill_summary(
-                slot,
-                server_step,
-                device_step,
-                device_error,
-                history,
-                config.deadline,
-                config.refinement_model,
-                self._sizes,
-                config.base_distortion,
-                self._grid_means,
-                self._grid_deviations,
-                _NORMAL_QUANTILES,
-                encoded[:, len(_SCALARS) : count],
-            )
         return encoded
 
     def encode_one(self, observation: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Commands of the project, each in a process of its own."""
+"""Commands of the project, run in this process or in one of their own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
+
+
+def run(command: Any, *words: object) -> str:
+    """What a typer command prints, run in this process; it has to end well."""
+    import typer
+    from typer.testing import CliRunner
+
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def run_module(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -103,7 +103,7 @@ class TestGenerate:
         assert run("generate", "diffusers", *arguments, "--overwrite") == 0
         ((out, model, prompts), kwargs) = calls.pop()
         assert (out, model, list(prompts)) == (tmp_path / "new", "a/b", ["a cat", "ein Bär"])
-        assert kwargs == {**options, "device": ["cuda:0", "cuda:1"], "overwrite": True}
+        assert kwargs == {**options, "device": ("cuda:0", "cuda:1"), "overwrite": True}
 
     def test_goes_on_and_does_not_replace(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         before = TrajectoryCache.open(folder).sha256

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from refine_env.commands import LARGEST_INTEGER, command, parse_list, run
+from refine_env.commands import LARGEST_INTEGER, command, parse_list, print_table, run
 from refine_env.errors import ConfigurationError
 from tests import command_lines
 from tests.command_lines import BASE, ENDS, ROOT, commands, lines, make_folder, modules
@@ -218,3 +218,19 @@ def test_a_command_without_a_line_fails_the_sweep(tmp_path: Path, monkeypatch: p
     (tmp_path / "agents" / "another.py").write_text('if __name__ == "__main__":\n    pass\n')
     monkeypatch.setattr(command_lines, "ROOT", tmp_path)
     assert modules() == ["agents.another"]
+
+
+def test_a_table_breaks_words_and_never_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "26")
+    lines = [["a policy with a long name", "1.234567e-05"], None, ["another", "[bold]2[/bold]"]]
+    for least_width, broken in ((0, True), (60, False)):
+        print_table(
+            {"policy": "left", "latent MSE": "right"}, lines, title="errors", notes=["below"], least_width=least_width
+        )
+        shown = capsys.readouterr().out
+        assert ("a policy with a long name" not in shown) == broken
+        assert "1.234567e-05" in shown
+        assert "bold" not in shown
+        assert shown.index("errors") < shown.index("latent MSE") < shown.index("another") < shown.index("below")

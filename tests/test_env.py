@@ -444,7 +444,7 @@ BAD_KWARGS: list[tuple[dict[str, Any], str]] = [
     ({"entropy_coding": True}, "`entropy_coding` must be False unless coder='closed_loop'"),
     ({"history_length": 0}, "`history_length` must be an integer in 1 … 100000"),
     ({"decision_epochs": 1}, "`decision_epochs` must be True or False"),
-    ({"link": {"subchannels": 60}}, "`link` must be an object with keys among num_subchannels"),
+    ({"link": {"subchannels": 60}}, "`link` must be an object with keys among .*, num_subchannels"),
     ({"link": {"uplink_bits": 0.0}}, "`uplink_bits` must be > 0"),
     ({"render_mode": "human3d"}, "`render_mode` must be one of 'ansi', 'human', 'rgb_array' or None"),
     ({"snr": 6.0}, "Environment arguments must be among .*got snr"),

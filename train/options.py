@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from refine_env._validation import check_choice
-from refine_env.commands import parse_list
-from refine_env.errors import ConfigurationError, import_extra, printable
+from refine_env.commands import parse_list, set_parameters
+from refine_env.errors import ConfigurationError, import_extra
 
 __all__ = [
     "FREE",
     "Options",
     "parse_numbers",
-    "reason",
     "require_extra",
     "show_log",
     "takes_options",
@@ -102,17 +101,19 @@ def _check_number(name: str, value: float, least: float | None, most: float | No
 def takes_options(kind: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command, which takes ``**options``, the fields of a dataclass as the signature that Typer reads."""
     annotated: Any = typing.Annotated
-    annotations = {name: annotated[annotation[:2]] for name, annotation in _annotations(kind).items()}
-    defaults = {field.name: field.default for field in dataclasses.fields(typing.cast("Any", kind))}
+    annotations = _annotations(kind)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=annotated[annotations[field.name][:2]],
+        )
+        for field in dataclasses.fields(typing.cast("Any", kind))
+    ]
 
     def give(function: Callable[..., None]) -> Callable[..., None]:
-        function.__annotations__ = annotations
-        function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
-                for name, annotation in annotations.items()
-            ]
-        )
+        set_parameters(function, parameters)
         return function
 
     return give
@@ -145,11 +146,6 @@ def require_extra(extra: str, packages: Iterable[str]) -> None:
 def show_log() -> None:
     """Write what the trainings log to the standard error, each line with the time of day."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-
-
-def reason(error: Exception) -> str:
-    """Kind and message of an error on one line of at most 200 characters; a message may quote what was read."""
-    return printable(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def unreadable_checkpoint(option: str, path: Path, why: str) -> ConfigurationError:

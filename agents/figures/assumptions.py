@@ -53,9 +53,9 @@ def draw_assumptions(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     error.axhline(1.0, color=GRAY, linewidth=0.8)
     error.set_ylabel("realized / predicted coding error")
     error.set_title("a  chains that end in $x_0$", fontsize=9, loc="left")
-    error.legend(fontsize=6, ncols=2)
     last = max(row["last_step"] for row in chains)
     _draw_chains(correlation, chains, "correlation", last)
+    correlation.legend(fontsize=6, ncols=2, loc="lower right")
     correlation.axhline(0.0, color=GRAY, linewidth=0.8)
     correlation.set_ylabel(r"correlation of $\hat x_t - x_t$ with $x_t - x_0$")
     correlation.set_title(f"b  what Eq. (8) neglects, t = {last}", fontsize=9, loc="left")
@@ -68,7 +68,7 @@ def draw_assumptions(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     latency.plot([0.5, 1.0], [0.5, 1.0], color=GRAY, linewidth=0.8, linestyle=":")
     latency.set_xlabel("q")
     latency.set_ylabel(r"P[$T_{dl} \leq \hat T_q$]")
-    latency.set_title("c  latency: mean, and range over SNRs and bit depths", fontsize=9, loc="left")
+    latency.set_title("c  latency: mean, range over SNRs and $b$", fontsize=9, loc="left")
     latency.legend(fontsize=7)
     scales = sorted({row["guidance_scale"] for row in tables["guidance.csv"]})
     for color, scale in zip(_COLORS, scales, strict=False):
@@ -84,7 +84,10 @@ def draw_assumptions(tables: Mapping[str, Table], folder: Path) -> list[Path]:
             label=f"guidance {scale:g}",
         )
         power.scatter([scale], [rows[0]["power"]], color=color, marker="o")
-        power.annotate(f"largest |x| {rows[0]['largest']:.1f}", (scale, rows[0]["power"]), fontsize=7)
+        largest = f"$|x_0| \\leq$ {rows[0]['largest']:.1f}"
+        power.annotate(
+            largest, (scale, rows[0]["power"]), (0, -11), textcoords="offset points", ha="center", fontsize=7
+        )
         guided = [row for row in tables["guided.csv"] if row["guidance_scale"] == scale]
         for agent, dashes in (("lookahead", "-"), ("persistent-q8", "--")):
             part = sorted((row for row in guided if row["agent"] == agent), key=lambda row: row["snr_db"])
@@ -100,6 +103,7 @@ def draw_assumptions(tables: Mapping[str, Table], folder: Path) -> list[Path]:
     policies.set_xlabel(SNR_LABEL)
     policies.set_ylabel("latent MSE at the deadline")
     policies.set_title("e  look-ahead (solid), Persistent-Q(8) (dashed)", fontsize=9, loc="left")
+    power.margins(0.15)
     power.set_xlabel("guidance scale")
     power.set_ylabel(r"power $E\,\Vert x_0\Vert^2/M$")
     power.set_title("f  what guidance does to the latents", fontsize=9, loc="left")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.figures.style import NOTE_COLOR
+from refine_env._files import replacing
 from refine_env.errors import import_extra
 
 __all__ = ["SNR_LABEL", "add_grid", "add_legend_above", "add_note", "legend_entries", "new_figure", "save_figure"]
@@ -33,15 +34,12 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 
 def save_figure(figure: Any, out: Path, name: str) -> list[Path]:
     """Write ``name.png`` and ``name.pdf``; the same figure gives the same bytes."""
-    written = []
-    out.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "pdf"):
-        path, temporary = out / f"{name}.{suffix}", out / f"{name}.{suffix}.tmp"
-        # No dates in the files: the same table gives the same bytes.
-        figure.savefig(temporary, format=suffix, dpi=200, metadata={"CreationDate": None} if suffix == "pdf" else None)
-        temporary.replace(path)
-        written.append(path)
-    return written
+    # No dates in the files: the same table gives the same bytes.
+    written = {out / f"{name}.png": None, out / f"{name}.pdf": {"CreationDate": None}}
+    for path, metadata in written.items():
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=200, metadata=metadata)
+    return list(written)
 
 
 def add_note(axes: Any, text: str, place: tuple[float, float], offset: tuple[float, float], **kwargs: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from agents.figures.canvas import SNR_LABEL, add_grid, new_figure, save_figure
+from agents.figures.canvas import SNR_LABEL, add_grid, add_note, new_figure, save_figure
 from agents.figures.style import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION
 from refine_env.evaluation import Table
 
@@ -23,7 +23,7 @@ _OWN: dict[tuple[str, str], tuple[str, str, str]] = {
     ("lookahead", "forward"): ("look-ahead (paper)", BLACK, "-"),
     ("dp", "closed_loop"): ("progressive, optimal", BLUE, "-"),
 }
-_STEP_COLORS = {5: PURPLE, 10: SKY_BLUE, 20: GREEN, 25: ORANGE, 50: VERMILION}
+_STEP_COLORS = (PURPLE, SKY_BLUE, GREEN, ORANGE, VERMILION)
 
 
 def _draw(axes: Any, rows: Iterable[dict[str, Any]], score: str, **style: Any) -> None:
@@ -58,9 +58,11 @@ def draw_sequential(cells: Table, folder: Path) -> list[Path]:
     for (agent, coder), (label, color, dashes) in _OWN.items():
         rows = [row for row in first if (row["agent"], row["coder"]) == (agent, coder)]
         _draw(left, rows, "latent_mse", color=color, linestyle=dashes, label=label)
+    left.axhline(_FLOOR, color=GRAY, linewidth=0.8)
+    add_note(left, "1e-8 and below", (0.56, _FLOOR), (0, 4))
     left.set_title(f"against the trajectory's own $x_0$ ({own[0]}, {own[1]} steps)", fontsize=9)
     solver = [row for row in cells if row["sampler"] == "dpmsolver++"]
-    for steps, color in _STEP_COLORS.items():
+    for steps, color in zip(sorted({row["steps"] for row in solver}), _STEP_COLORS, strict=False):
         rows = [row for row in solver if row["steps"] == steps]
         for agent, dashes, label in (("dp-final", "--", f"final, {steps} steps"), ("dp", "-", f"progressive, {steps}")):
             part = [row for row in rows if row["agent"] == agent]
@@ -71,5 +73,5 @@ def draw_sequential(cells: Table, folder: Path) -> list[Path]:
         axes.set_xlabel(SNR_LABEL)
         axes.set_ylabel("latent MSE at the deadline")
         add_grid(axes)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, handlelength=3.5)
     return save_figure(figure, folder, "sequential")

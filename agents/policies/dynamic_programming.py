@@ -198,6 +198,8 @@ class Recursion(NamedTuple):
         grid: the coding errors on which values are tabulated.
         refreshes: the held step may be sent again while it has an error.
         objective: what is minimized.
+        decoded: what a device with a decoder ends with, by step and coding error of the grid (T + 1, E); (0, 0) where
+            the device shows what it holds.
     """
 
     model: RefinementModel
@@ -205,6 +207,7 @@ class Recursion(NamedTuple):
     grid: ErrorGrid
     refreshes: bool
     objective: Objective
+    decoded: NDArray[np.float64]
 
     @classmethod
     def of(cls, config: SystemConfig, points_per_decade: int, objective: Objective) -> Recursion:
@@ -215,7 +218,10 @@ class Recursion(NamedTuple):
             older = slice(t + 1, None)
             largest[t] = model.residual_variance(t, older, largest[older]).max() * base.max()
         grid = ErrorGrid.up_to(max(float(largest.max()), 1e-300), points_per_decade)
-        return cls(model, base, grid, bool(config.make_coder().refreshes_held_step), objective)
+        decoded = np.zeros((0, 0))
+        if config.decoder_curve is not None:
+            decoded = config.decoder_curve.distortion(np.arange(config.num_steps + 1)[:, None], grid.errors)
+        return cls(model, base, grid, bool(config.make_coder().refreshes_held_step), objective, decoded)
 
 
 class Table(NamedTuple):
@@ -262,35 +268,36 @@ def _place(error: float, grid: ErrorGrid) -> tuple[int, float]:
 
 
 @kernel
-def _late_weight(knowledge: ChannelKnowledge, slots_left: int, objective: Objective) -> Any:
-    """Weight of the distortion that the device holds in the cost of a transmission that begins now, (|𝓑|, L).
-
-    The device shows it until the message has arrived, and at the deadline, too, if that is later.
-    """
-    return (
-        objective.terminal * knowledge.tail[:, :, slots_left]
-        + objective.running * knowledge.slots_before[:, :, slots_left]
-    )
+def _costs(recursion: Recursion, step: int, error: float) -> tuple[float, float]:
+    """Cost of holding u_t with the error e at the deadline, and of showing it after one slot."""
+    shown = distortion(recursion.model, step, error)
+    final = shown
+    if recursion.decoded.shape[0] > 0:
+        i, w = _place(error, recursion.grid)
+        final = (1.0 - w) * recursion.decoded[step, i] + w * recursion.decoded[step, i + 1]
+    return recursion.objective.terminal * final, recursion.objective.running * shown
 
 
 @kernel
 def _sending(
-    b: int, level: int, variance: float, held: float, sent: Any, late_weight: Any, recursion: Recursion
+    b: int, level: int, variance: float, held: tuple[float, float], sent: Any, law: Any, recursion: Recursion
 ) -> float:
     """What a transmission with the b-th bit depth is worth.
+
+    Until the message has arrived the device shows what it holds, and at the deadline, too, if the message is late.
 
     Args:
         b: index of the bit depth.
         level: of the slot's rate.
         variance: s² of its residual.
-        held: distortion of what the device holds.
+        held: what :func:`_costs` gives for what the device holds.
         sent: ``Table.sent`` of the slot, (|𝓑|, L, E).
-        late_weight: what :func:`_late_weight` gives.
+        law: probability that the message is late, and the expected slots before it arrives, each (|𝓑|, L).
         recursion: the recursion.
     """
     i, w = _place(variance * recursion.base[b], recursion.grid)
     in_time = (1.0 - w) * sent[b, level, i] + w * sent[b, level, i + 1]
-    return float(in_time + late_weight[b, level] * held)
+    return float(in_time + law[0][b, level] * held[0] + law[1][b, level] * held[1])
 
 
 @kernel
@@ -313,29 +320,29 @@ def _fill_table(table: Table, first_slot: int, knowledge: ChannelKnowledge, recu
                                 for i in range(errors.size):
                                     sent[b, level, i] += probability * row[c, i]
                 for level in range(levels):  # what is shown after the slot in which the message arrives
-                    arriving = objective.running * (1.0 - knowledge.tail[b, level, deadline + 1 - n])
+                    arriving = 1.0 - knowledge.tail[b, level, deadline + 1 - n]
                     for i in range(errors.size):
-                        sent[b, level, i] += arriving * distortion(model, t, errors[i])
+                        sent[b, level, i] += arriving * _costs(recursion, t, errors[i])[1]
         for p in range(t, num_steps + 1):
             own = table.values[table.first_row[n] + p]
             if n > deadline:
                 for i in range(errors.size):
-                    own[:, i] = objective.terminal * distortion(model, p, errors[i])
+                    own[:, i] = _costs(recursion, p, errors[i])[0]
                 continue
             following = table.values[table.first_row[n + 1] + p]
-            late_weight = _late_weight(knowledge, deadline + 1 - n, objective)
+            law = (knowledge.tail[:, :, deadline + 1 - n], knowledge.slots_before[:, :, deadline + 1 - n])
             for i in range(errors.size):
                 legal = may_transmit(t, p, num_steps, recursion.refreshes, errors[i] > 0.0)
                 legal = legal and (t == 0 or not objective.final_only)
-                held = distortion(model, p, errors[i])
+                held = _costs(recursion, p, errors[i])
                 variance = residual_variance(model, t, p, errors[i])
                 for level in range(levels):
-                    best = objective.running * held
+                    best = held[1]
                     for c in range(classes):
                         best += knowledge.onward[level, c] * following[c, i]
                     if legal:
                         for b in range(recursion.base.size):
-                            best = min(best, _sending(b, level, variance, held, sent, late_weight, recursion))
+                            best = min(best, _sending(b, level, variance, held, sent, law, recursion))
                     for c in range(classes):
                         own[c, i] += knowledge.mixing[c, level] * best
 
@@ -355,8 +362,8 @@ def _fill_expected_cost(
         n, p, error, level = states.slots[k], states.device_steps[k], states.errors[k], states.levels[k]
         i, w = _place(error, recursion.grid)
         following = table.values[table.first_row[n + 1] + p]
-        held = distortion(recursion.model, p, error)
-        expected[k, 0] = objective.running * held
+        held = _costs(recursion, p, error)
+        expected[k, 0] = held[1]
         for c in range(following.shape[0]):
             onward = knowledge.onward[level, c]
             expected[k, 0] += onward * ((1.0 - w) * following[c, i] + w * following[c, i + 1])
@@ -364,9 +371,9 @@ def _fill_expected_cost(
         expected[k, 1:] = np.inf
         if t == 0 or not objective.final_only:
             variance = residual_variance(recursion.model, t, p, error)
-            late_weight = _late_weight(knowledge, deadline + 1 - n, objective)
+            law = (knowledge.tail[:, :, deadline + 1 - n], knowledge.slots_before[:, :, deadline + 1 - n])
             for b in range(recursion.base.size):
-                expected[k, b + 1] = _sending(b, level, variance, held, table.sent[n], late_weight, recursion)
+                expected[k, b + 1] = _sending(b, level, variance, held, table.sent[n], law, recursion)
 
 
 @dataclass(eq=False)
@@ -423,17 +430,16 @@ class Solution:
     @cached_property
     def predicted_value(self) -> float:
         """Least expected cost over the law of T_ul; with nothing delivered where the uplink never ends."""
-        uplink, objective, deadline = self.knowledge.uplink, self.objective, self.config.deadline
-        held = float(self.recursion.model.clean[-1])
-        nothing = held * (objective.terminal + objective.running * deadline)
+        uplink, deadline = self.knowledge.uplink, self.config.deadline
+        final, shown = map(float, plain(_costs)(self.recursion, self.config.num_steps, 0.0))
+        nothing = final + deadline * shown
         value = nothing * max(0.0, 1.0 - float(uplink.sum()))
         for slots in range(deadline + 1):
             probability = float(uplink[slots].sum())
             if probability > _NEGLIGIBLE and slots + 2 > deadline:
                 value += nothing * probability
             elif probability > _NEGLIGIBLE:
-                value += float(uplink[slots] @ self.at_uplink_end(slots))
-                value += objective.running * slots * held * probability
+                value += float(uplink[slots] @ self.at_uplink_end(slots)) + slots * shown * probability
         return value
 
     def expected_cost(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
@@ -545,8 +551,8 @@ class DynamicProgramming(Agent):
         server_steps, device_steps = batch["server_step"], batch["device_step"]
         values = np.full(server_steps.size, np.nan)
         ended = batch["slot"] > config.deadline
-        shown = config.refinement_model.distortion(device_steps[ended], _device_errors(batch)[ended])
-        values[ended] = recursion.objective.terminal * shown
+        final = config.final_distortion(device_steps[ended], _device_errors(batch)[ended])
+        values[ended] = recursion.objective.terminal * final
         idle = ~ended & (batch["remaining_bits"].reshape(-1) == 0.0)
         lossy = plain(is_lossy)(batch["device_bits"])
         legal = plain(may_transmit)(server_steps, device_steps, config.num_steps, recursion.refreshes, lossy)

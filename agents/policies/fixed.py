@@ -15,7 +15,11 @@ __all__ = ["PersistentQ", "RandomAgent"]
 
 
 class PersistentQ(Agent):
-    """TRANSMIT(b) whenever that is legal: every fresh latent, as fast as the channel allows.
+    """TRANSMIT(b) whenever that is legal: the policy sends every fresh latent, as fast as the channel allows.
+
+    Args:
+        config: the system.
+        bits: b.
 
     Raises:
         ConfigurationError: if b is not among the configuration's bit depths.
@@ -36,7 +40,7 @@ class RandomAgent(Agent):
 
     Args:
         config: the system.
-        seed: of its own generator, which runs on through resets.
+        seed: seed of the policy's own generator. Resets do not restart it.
     """
 
     def __init__(self, config: SystemConfig, *, seed: int = 0) -> None:

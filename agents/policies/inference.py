@@ -18,7 +18,7 @@ from refine_env.link import RateLaw
 __all__ = ["PRIOR_SNRS_DB", "InferringDynamicProgramming"]
 
 PRIOR_SNRS_DB = (-3.0, 27.0)
-"""SNRs between which every one is as likely beforehand, where the configuration has no range [dB]."""
+"""The prior where the configuration has no range: the SNR is uniformly distributed between these two [dB]."""
 
 _SPACING_DB = 0.2  # a schedule that is right for one SNR may be late at one 0.5 dB lower
 _MOMENT_SPACING_DB = 3.0  # of the SNRs between which logarithms of mean and standard deviation are interpolated
@@ -28,11 +28,13 @@ _POINTS_PER_DECADE = 6  # of the policies' grids, of which there are many
 
 
 class _Rates:
-    """The rate's law over the SNR: computed where SNRs are whole, as they are needed, and scaled in between.
+    """The law of a slot's rate as a function of the SNR.
+
+    A law is computed at whole SNRs, when it is first needed, and scaled to the SNRs in between.
 
     Args:
-        config: the system; its own SNR is not looked at.
-        snrs_db: at which the law is wanted, ascending (G,).
+        config: the system. Its own SNR does not matter.
+        snrs_db: the SNRs at which the law is wanted, ascending [dB] (G,).
     """
 
     def __init__(self, config: SystemConfig, snrs_db: NDArray[np.float64]) -> None:
@@ -52,7 +54,7 @@ class _Rates:
         return replace(self._config, snr_db=float(snr_db)).rate_law
 
     def solution(self, snr_db: float) -> Solution:
-        """The optimal policy at an SNR, kept."""
+        """The optimal policy at an SNR, computed at the first call."""
         if snr_db not in self._solutions:
             self._solutions[snr_db] = self._solve(snr_db)
         return self._solutions[snr_db]
@@ -70,22 +72,22 @@ def _rates(config: SystemConfig, snrs_db: tuple[float, ...]) -> _Rates:
 
 
 class InferringDynamicProgramming(Agent):
-    """The optimal policies of all SNRs, weighted by how likely each SNR is, given the rates seen so far.
+    """The optimal policies of all SNRs, weighted by the posterior probability of each SNR, given the rates seen so far.
 
-    A slot's rate is nearly Gaussian, the sum of many subchannels, so the likelihood is taken from its mean and standard
-    deviation. The action is the one of the least expected distortion if the SNR were known from the next slot on. A
-    configuration with a single SNR is played without looking at it.
+    The rate of a slot is a sum over many subchannels and nearly Gaussian, so the likelihood is that of a Gaussian with
+    the rate's mean and standard deviation. The action has the least expected distortion if the SNR becomes known in
+    the next slot. Where the configuration has a single SNR, the policy does not use it.
 
     Args:
         config: the system, with one SNR or a range.
-        snrs_db: (low, high) between which every SNR is as likely beforehand; None: the configuration's range, or
+        snrs_db: the prior is uniform on this pair (low, high) [dB]; None: on the configuration's range, or on
             :data:`PRIOR_SNRS_DB`.
 
     Attributes:
-        snrs_db: the SNRs that are told apart (G,).
+        snrs_db: the SNRs that the policy distinguishes [dB] (G,).
 
     Raises:
-        ConfigurationError: if ``snrs_db`` is not such a pair.
+        ConfigurationError: if ``snrs_db`` is not such a pair, or the link's slots are not independent.
     """
 
     env_kwargs: ClassVar[Mapping[str, Any]] = {"coder": "closed_loop", "payload": "latent"}

@@ -18,7 +18,7 @@ __all__ = ["ClosedLoopLookahead", "Lookahead"]
 
 
 def _largest_feasible(latency: NDArray[np.int64], deadline: int, slack: int) -> NDArray[np.int64]:
-    """Per slot n (index n): the largest b with n + T̂_q(Mb) − slack <= T_d, as an index; -1 if none."""
+    """For every slot n, the index of the largest b with n + T̂_q(Mb) − slack <= T_d; −1 where no b fits (T_d + 1,)."""
     fits = np.arange(deadline + 1)[:, None] + latency - slack <= deadline
     return np.where(fits.any(axis=1), latency.size - 1 - np.argmax(fits[:, ::-1], axis=1), -1)
 
@@ -39,7 +39,10 @@ class Promises(NamedTuple):
 
 @kernel
 def _best_second(n: int, t: int, promises: Promises, literal: bool) -> tuple[float, int]:
-    """Strategy 2: (D_2*, first bit depth's index). b ascending, then τ'; later ones only if strictly better."""
+    """Strategy 2: D_2* and the index of the first bit depth.
+
+    Bit depths ascend, and so do the waits τ' of each. Of equally good candidates the first one wins.
+    """
     best, first = np.inf, -1
     for b in range(promises.latency.size):
         for second_slot in range(n + promises.latency[b], promises.largest.size):
@@ -55,7 +58,7 @@ def _best_second(n: int, t: int, promises: Promises, literal: bool) -> tuple[flo
 
 @kernel
 def _best_single(n: int, t: int, device: int, promises: Promises) -> tuple[float, int, int]:
-    """Strategy 1: (D_1*, τ*, bit depth's index). τ ascending; later ones only if strictly better."""
+    """Strategy 1: D_1*, τ* and the index of the bit depth. Of equally good waits the shortest one wins."""
     best, wait, chosen = np.inf, -1, -1
     for slot in range(n, promises.largest.size):
         depth = promises.largest[slot]
@@ -69,7 +72,7 @@ def _best_single(n: int, t: int, device: int, promises: Promises) -> tuple[float
 
 @kernel
 def _fill_table(promises: Promises, literal: bool, table: NDArray[np.int8]) -> None:
-    """Actions by slot (T_d + 2), server step and device step; what is not written is WAIT."""
+    """Fill in the actions by slot, server step and device step (T_d + 2, T + 1, T + 1), a table of WAIT before."""
     num_steps = promises.total.shape[0] - 1
     for n in range(1, promises.largest.size):
         for t in range(num_steps):
@@ -98,10 +101,10 @@ class Lookahead(Agent):
 
     Args:
         config: the system, with a single SNR.
-        literal: allow that second transmission of the same step, as the paper's text does
+        literal: the second transmission may be of the same step, as the paper's text allows
             (``lookahead-literal``).
-        tight: a transmission begun in slot n ends in slot n + T̂ − 1, so let that, not n + T̂ as in [K], be at
-            most T_d (``lookahead-tight``).
+        tight: require n + T̂ − 1 <= T_d of a transmission that begins in slot n, since it ends in that slot. [K]
+            requires n + T̂ <= T_d (``lookahead-tight``).
 
     Raises:
         ConfigurationError: if the configuration has an SNR range.
@@ -121,7 +124,7 @@ class Lookahead(Agent):
         _fill_table(Promises(distortion, self.latency, largest), literal, self.table)
 
     def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Look the actions up."""
+        """The actions that the table has for slot, server step and device step."""
         actions: NDArray[np.int8] = self.table[
             observation["slot"], observation["server_step"], observation["device_step"]
         ]
@@ -129,10 +132,10 @@ class Lookahead(Agent):
 
 
 class ClosedLoopLookahead(Lookahead):
-    """The paper's look-ahead with the closed-loop coder: the same table, Eqs. (8)–(10) and all.
+    """The paper's look-ahead with the closed-loop coder.
 
-    What the coder gains is not in its distortions, and the step that the device holds is never sent again; side
-    information is too small to be in its latencies.
+    Its table is that of the paper's coder, by Eqs. (8)–(10): the distortions do not contain what the closed-loop coder
+    gains, the latencies do not contain its side information, and the step that the device holds is never sent again.
 
     Args:
         config: the system, with a single SNR.

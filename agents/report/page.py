@@ -198,6 +198,7 @@ def command_of(run: Mapping[str, Any]) -> str:
         "--bit-depths": ",".join(map(str, kwargs.get("bit_depths") or [])) or None,
         "--deadline": kwargs.get("deadline"),
         "--payload": kwargs.get("payload"),
+        "--latency-quantile": kwargs.get("latency_quantile"),
         "--moments": kwargs.get("moments"),
     }
     if images:

@@ -238,25 +238,23 @@ def _draw_episode(trace: Table, num_steps: int, floor: float) -> Any:
             hovertemplate="slot %{x}: %{y:.3f} bit/dim",
         )
     slots = [slot["slot"] for slot in trace]
-    line = {"shape": "hvh", "width": 2.0}
-    figure.add_scatter(
-        name="newest step at the server",
-        x=slots,
-        y=[slot["server_step"] for slot in trace],
-        mode="lines",
-        line={**line, "color": _SERVER_COLOR, "dash": "dot"},
-        hovertemplate="slot %{x}: server has x<sub>%{y}</sub>",
-        yaxis="y2",
-    )
-    figure.add_scatter(
-        name="step at the device",
-        x=slots,
-        y=[slot["device_step"] for slot in trace],
-        mode="lines",
-        line={**line, "color": _DEVICE_COLOR},
-        hovertemplate="slot %{x}: device holds x<sub>%{y}</sub>",
-        yaxis="y2",
-    )
+
+    def add_line(name: str, values: list[Any], hover: str, axis: str, line: Mapping[str, str], **own: Any) -> None:
+        figure.add_scatter(
+            name=name,
+            x=slots,
+            y=values,
+            mode="lines",
+            line={"shape": "hvh", "width": 2.0, **line},
+            hovertemplate=f"slot %{{x}}: {hover}",
+            yaxis=axis,
+            **own,
+        )
+
+    at_server, at_device = ([slot[name] for slot in trace] for name in ("server_step", "device_step"))
+    server_line, device_line = {"color": _SERVER_COLOR, "dash": "dot"}, {"color": _DEVICE_COLOR}
+    add_line("newest step at the server", at_server, "server has x<sub>%{y}</sub>", "y2", server_line)
+    add_line("step at the device", at_device, "device holds x<sub>%{y}</sub>", "y2", device_line)
     messages = _messages(trace)
     for name, dash, delivered in (
         ("message in flight", "solid", True),
@@ -293,17 +291,10 @@ def _draw_episode(trace: Table, num_steps: int, floor: float) -> Any:
             legendgroup="delivery",
             yaxis=axis,
         )
-    figure.add_scatter(
-        name="latent MSE held",
-        x=slots,
-        y=[slot["latent_mse"] or floor for slot in trace],
-        customdata=[slot["latent_mse"] for slot in trace],
-        mode="lines",
-        line={**line, "color": _DEVICE_COLOR},
-        hovertemplate="slot %{x}: MSE %{customdata:.3e}",
-        showlegend=False,
-        yaxis="y3",
-    )
+    errors = [slot["latent_mse"] for slot in trace]
+    shown = [error or floor for error in errors]
+    hover = "MSE %{customdata:.3e}"
+    add_line("latent MSE held", shown, hover, "y3", device_line, customdata=errors, showlegend=False)
     return figure
 
 

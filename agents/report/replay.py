@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
 import agents
 from refine_env import ENV_ID, ConfigurationError, SystemConfig
 from refine_env.coding import RefinementCodec
-from refine_env.evaluation import Policy, Table, reset_policy
+from refine_env.evaluation import Policy, Table, play_episode
 
 __all__ = ["TRACE_COLUMNS", "replay_row", "trace_episode"]
 
@@ -76,20 +75,18 @@ def trace_episode(
     config: SystemConfig = inner.config
     policy = make_policy(config)
     policy.check_config(config)
-    observation, info = env.reset(seed=seed)
-    reset_policy(policy, 1, inner.episode_rates[None])
+    episode = play_episode(env, policy, seed=seed)
+    trajectory = next(episode).info["trajectory"]
     codec = None
     if latents:
-        source = inner.cache.payload(info["trajectory"], config.payload)
-        codec = RefinementCodec(config.make_coder(), inner.cache.initial(info["trajectory"], config.payload))
+        source = inner.cache.payload(trajectory, config.payload)
+        codec = RefinementCodec(config.make_coder(), inner.cache.initial(trajectory, config.payload))
     step, bits = config.num_steps, 0
     rows: Table = []
-    terminated = False
-    while not terminated:
-        before = observation
+    for observation, info, action, before in episode:
+        assert before is not None
+        assert action is not None
         busy = before["remaining_bits"][0] > 0.0
-        action = int(policy.select_action(before, info))
-        observation, _, terminated, _, info = env.step(np.int64(action))
         if action > 0 and not info["illegal_action"]:
             step, bits = int(before["server_step"]), config.bit_depths[action - 1]
         elif not busy:

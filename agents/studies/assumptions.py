@@ -41,13 +41,13 @@ __all__ = [
 ]
 
 LENGTHS = (1, 2, 3, 4, 6, 8)
-LAST_STEPS = (0, 20)
+LAST_STEPS = (0.0, 0.4)  # of T
 CHAIN_BITS = (3, 4, 8, 10)
 QUANTILES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 GUIDANCE_SCALES = (1.0, 2.0, 4.0, 7.5)
 GUIDED_POLICIES = ("lookahead", "persistent-q8")
 GUIDED_BITS = (3, 4, 6, 8, 10, 12)
-_SIMULATED_MESSAGES = 20_000
+_SIMULATED_MESSAGES = 100_000
 
 CHAIN_COLUMNS: dict[str, type] = {
     "coder": str,
@@ -69,7 +69,7 @@ COVERAGE_COLUMNS: dict[str, type] = {
     **dict.fromkeys(("coverage", "simulated"), float),
 }
 """Columns of ``coverage.csv``: per SNR, bit depth and q, the slots T̂_q that the ``paper``'s and the ``exact`` law
-promise, and the probability that the message takes no longer: by the exact law, and in a simulation of 20,000
+promise, and the probability that the message takes no longer: by the exact law, and in a simulation of 100,000
 messages."""
 
 GUIDANCE_COLUMNS: dict[str, type] = {
@@ -99,7 +99,7 @@ def tabulate_chains(
     *,
     bit_depths: Sequence[int] = CHAIN_BITS,
     lengths: Sequence[int] = LENGTHS,
-    last_steps: Sequence[int] = LAST_STEPS,
+    last_steps: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Table:
     """Coding errors along chains of refinements, realized against predicted.
@@ -110,7 +110,7 @@ def tabulate_chains(
         coder: ``"forward"`` or ``"closed_loop"``; the latter with the model's moments.
         bit_depths: b, the same in every message of a chain.
         lengths: numbers of messages; their steps are evenly spaced from 0.9 T to the last one.
-        last_steps: steps that the chains end in.
+        last_steps: steps that the chains end in; default 0 and 0.4 T.
         progress: called after each trajectory with 1.
 
     Returns:
@@ -120,6 +120,7 @@ def tabulate_chains(
         snr_db=6.0, latent_dim=cache.latent_dim, schedule=cache.schedule, bit_depths=tuple(bit_depths), coder=coder
     )
     made, model = config.make_coder(), config.refinement_model
+    last_steps = _last_steps(cache.num_steps) if last_steps is None else last_steps
     cases = {
         tuple((int(step), bits) for step in _steps(cache.num_steps, last, length)): (last, bits, length)
         for last in last_steps
@@ -158,6 +159,10 @@ def tabulate_chains(
             )
         table.append(row)
     return sorted(table, key=lambda row: (row["last_step"], row["bits"], row["length"]))
+
+
+def _last_steps(num_steps: int) -> list[int]:
+    return [round(share * num_steps) for share in LAST_STEPS]
 
 
 def _steps(num_steps: int, last: int, length: int) -> NDArray[np.int64]:
@@ -286,7 +291,7 @@ def _run(request: Request) -> tuple[list[Path], dict[str, Any]]:
         [
             [f"{coder}, {last}, {bits}", *(_shown(r) for r in chains if _case(r) == (coder, last, bits))]
             for coder in CODERS
-            for last in LAST_STEPS
+            for last in _last_steps(origin.num_steps)
             for bits in CHAIN_BITS
         ],
         title="realized over predicted coding error, by the number of messages",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agents.studies.images import Decoder, decode
 from refine_env import TrajectoryCache
-from refine_env.coding import ForwardCoder
+from refine_env.coding import ForwardCoder, Transmission
 from refine_env.evaluation import Table, bootstrap_interval, read_table
 from refine_env.metrics import mean_square_error
 from refine_env.model.distortion import diffusion_distortion
@@ -129,7 +129,7 @@ def tabulate_quantization(
         latents = np.ascontiguousarray(cache.latents(index)).reshape(cache.num_steps + 1, -1)
         for device_step, step, bits in cases:
             device = latents[device_step].astype(np.float32)
-            coder.deliver(latents.view(np.uint16), device, step, device_step, bits, 0.0)
+            coder.deliver(latents.view(np.uint16), device, Transmission(step, device_step, bits))
             errors[device_step, step, bits].append(float(np.square(device.astype(np.float64) - latents[step]).mean()))
         if progress is not None:
             progress(1)
@@ -138,7 +138,7 @@ def tabulate_quantization(
             "device_step": device_step,
             "step": step,
             "bits": bits,
-            **_compare(coder.refinement(step, device_step, bits, 0.0).error, errors[device_step, step, bits]),
+            **_compare(coder.refinement(Transmission(step, device_step, bits)).error, errors[device_step, step, bits]),
             "trajectories": len(errors[device_step, step, bits]),
         }
         for device_step, step, bits in cases

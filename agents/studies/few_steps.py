@@ -28,7 +28,7 @@ def few_step_cache(
     num_steps: int,
     *,
     guidance_scale: float | None = None,
-    folder: Path = FOLDER,
+    folder: Path | None = None,
 ) -> TrajectoryCache:
     """The trajectories of ``origin``'s prompts and initial noise by another sampler, made if they are not there yet.
 
@@ -39,7 +39,7 @@ def few_step_cache(
         sampler: a scheduler of ``refine-env generate diffusers``.
         num_steps: T.
         guidance_scale: that of the new cache; None is that of ``origin``.
-        folder: where caches are kept.
+        folder: where caches are kept; None is :data:`FOLDER`.
 
     Raises:
         ConfigurationError: if ``origin`` comes from no model.
@@ -53,7 +53,7 @@ def few_step_cache(
             f"`cache` must come from a diffusion model to be generated in few steps, got {origin.path.name!r}, whose "
             f"source is {recipe.source!r}. Use the default cache."
         )
-    path = folder / cache_name(origin, sampler, num_steps, guidance_scale)
+    path = (folder or FOLDER) / cache_name(origin, sampler, num_steps, guidance_scale)
     if not path.is_dir():
         generate_diffusers(
             path,

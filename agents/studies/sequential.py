@@ -7,7 +7,7 @@ the best ones), generation in few steps by deterministic samplers, and the progr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from agents.studies.base import Request, Study
 from agents.studies.few_steps import SAMPLERS, few_step_cache
 from agents.studies.paired import Resampled, interval, mean_and_interval, resample
 from refine_env import TrajectoryCache
+from refine_env.coding import LOSSLESS_BITS
 from refine_env.commands import print_table
 from refine_env.config import PAPER_BIT_DEPTHS
 from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, read_table, roll_out_many, write_table
@@ -43,6 +44,8 @@ FEW_STEPS = (5, 10, 20, 25, 50)
 REFERENCE_STEPS = (50, 200)
 """Steps of the same sampler from the same x_T, whose x_0 is what a device is to show."""
 
+_FIXED = ("final-only", *(f"final-q{bits}" for bits in PAPER_BIT_DEPTHS if bits != LOSSLESS_BITS))
+_ADAPTIVE = {"forward": "final-adaptive", "closed_loop": "final-adaptive-closed-loop"}
 _REFERENCES = tuple(f"mse_{steps}" for steps in REFERENCE_STEPS)
 _KEYS = ("sampler", "steps", "agent", "coder", "snr_db")
 _SCORES = ("latent_mse", *_REFERENCES)
@@ -71,9 +74,8 @@ def curves(own_sampler: str, num_steps: int) -> list[Curve]:
         own_sampler: the sampler that generated the cache.
         num_steps: its T.
     """
-    single = [f"final-q{bits}" for bits in PAPER_BIT_DEPTHS[:-1]]
-    forward = ["lookahead", "final-only", *single, "final-adaptive"]
-    closed_loop = ["dp", "dp-final", "lookahead-closed-loop", "final-only", *single, "final-adaptive-closed-loop"]
+    forward = ["lookahead", *_FIXED, _ADAPTIVE["forward"]]
+    closed_loop = ["dp", "dp-final", "lookahead-closed-loop", *_FIXED, _ADAPTIVE["closed_loop"]]
     own = [Curve(own_sampler, num_steps, agent, "forward") for agent in forward]
     own += [Curve(own_sampler, num_steps, agent, "closed_loop") for agent in closed_loop]
     few = ["lookahead-closed-loop", "final-adaptive-closed-loop", "dp-final", "dp"]
@@ -140,6 +142,7 @@ GAINS = {
     "closed-loop coder": (("final-adaptive", "forward"), ("final-adaptive-closed-loop", "closed_loop")),
     "best sequential schedule": (("final-adaptive-closed-loop", "closed_loop"), ("dp-final", "closed_loop")),
     "progressiveness": (("dp-final", "closed_loop"), ("dp", "closed_loop")),
+    "dp over final-adaptive": (("final-adaptive-closed-loop", "closed_loop"), ("dp", "closed_loop")),
     "all of it": (("final-only", "forward"), ("dp", "closed_loop")),
 }
 """What each ingredient is worth on the cache's own trajectories: the scheme without it, and the scheme with it."""
@@ -205,7 +208,7 @@ def summarize_sequential(table: Table) -> tuple[Table, Table]:
     own = (table[0]["sampler"], table[0]["steps"])
     gains: Table = []
     for snr_db in dict.fromkeys(row["snr_db"] for row in table):
-        for gain, score, over, under in _ingredients(own, snr_db, scores[_REFERENCES[-1]]):
+        for gain, score, over, under in _ingredients(own, snr_db, scores):
             ratio = scores[score][*over, snr_db] / scores[score][*under, snr_db]
             names = {"gain": gain, "snr_db": snr_db, "score": score, "over": _label(over), "under": _label(under)}
             gains.append({**names, **interval("ratio", ratio)})
@@ -213,22 +216,28 @@ def summarize_sequential(table: Table) -> tuple[Table, Table]:
 
 
 def _ingredients(
-    own: tuple[str, int], snr_db: float, against_many_steps: Mapping[tuple[Any, ...], Resampled]
+    own: tuple[str, int], snr_db: float, scores: Mapping[str, Mapping[tuple[Any, ...], Resampled]]
 ) -> Iterator[tuple[str, str, tuple[Any, ...], tuple[Any, ...]]]:
     """Every ingredient's name and score, and the curve without and the curve with it."""
+
+    def lowest(score: str, options: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+        return min(options, key=lambda option: float(scores[score][*option, snr_db][0]))
+
     for gain, (over, under) in GAINS.items():
         yield gain, "latent_mse", (*own, *over), (*own, *under)
+    for coder, adaptive in _ADAPTIVE.items():
+        fixed = lowest("latent_mse", ((*own, agent, coder) for agent in _FIXED))
+        yield f"adaptive over the best fixed depth, {coder}", "latent_mse", fixed, (*own, adaptive, coder)
     for sampler in SAMPLERS:
 
         def curve(agent: str, steps: int, sampler: str = sampler) -> tuple[Any, ...]:
             return sampler, steps, agent, "closed_loop"
 
         # Of a scheme in few steps, the number of steps whose mean is the lowest.
-        sequential, progressive = (
-            min((curve(agent, steps) for steps in FEW_STEPS), key=lambda c: float(against_many_steps[*c, snr_db][0]))
-            for agent in ("dp-final", "dp")
-        )
         score, many = _REFERENCES[-1], FEW_STEPS[-1]
+        sequential, progressive = (
+            lowest(score, [curve(agent, steps) for steps in FEW_STEPS]) for agent in ("dp-final", "dp")
+        )
         yield f"fewer steps, sequential, {sampler}", score, curve("dp-final", many), sequential
         yield f"fewer steps, progressive, {sampler}", score, curve("dp", many), progressive
         yield f"progressiveness, each in its best steps, {sampler}", score, sequential, progressive
@@ -270,7 +279,7 @@ def _run(request: Request) -> tuple[list[Path], dict[str, Any]]:
         ],
         title="MSE without over MSE with each ingredient",
         notes=["=: the 95 % interval, which is in gains.csv, holds 1."],
-        least_width=100,
+        least_width=44 + 11 * len(snrs_db),
     )
     return paths, {"curves": [curve._asdict() for curve in chosen], "model": origin.manifest.recipe.model}
 

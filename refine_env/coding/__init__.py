@@ -1,16 +1,16 @@
 """Quantizers, the refinement coder, and its bitstream."""
 
 from refine_env.coding.bitstream import Message, RefinementCodec
+from refine_env.coding.config import CODERS, PAYLOADS, CoderConfig
+from refine_env.coding.kernels import Transmission
 from refine_env.coding.lloyd_max import LOSSLESS_BITS, MAX_QUANTIZER_BITS, LloydMax, base_distortion
 from refine_env.coding.refinement import (
-    CODERS,
     Chain,
     ClosedLoopCoder,
     Code,
     Coder,
     ForwardCoder,
     Refinement,
-    check_entropy_coding,
     make_coder,
 )
 
@@ -18,16 +18,18 @@ __all__ = [
     "CODERS",
     "LOSSLESS_BITS",
     "MAX_QUANTIZER_BITS",
+    "PAYLOADS",
     "Chain",
     "ClosedLoopCoder",
     "Code",
     "Coder",
+    "CoderConfig",
     "ForwardCoder",
     "LloydMax",
     "Message",
     "Refinement",
     "RefinementCodec",
+    "Transmission",
     "base_distortion",
-    "check_entropy_coding",
     "make_coder",
 ]

@@ -20,6 +20,7 @@ from refine_env._compiled import plain
 from refine_env._validation import check_integer
 from refine_env.coding import kernels
 from refine_env.coding.entropy import compress_indices, decompress_indices
+from refine_env.coding.kernels import Transmission
 from refine_env.coding.lloyd_max import LOSSLESS_BITS
 from refine_env.coding.refinement import Code, Coder
 from refine_env.errors import BitstreamError, ConfigurationError, import_extra
@@ -325,9 +326,7 @@ class RefinementCodec:
             )
         step, bits = operator.index(step), operator.index(bits)
         self._check_step(step, bits)
-        code = self.coder.encode(
-            patterns, self.device, step, self.device_step, bits, self.device_error, self.num_deliveries
-        )
+        code = self.coder.encode(patterns, self.device, self._transmission(step, bits))
         decoded, _ = self._decode(code, step, bits)
         coded = self.coder.entropy_coded(self.latent_dim, bits)
         size = self.coder.payload_bits(self.latent_dim, bits) // 8
@@ -412,9 +411,7 @@ class RefinementCodec:
     def _decode(self, code: Code, step: int, bits: int) -> tuple[NDArray[np.float32], float]:
         decoded = self.device.copy()
         with np.errstate(over="ignore", invalid="ignore"):  # of moments that are none; refused below
-            error = self.coder.decode(
-                code, decoded, step, self.device_step, bits, self.device_error, self.num_deliveries
-            )
+            error = self.coder.decode(code, decoded, self._transmission(step, bits))
         if not (np.isfinite(decoded).all() and math.isfinite(error)):
             raise BitstreamError(
                 "The decoded latent and its error must be finite, got values that are not. "
@@ -422,6 +419,10 @@ class RefinementCodec:
             )
         decoded.setflags(write=False)
         return decoded, error
+
+    def _transmission(self, step: int, bits: int) -> Transmission:
+        """A transmission to this device."""
+        return Transmission(step, self.device_step, bits, self.device_error, self.num_deliveries)
 
     def _check_step(self, step: int, bits: int) -> None:
         if bits not in self.coder.bit_depths:

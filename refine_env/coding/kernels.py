@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numba
 import numpy as np
@@ -11,22 +11,25 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from refine_env._compiled import kernel
-from refine_env.coding.lloyd_max import LOSSLESS_BITS, QuantizerTable
+from refine_env.coding.lloyd_max import LOSSLESS_BITS, Cells, QuantizerTable
 from refine_env.model.distortion import RefinementModel
 from refine_env.model.rules import residual_variance
 
 __all__ = [
+    "Chains",
     "CoderTables",
+    "Transmission",
+    "add_residual",
     "begin",
     "begin_batch",
     "decode_float16",
-    "decode_residual",
     "deliver",
     "deliver_batch",
-    "encode_residual",
+    "dequantize",
     "fill_orders",
     "fit_scale",
     "hadamard",
+    "index_values",
     "mean_square_error",
     "pack_bits",
     "predict_errors",
@@ -39,6 +42,11 @@ __all__ = [
     "unpack_bits",
     "unrotate",
 ]
+
+Floats: TypeAlias = NDArray[np.float32]
+Patterns: TypeAlias = NDArray[np.uint16]
+Orders: TypeAlias = NDArray[np.int32]
+"""Values of a latent, float16 patterns of one, and the rows of :func:`fill_orders`, under short names."""
 
 _FLOAT16_SCALE = np.float32(2.0**112)
 _LARGEST_FLOAT16 = 65504.0
@@ -59,25 +67,25 @@ def _half(pattern: Any) -> Any:
 
 
 @kernel
-def decode_float16(patterns: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
+def decode_float16(patterns: Patterns, out: Floats) -> None:
     """float32 values of finite float16 patterns; both (M,)."""
     for m in range(patterns.size):
         out[m] = _half(patterns[m])
 
 
 @kernel
-def _row(value: Any, cells: NDArray[np.float32], origin: Any, bins_per_unit: Any) -> Any:
-    """The row of ``cells`` that settles ``value``."""
-    position = (value - origin) * bins_per_unit
+def _row(value: Any, cells: Cells) -> Any:
+    """The row of the cells that settles ``value``."""
+    position = (value - cells.origin) * cells.bins_per_unit
     # Clamp as a float: an outlier's position may not fit an integer.
-    return int(min(max(position, np.float32(0.0)), np.float32(cells.shape[0] - 1)))
+    return int(min(max(position, np.float32(0.0)), np.float32(cells.rows.shape[0] - 1)))
 
 
 @kernel
-def quantize_value(value: Any, cells: NDArray[np.float32], origin: Any, bins_per_unit: Any) -> Any:
+def quantize_value(value: Any, cells: Cells) -> Any:
     """The level of ``value``, both float32: ``levels[numpy.searchsorted(thresholds, value, side="left")]``."""
-    row = _row(value, cells, origin, bins_per_unit)
-    return cells[row, 2] if value > cells[row, 0] else cells[row, 1]
+    row = _row(value, cells)
+    return cells.rows[row, 2] if value > cells.rows[row, 0] else cells.rows[row, 1]
 
 
 @kernel
@@ -89,7 +97,7 @@ def _total(sums: NDArray[np.float64]) -> float:
 
 
 @kernel
-def mean_square_error(device: NDArray[np.float32], clean: NDArray[np.uint16]) -> Any:
+def mean_square_error(device: Floats, clean: Patterns) -> Any:
     """(1/M)‖ŷ − x_0‖² of [K] Eq. (1); ``clean`` as float16 patterns, both (M,).
 
     Accumulated in float64 in eight interleaved sums, which the processor can add side by side.
@@ -108,26 +116,15 @@ def mean_square_error(device: NDArray[np.float32], clean: NDArray[np.uint16]) ->
 
 
 @kernel
-def _refine(
-    latent: NDArray[np.uint16],
-    held: NDArray[np.float32],
-    device: NDArray[np.float32],
-    gain: Any,
-    scale: Any,
-    cells: NDArray[np.float32],
-    origin: Any,
-    bins_per_unit: Any,
-) -> None:
+def _refine(latent: Patterns, held: Floats, device: Floats, gain: Any, scale: Any, cells: Cells) -> None:
     reciprocal = np.float32(1.0) / scale
     for m in range(device.size):
         prediction = gain * held[m]
         z = (_half(latent[m]) - prediction) * reciprocal
-        device[m] = prediction + scale * quantize_value(z, cells, origin, bins_per_unit)
+        device[m] = prediction + scale * quantize_value(z, cells)
 
 
-def refine(
-    latent: NDArray[np.uint16], device: NDArray[np.float32], gain: float, scale: float, table: QuantizerTable
-) -> None:
+def refine(latent: Patterns, device: Floats, gain: float, scale: float, table: QuantizerTable) -> None:
     """One delivery: predict, standardize, quantize and reconstruct, in place ([K] Eqs. 5–7).
 
     x̂ ← c x̂ + s Q_b((x − c x̂)·(1/s)), in float32 in this order, in one pass without a temporary.
@@ -139,7 +136,7 @@ def refine(
         scale: residual scale s > 0.
         table: the b-bit quantizer's tables.
     """
-    _refine(latent, device, device, np.float32(gain), np.float32(scale), table.cells, table.origin, table.bins_per_unit)
+    _refine(latent, device, device, np.float32(gain), np.float32(scale), table.cells)
 
 
 @kernel
@@ -205,33 +202,18 @@ def _raise_half(value: Any, steps: int) -> Any:
 
 
 @kernel
-def _codelength(
-    values: NDArray[np.float32],
-    scale: Any,
-    cells: NDArray[np.float32],
-    costs: NDArray[np.int32],
-    origin: Any,
-    bins_per_unit: Any,
-) -> Any:
+def _codelength(values: Floats, scale: Any, cells: Cells, costs: NDArray[np.int32]) -> Any:
     reciprocal = np.float32(1.0) / scale
     total = np.int64(0)
     for m in range(values.size):
         z = values[m] * reciprocal
-        row = _row(z, cells, origin, bins_per_unit)
-        total += costs[row, 1] if z > cells[row, 0] else costs[row, 0]
+        row = _row(z, cells)
+        total += costs[row, 1] if z > cells.rows[row, 0] else costs[row, 0]
     return total
 
 
 @kernel
-def fit_scale(
-    values: NDArray[np.float32],
-    scale: Any,
-    cells: NDArray[np.float32],
-    costs: NDArray[np.int32],
-    origin: Any,
-    bins_per_unit: Any,
-    longest: int,
-) -> Any:
+def fit_scale(values: Floats, scale: Any, cells: Cells, costs: NDArray[np.int32], longest: int) -> Any:
     """The scale with which the indices of a residual fit their payload.
 
     That is nearly always the one given. A larger one makes outer cells, which cost more, rarer: it is raised by 1,
@@ -242,16 +224,14 @@ def fit_scale(
         values: the rotated residual (M,).
         scale: s > 0, a float16 value as float32.
         cells: the quantizer's.
-        costs: codelengths of the two levels of each row of ``cells``, int32 (rows, 2).
-        origin: of the quantizer's table.
-        bins_per_unit: of the quantizer's table.
+        costs: codelengths of the two levels of each row of the cells, int32 (rows, 2).
         longest: codelength that fits, in the unit of ``costs``.
 
     Returns:
         s, a float16 value as float32; 0, nothing but the prediction, where even the largest does not do.
     """
     steps = 1
-    while scale > 0.0 and _codelength(values, scale, cells, costs, origin, bins_per_unit) > longest:
+    while scale > 0.0 and _codelength(values, scale, cells, costs) > longest:
         scale = _raise_half(scale, steps)
         steps *= 2
     return scale
@@ -319,7 +299,7 @@ def _transform(values: Any, block: int) -> None:
 
 
 @kernel
-def rotate(values: NDArray[np.float32], order: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+def rotate(values: Floats, order: Orders, out: Floats) -> None:
     """A random rotation: permutation, random signs, orthonormal Walsh–Hadamard transform.
 
     Where M is no power of two the transform is taken of the first and then of the last P values, P the largest power
@@ -340,7 +320,7 @@ def rotate(values: NDArray[np.float32], order: NDArray[np.int32], out: NDArray[n
 
 
 @kernel
-def unrotate(values: NDArray[np.float32], order: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+def unrotate(values: Floats, order: Orders, out: Floats) -> None:
     """The inverse of :func:`rotate`; ``values`` is overwritten, too.
 
     Args:
@@ -370,7 +350,7 @@ def _mix(state: Any) -> Any:
 
 
 @kernel
-def fill_orders(orders: NDArray[np.int32], first: int) -> None:
+def fill_orders(orders: Orders, first: int) -> None:
     """Permutations and signs of rotations, from a generator of our own: every version draws the same.
 
     SplitMix64 seeded by the rotation's number and M; Fisher–Yates with its upper 32 bits, then one bit a sign.
@@ -396,7 +376,7 @@ def fill_orders(orders: NDArray[np.int32], first: int) -> None:
 
 
 @kernel
-def residual(latent: NDArray[np.uint16], held: NDArray[np.float32], gain: Any, out: NDArray[np.float32]) -> Any:
+def residual(latent: Patterns, held: Floats, gain: Any, out: Floats) -> Any:
     """x − c x̂, and its mean square.
 
     Args:
@@ -421,119 +401,49 @@ def residual(latent: NDArray[np.uint16], held: NDArray[np.float32], gain: Any, o
 
 
 @kernel
-def _add_residual(held: NDArray[np.float32], gain: Any, decoded: NDArray[np.float32], device: Any) -> None:
+def add_residual(held: Floats, gain: Any, decoded: Floats, device: Any) -> None:
+    """c x̂ and the decoded residual, added up in ``device``; all (M,)."""
     for m in range(device.size):
         device[m] = gain * held[m] + decoded[m]
 
 
 @kernel
-def _dequantize(indices: NDArray[np.uint16], levels: NDArray[np.float32], scale: Any, out: Any) -> None:
+def dequantize(indices: NDArray[np.uint16], levels: Floats, scale: Any, out: Any) -> None:
+    """s times the levels of these indices; all (M,) but for the levels."""
     for m in range(indices.size):
         out[m] = scale * levels[indices[m]]
 
 
 @kernel
-def _quantize_in_place(
-    values: NDArray[np.float32], scale: Any, cells: NDArray[np.float32], origin: Any, bins_per_unit: Any
-) -> None:
+def _quantize_in_place(values: Floats, scale: Any, cells: Cells) -> None:
     """s Q_b(z/s) of every value."""
     reciprocal = np.float32(1.0) / scale
     for m in range(values.size):
-        values[m] = scale * quantize_value(values[m] * reciprocal, cells, origin, bins_per_unit)
+        values[m] = scale * quantize_value(values[m] * reciprocal, cells)
 
 
 @kernel
-def _index_values(
-    values: NDArray[np.float32],
-    scale: Any,
-    cells: NDArray[np.float32],
-    lower: NDArray[np.uint16],
-    origin: Any,
-    bins_per_unit: Any,
-    indices: NDArray[np.uint16],
+def index_values(
+    values: Floats, scale: Any, cells: Cells, lower: NDArray[np.uint16], indices: NDArray[np.uint16]
 ) -> None:
-    """The indices of the levels that :func:`_quantize_in_place` takes."""
+    """The indices of the levels that quantized values have.
+
+    Args:
+        values: the residual (M,).
+        scale: s > 0, float32.
+        cells: the quantizer's.
+        lower: index of the lower level of every row of the cells (bins,).
+        indices: overwritten (M,).
+    """
     reciprocal = np.float32(1.0) / scale
     for m in range(values.size):
         z = values[m] * reciprocal
-        row = _row(z, cells, origin, bins_per_unit)
-        indices[m] = lower[row] + 1 if z > cells[row, 0] else lower[row]
-
-
-def encode_residual(
-    latent: NDArray[np.uint16],
-    device: NDArray[np.float32],
-    gain: float,
-    scale: float | None,
-    order: NDArray[np.int32],
-    table: QuantizerTable,
-    lower: NDArray[np.uint16],
-    costs: NDArray[np.int32] | None = None,
-    longest: int = 0,
-) -> tuple[NDArray[np.uint16], float]:
-    """What a delivery of the closed-loop coder sends.
-
-    Args:
-        latent: x_t as float16 patterns (M,).
-        device: x̂_{t_p} as float32 (M,), left as it is.
-        gain: prediction gain c.
-        scale: residual scale s; None takes the residual's root mean square, rounded to float16.
-        order: a rotation of :func:`fill_orders` (M,), or (0,) to leave it out.
-        table: the b-bit quantizer's tables.
-        lower: index of the lower level of every row of the table's cells (bins,).
-        costs: of :func:`fit_scale`; None where the indices are not entropy-coded.
-        longest: codelength that fits.
-
-    Returns:
-        Indices into the levels, uint16 (M,), and s.
-    """
-    work = np.empty_like(device)
-    mean_square = residual(latent, device, np.float32(gain), work)
-    if scale is None:
-        scale = float(round_to_half(np.sqrt(mean_square)))
-    if scale > 0.0 and order.size:
-        rotated = np.empty_like(work)
-        rotate(work, order, rotated)
-        work = rotated
-        if costs is not None:
-            fitted = fit_scale(work, np.float32(scale), table.cells, costs, table.origin, table.bins_per_unit, longest)
-            scale = float(fitted)
-    indices = np.full(device.size, 0 if costs is None else table.levels.size // 2, dtype=np.uint16)
-    if scale > 0.0:
-        _index_values(work, np.float32(scale), table.cells, lower, table.origin, table.bins_per_unit, indices)
-    return indices, scale
-
-
-def decode_residual(
-    indices: NDArray[np.uint16],
-    device: NDArray[np.float32],
-    gain: float,
-    scale: float,
-    order: NDArray[np.int32],
-    table: QuantizerTable,
-) -> None:
-    """The device's part of a delivery of the closed-loop coder, in place.
-
-    Args:
-        indices: of :func:`encode_residual`, uint16 (M,).
-        device: x̂_{t_p} as float32 (M,), overwritten with x̂_t.
-        gain: prediction gain c.
-        scale: residual scale s; 0 leaves the prediction.
-        order: the same rotation.
-        table: the b-bit quantizer's tables.
-    """
-    work = np.zeros_like(device)
-    if scale > 0.0:
-        _dequantize(indices, table.levels, np.float32(scale), work)
-        if order.size:
-            rotated = work
-            work = np.empty_like(rotated)
-            unrotate(rotated, order, work)
-    _add_residual(device, np.float32(gain), work, device)
+        row = _row(z, cells)
+        indices[m] = lower[row] + 1 if z > cells.rows[row, 0] else lower[row]
 
 
 @kernel
-def begin(patterns: NDArray[np.uint16], num_steps: int, device: NDArray[np.float32]) -> Any:
+def begin(patterns: Patterns, num_steps: int, device: Floats) -> Any:
     """Give the device what it starts with; returns the MSE of that.
 
     Args:
@@ -549,6 +459,24 @@ def begin(patterns: NDArray[np.uint16], num_steps: int, device: NDArray[np.float
     return mean_square_error(device, patterns[0])
 
 
+class Transmission(NamedTuple):
+    """What is sent, and to which device.
+
+    Attributes:
+        step: t.
+        device_step: t_p.
+        bits: b.
+        device_error: e_p, predicted coding error of what the device holds.
+        number: how many deliveries there were before in the episode, which decides on the rotation.
+    """
+
+    step: int
+    device_step: int
+    bits: int
+    device_error: float = 0.0
+    number: int = 0
+
+
 class CoderTables(NamedTuple):
     """What deliveries of a coder are carried out with, by step t, device step t_p and b.
 
@@ -556,26 +484,24 @@ class CoderTables(NamedTuple):
         gain: prediction gain c, float32 (T+1, T+1), indexed [t, t_p].
         model: what s² is by the model.
         base_distortion: D_base(b), float64 (17,), 0 where b is not used.
-        cells: the quantizers' cells, one table under the other, float32 (rows, 4).
-        first_row: a quantizer's first row in ``cells``, int64 (17,).
-        num_rows: its number of rows, int64 (17,).
-        origin: float32 (17,).
-        bins_per_unit: float32 (17,).
+        rows: those of the quantizers' cells, one quantizer under the other, float32 (rows, 4).
+        span: a quantizer's first row in ``rows``, and the one after its last, int64 (17, 2).
+        origin: of the quantizers' cells, float32 (17,).
+        bins_per_unit: of the quantizers' cells, float32 (17,).
         rotation: whether residuals are rotated.
         sent_scale: whether s is the residual's own root mean square.
-        costs: codelengths of the two levels of each row of ``cells``, int32 (rows, 2); (1, 2) without entropy coding.
+        costs: codelengths of the two levels of each of the ``rows``, int32 (rows, 2); (1, 2) without entropy coding.
         longest: codelength that fits a payload, in the unit of ``costs``, int64 (17,); -1 where indices are not
             entropy-coded.
     """
 
-    gain: NDArray[np.float32]
+    gain: Floats
     model: RefinementModel
     base_distortion: NDArray[np.float64]
-    cells: NDArray[np.float32]
-    first_row: NDArray[np.int64]
-    num_rows: NDArray[np.int64]
-    origin: NDArray[np.float32]
-    bins_per_unit: NDArray[np.float32]
+    rows: Floats
+    span: NDArray[np.int64]
+    origin: Floats
+    bins_per_unit: Floats
     rotation: bool
     sent_scale: bool
     costs: NDArray[np.int32]
@@ -597,18 +523,20 @@ _array_at: Any = numba.carray  # type: ignore[attr-defined]
 
 
 @kernel
+def _predicted_variance(sent: Transmission, tables: CoderTables) -> Any:
+    """s² of the residual, by the model."""
+    return residual_variance(tables.model, sent.step, sent.device_step, sent.device_error)
+
+
+@kernel
 def deliver(
-    latent: NDArray[np.uint16],
-    held: NDArray[np.float32],
-    device: NDArray[np.float32],
-    step: int,
-    device_step: int,
-    bits: int,
-    device_error: float,
+    latent: Patterns,
+    held: Floats,
+    device: Floats,
+    sent: Transmission,
     tables: CoderTables,
-    orders: NDArray[np.int32] | None,
-    delivery: int,
-    work: NDArray[np.float32],
+    orders: Orders | None,
+    work: Floats,
 ) -> Any:
     """One delivery; returns the predicted coding error of what the device then holds.
 
@@ -616,46 +544,41 @@ def deliver(
         latent: x_t as float16 patterns (M,).
         held: x̂_{t_p} (M,).
         device: overwritten with x̂_t (M,); may be ``held``.
-        step: t.
-        device_step: t_p.
-        bits: b.
-        device_error: e_p.
+        sent: what is sent.
         tables: the coder's.
         orders: rotations of :func:`fill_orders`, not looked at where the coder has none; None where it does not send
             the scale either.
-        delivery: how many deliveries there were before: which rotation.
         work: scratch (2, M); not looked at where the coder neither rotates nor sends the scale.
     """
+    bits = sent.bits
     if bits == LOSSLESS_BITS:
         decode_float16(latent, device)
         return 0.0
-    first = tables.first_row[bits]
-    cells = tables.cells[first : first + tables.num_rows[bits]]
-    origin, bins_per_unit = tables.origin[bits], tables.bins_per_unit[bits]
-    gain = tables.gain[step, device_step]
-    variance = residual_variance(tables.model, step, device_step, device_error)
+    first, end = tables.span[bits]
+    cells = Cells(tables.rows[first:end], tables.origin[bits], tables.bins_per_unit[bits])
+    gain = tables.gain[sent.step, sent.device_step]
+    variance = _predicted_variance(sent, tables)
     if orders is None:  # known when this is compiled: nothing below is, then
         if variance > 0.0:
-            _refine(latent, held, device, gain, np.float32(np.sqrt(variance)), cells, origin, bins_per_unit)
+            _refine(latent, held, device, gain, np.float32(np.sqrt(variance)), cells)
         return variance * tables.base_distortion[bits]
     values, rotated = work[0], work[1]
     mean_square = residual(latent, held, gain, values)
     scale = round_to_half(np.sqrt(mean_square)) if tables.sent_scale else np.float32(np.sqrt(variance))
     if tables.rotation and scale > 0.0:
-        rotate(values, orders[delivery], rotated)
+        rotate(values, orders[sent.number], rotated)
         if tables.longest[bits] >= 0:
-            costs = tables.costs[first : first + tables.num_rows[bits]]
-            scale = fit_scale(rotated, scale, cells, costs, origin, bins_per_unit, tables.longest[bits])
+            scale = fit_scale(rotated, scale, cells, tables.costs[first:end], tables.longest[bits])
     if tables.sent_scale:
         variance = np.float64(scale) * np.float64(scale)
     if scale == 0.0:
         values[:] = np.float32(0.0)
     elif tables.rotation:
-        _quantize_in_place(rotated, scale, cells, origin, bins_per_unit)
-        unrotate(rotated, orders[delivery], values)
+        _quantize_in_place(rotated, scale, cells)
+        unrotate(rotated, orders[sent.number], values)
     else:
-        _quantize_in_place(values, scale, cells, origin, bins_per_unit)
-    _add_residual(held, gain, values, device)
+        _quantize_in_place(values, scale, cells)
+    add_residual(held, gain, values, device)
     return variance * tables.base_distortion[bits]
 
 
@@ -665,7 +588,7 @@ def begin_batch(
     addresses: NDArray[np.uint64],
     num_rows: NDArray[np.int64],
     num_steps: int,
-    device: NDArray[np.float32],
+    device: Floats,
     mse: NDArray[np.float64],
 ) -> None:
     """:func:`begin` of many episodes.
@@ -685,6 +608,12 @@ def begin_batch(
 
 
 @kernel
+def _completed(s: Any) -> Transmission:
+    """The transmission that completed in an episode, of which its coding error is not yet written."""
+    return Transmission(s.device_step, s.predecessor, s.device_bits, s.device_error, s.num_deliveries - 1)
+
+
+@kernel
 def predict_errors(state: NDArray[Any], tables: CoderTables) -> None:
     """Deliveries of a batch that is played without latents: only the predicted error is written, by the model.
 
@@ -695,17 +624,13 @@ def predict_errors(state: NDArray[Any], tables: CoderTables) -> None:
     for i in range(state.size):
         s = state[i]
         if s.delivered:
-            variance = residual_variance(tables.model, s.device_step, s.predecessor, s.device_error)
-            s.device_error = variance * tables.base_distortion[s.device_bits]
+            sent = _completed(s)
+            s.device_error = _predicted_variance(sent, tables) * tables.base_distortion[sent.bits]
 
 
 @kernel
 def deliver_batch(
-    state: NDArray[Any],
-    addresses: NDArray[np.uint64],
-    device: NDArray[np.float32],
-    tables: CoderTables,
-    orders: NDArray[np.int32] | None,
+    state: NDArray[Any], addresses: NDArray[np.uint64], device: Floats, tables: CoderTables, orders: Orders | None
 ) -> None:
     """Carry out the deliveries of a batch that have just completed, and measure what the devices then hold.
 
@@ -723,47 +648,45 @@ def deliver_batch(
         s = state[i]
         if not s.delivered:
             continue
-        step, held_step, bits = s.device_step, s.predecessor, s.device_bits
-        latent = _array_at(_pointer(np.uint64(addresses[i] + 2 * latent_dim * step)), (latent_dim,))
-        s.device_error = deliver(
-            latent,
-            device[i],
-            device[i],
-            step,
-            held_step,
-            bits,
-            s.device_error,
-            tables,
-            orders,
-            s.num_deliveries - 1,
-            work,
-        )
+        sent = _completed(s)
+        latent = _array_at(_pointer(np.uint64(addresses[i] + 2 * latent_dim * sent.step)), (latent_dim,))
+        s.device_error = deliver(latent, device[i], device[i], sent, tables, orders, work)
         s.latent_mse = mean_square_error(device[i], _array_at(_pointer(addresses[i]), (latent_dim,)))
 
 
-@kernel
-def score_chains(
-    patterns: NDArray[np.uint16],
-    num_steps: int,
-    steps: NDArray[np.int64],
-    bits: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    shared: NDArray[np.int64],
-    tables: CoderTables,
-    orders: NDArray[np.int32] | None,
-    stack: NDArray[np.float32],
-    mse: NDArray[np.float64],
-    finals: NDArray[np.float32],
-) -> None:
-    """Carry out chains of deliveries of one trajectory, common beginnings once, and measure what they end in.
+class Chains(NamedTuple):
+    """Chains of deliveries of one trajectory.
 
-    Args:
-        patterns: float16 patterns (T+1, M), or (T, M), see :func:`begin`.
-        num_steps: T.
+    Attributes:
         steps: steps delivered, all chains one after the other, in lexicographic order of the chains.
         bits: their bit depths.
         ends: where each chain ends in ``steps`` (C,).
         shared: how many deliveries each chain has in common with the one before it (C,).
+    """
+
+    steps: NDArray[np.int64]
+    bits: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    shared: NDArray[np.int64]
+
+
+@kernel
+def score_chains(
+    patterns: Patterns,
+    num_steps: int,
+    chains: Chains,
+    tables: CoderTables,
+    orders: Orders | None,
+    stack: Floats,
+    mse: NDArray[np.float64],
+    finals: Floats,
+) -> None:
+    """Carry out chains of deliveries, common beginnings once, and measure what they end in.
+
+    Args:
+        patterns: float16 patterns (T+1, M), or (T, M), see :func:`begin`.
+        num_steps: T.
+        chains: the deliveries.
         tables: the coder's.
         orders: as :func:`deliver` takes them, as many as the longest chain has deliveries.
         stack: scratch, (longest chain + 1, M): row d is the device after d deliveries.
@@ -774,26 +697,15 @@ def score_chains(
     errors = np.zeros(stack.shape[0])
     work = np.empty((2, stack.shape[1]), dtype=np.float32)
     start = 0
-    for chain in range(ends.size):
-        length = ends[chain] - start
-        for d in range(shared[chain], length):
-            held_step = num_steps if d == 0 else steps[start + d - 1]
-            step = steps[start + d]
-            errors[d + 1] = deliver(
-                patterns[step],
-                stack[d],
-                stack[d + 1],
-                step,
-                held_step,
-                bits[start + d],
-                errors[d],
-                tables,
-                orders,
-                d,
-                work,
-            )
+    for chain in range(chains.ends.size):
+        length = chains.ends[chain] - start
+        for d in range(chains.shared[chain], length):
+            held_step = num_steps if d == 0 else chains.steps[start + d - 1]
+            step = chains.steps[start + d]
+            sent = Transmission(step, held_step, chains.bits[start + d], errors[d], d)
+            errors[d + 1] = deliver(patterns[step], stack[d], stack[d + 1], sent, tables, orders, work)
         mse[chain] = mean_square_error(stack[length], patterns[0])
         if finals.shape[0] > 0:
             for m in range(finals.shape[1]):
                 finals[chain, m] = stack[length, m]
-        start = ends[chain]
+        start = chains.ends[chain]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from refine_env.model.rules import LOSSLESS_BITS
 __all__ = [
     "LOSSLESS_BITS",
     "MAX_QUANTIZER_BITS",
+    "Cells",
     "LloydMax",
     "QuantizerTable",
     "base_distortion",
@@ -31,27 +32,36 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 _FloatArray = TypeVar("_FloatArray", bound=NDArray[Any])
 
 
-@dataclass(frozen=True)
-class QuantizerTable:
+class Cells(NamedTuple):
     """What the kernels need to quantize a value without a search, all in float32.
 
     A uniform grid of bins covers the thresholds, so fine that the values of a bin, and of the bins beside it, meet
-    at most one of them. One row of ``cells`` then settles a value of the bin: its one threshold, and the levels below
-    and above.
+    at most one of them. One row then settles a value of the bin: its one threshold, and the levels below and above.
 
     Attributes:
-        levels: (2^b,).
-        thresholds: (2^b − 1,).
-        cells: (bins, 4): threshold, level at or below it, level above it, unused (a row fills 16 bytes).
+        rows: (bins, 4): threshold, level at or below it, level above it, unused (a row fills 16 bytes).
         origin: left end of the grid.
         bins_per_unit: reciprocal bin width.
     """
 
-    levels: NDArray[np.float32]
-    thresholds: NDArray[np.float32]
-    cells: NDArray[np.float32]
+    rows: NDArray[np.float32]
     origin: np.float32
     bins_per_unit: np.float32
+
+
+@dataclass(frozen=True)
+class QuantizerTable:
+    """A quantizer in float32.
+
+    Attributes:
+        levels: (2^b,).
+        thresholds: (2^b − 1,).
+        cells: what settles a value without a search.
+    """
+
+    levels: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
+    cells: Cells
 
 
 def _density(z: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -161,12 +171,12 @@ def _build_table(levels: NDArray[np.float64], thresholds: NDArray[np.float64]) -
     starts = np.float64(origin) + (np.arange(count) - 1) / np.float64(bins_per_unit)
     below = np.searchsorted(narrow, starts, side="left")
     below[0] = 0
-    cells = np.zeros((count, 4), dtype=np.float32)
-    cells[:, 0] = np.append(narrow, np.float32(np.inf))[below]
-    cells[:, 1] = narrow_levels[below]
-    cells[:, 2] = np.append(narrow_levels, narrow_levels[-1])[below + 1]
-    cells.setflags(write=False)
-    return QuantizerTable(narrow_levels, narrow, cells, origin, bins_per_unit)
+    rows = np.zeros((count, 4), dtype=np.float32)
+    rows[:, 0] = np.append(narrow, np.float32(np.inf))[below]
+    rows[:, 1] = narrow_levels[below]
+    rows[:, 2] = np.append(narrow_levels, narrow_levels[-1])[below + 1]
+    rows.setflags(write=False)
+    return QuantizerTable(narrow_levels, narrow, Cells(rows, origin, bins_per_unit))
 
 
 class LloydMax:

@@ -7,33 +7,30 @@ import math
 import struct
 from collections.abc import Sequence
 from functools import cache, cached_property, lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refine_env._validation import check_choice
 from refine_env.coding import kernels
+from refine_env.coding.config import CoderConfig
 from refine_env.coding.entropy import coded_bytes, index_model, longest_code
+from refine_env.coding.kernels import Transmission
 from refine_env.coding.lloyd_max import LOSSLESS_BITS, LloydMax, base_distortion
-from refine_env.errors import BitstreamError, ConfigurationError
+from refine_env.errors import BitstreamError
 from refine_env.model.distortion import RefinementModel, SecondMoments
 from refine_env.model.schedule import NoiseSchedule
 
 __all__ = [
-    "CODERS",
     "Chain",
     "ClosedLoopCoder",
     "Code",
     "Coder",
     "ForwardCoder",
     "Refinement",
-    "check_entropy_coding",
     "make_coder",
     "rotation_orders",
 ]
-
-CODERS = ("forward", "closed_loop")
 
 Chain = tuple[tuple[int, int], ...]
 """The deliveries of an episode, in order: (step t, bit depth b) each."""
@@ -65,87 +62,11 @@ class Code(NamedTuple):
     side: bytes = b""
 
 
-class Coder(Protocol):
-    """What the simulator and the bitstream ask of a coder."""
-
-    name: str
-    schedule: NoiseSchedule
-    bit_depths: tuple[int, ...]
-    refreshes_held_step: bool
-    """Whether sending the step that the device holds once more, after a lossy delivery, is a refinement."""
-    rotation: bool
-    """Whether a delivery also depends on how many there were before: which rotation it takes."""
-
-    @property
-    def error_needs_latents(self) -> bool:
-        """Whether the coding error that a delivery is said to leave depends on the latents, not on the model alone."""
-
-    def side_bytes(self, bits: int) -> int:
-        """Bytes of side information in a message of that bit depth."""
-
-    def payload_bits(self, latent_dim: int, bits: int) -> int:
-        """Size of the payload of M dimensions at that bit depth [bit]."""
-
-    def entropy_coded(self, latent_dim: int, bits: int) -> bool:
-        """Whether that payload is entropy-coded; else it is M indices of b bits."""
-
-    def refinement(self, step: int, device_step: int, bits: int, device_error: float) -> Refinement:
-        """Parameters of sending x_t with b bits to a device at step t_p with coding error e_p."""
-
-    def deliver(
-        self,
-        latents: NDArray[np.uint16],
-        device: NDArray[np.float32],
-        step: int,
-        device_step: int,
-        bits: int,
-        device_error: float,
-        delivery: int = 0,
-    ) -> float:
-        """Carry out a delivery in place; returns the predicted coding error of what the device then holds."""
-
-    def deliver_batch(self, state: NDArray[Any], addresses: NDArray[np.uint64], device: NDArray[np.float32]) -> None:
-        """Carry out the deliveries that ``state`` marks, see :func:`refine_env.coding.kernels.deliver_batch`."""
-
-    def score_chains(
-        self, latents: NDArray[np.uint16], chains: Sequence[Chain], keep_devices: bool = False
-    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Carry out whole chains of deliveries of one trajectory and measure what they end in."""
-
-    def encode(
-        self,
-        latent: NDArray[np.uint16],
-        device: NDArray[np.float32],
-        step: int,
-        device_step: int,
-        bits: int,
-        device_error: float,
-        delivery: int = 0,
-    ) -> Code:
-        """What :meth:`deliver` would send, with nothing changed."""
-
-    def decode(
-        self,
-        code: Code,
-        device: NDArray[np.float32],
-        step: int,
-        device_step: int,
-        bits: int,
-        device_error: float,
-        delivery: int = 0,
-    ) -> float:
-        """Carry out at the device what :meth:`encode` sent: the same array as :meth:`deliver`'s, the same error."""
-
-    @property
-    def max_error(self) -> float:
-        """Largest predicted coding error that any delivery can leave."""
-
-
 @cache
 def _lower_indices(bits: int) -> NDArray[np.uint16]:
-    """Index of the lower level of every row of the b-bit quantizer's ``cells``, uint16 (bins,)."""
+    """Index of the lower level of every row of the b-bit quantizer's cells, uint16 (bins,)."""
     table = LloydMax(bits).table
-    return np.searchsorted(table.levels, table.cells[:, 1]).astype(np.uint16)
+    return np.searchsorted(table.levels, table.cells.rows[:, 1]).astype(np.uint16)
 
 
 @cache
@@ -153,19 +74,6 @@ def _row_costs(bits: int) -> NDArray[np.int32]:
     """Codelengths of the lower and the upper level of every row of the b-bit quantizer's ``cells``, (bins, 2)."""
     costs, lower = index_model(bits).costs, _lower_indices(bits)
     return np.stack([costs[lower], costs[np.minimum(lower + 1, costs.size - 1)]], axis=1)
-
-
-def check_entropy_coding(coder: str, rotation: bool, sent_scale: bool) -> None:
-    """Refuse to entropy-code residuals whose codelength is not known beforehand.
-
-    Raises:
-        ConfigurationError: if they are not rotated and standardized by their own root mean square.
-    """
-    if not (coder == "closed_loop" and rotation and sent_scale):
-        raise ConfigurationError(
-            "`entropy_coding` must be False unless coder='closed_loop', rotation=True and sent_scale=True, got "
-            f"coder={coder!r}, rotation={rotation}, sent_scale={sent_scale}. Set these three, or leave it out."
-        )
 
 
 _SCALE = struct.Struct(">e")  # the sent scale, float16 in network byte order
@@ -195,46 +103,50 @@ def rotation_orders(latent_dim: int, count: int) -> NDArray[np.int32]:
     return _orders(latent_dim, max(_FIRST_ROTATIONS, 1 << (count - 1).bit_length()))
 
 
-class _LinearCoder:
-    """What the coders have in common: predict c x̂_{t_p}, scale the residual, quantize it, add it.
+def _order(latent_dim: int, number: int) -> NDArray[np.int32]:
+    """One rotation (M,); not kept, since a peer may choose how many there are."""
+    orders = np.empty((1, latent_dim), dtype=np.int32)
+    kernels.fill_orders(orders, number)
+    order: NDArray[np.int32] = orders[0]
+    return order
+
+
+class Coder:
+    """A refinement coder: predict c x̂_{t_p}, scale the residual, quantize it, add it.
 
     Args:
         schedule: the noise schedule.
         bit_depths: 𝓑.
         model: gains and residual variances.
-        rotation: rotate residuals before they are quantized.
+        options: the coder's name, and what it does.
+
+    Attributes:
+        name: the coder's.
+        schedule, bit_depths, model: as given.
+        rotation: residuals are rotated, so that a delivery also depends on how many there were before.
         sent_scale: the scale is the residual's own root mean square, sent as float16; else the model's.
-        refreshes_held_step: the held step may be sent again.
+        refreshes_held_step: sending the step that the device holds once more, after a lossy delivery, is a refinement.
         entropy_coding: indices are entropy-coded where that saves bits.
     """
 
-    name: str
-
     def __init__(
-        self,
-        schedule: NoiseSchedule,
-        bit_depths: tuple[int, ...],
-        model: RefinementModel,
-        *,
-        rotation: bool,
-        sent_scale: bool,
-        refreshes_held_step: bool,
-        entropy_coding: bool = False,
+        self, schedule: NoiseSchedule, bit_depths: tuple[int, ...], model: RefinementModel, options: CoderConfig
     ) -> None:
+        self.name = options.coder
         self.schedule = schedule
         self.bit_depths = bit_depths
         self.model = model
-        self.rotation = rotation
-        self.sent_scale = sent_scale
-        self.refreshes_held_step = refreshes_held_step
-        self.entropy_coding = entropy_coding
+        self.rotation = options.rotation
+        self.sent_scale = options.sent_scale
+        self.refreshes_held_step = options.same_step_refinement
+        self.entropy_coding = options.entropy_coding
         self._sized_tables: dict[int, kernels.CoderTables] = {}
         self._quantizers = {bits: LloydMax(bits) for bits in bit_depths if bits != LOSSLESS_BITS}
         self._base_distortion = {bits: base_distortion(bits) for bits in bit_depths}
 
     @property
     def error_needs_latents(self) -> bool:
-        """Whether the predicted coding error depends on the latents: where the scale is measured."""
+        """Whether the predicted coding error depends on the latents, not on the model alone: the scale is measured."""
         return self.sent_scale
 
     def side_bytes(self, bits: int) -> int:
@@ -266,22 +178,22 @@ class _LinearCoder:
     @cached_property
     def _common_tables(self) -> kernels.CoderTables:
         by_depth = np.zeros((3, LOSSLESS_BITS + 1))
-        rows = np.zeros((2, LOSSLESS_BITS + 1), dtype=np.int64)
+        span = np.zeros((LOSSLESS_BITS + 1, 2), dtype=np.int64)
+        rows = [np.zeros((0, 4), dtype=np.float32)]
         for bits, distortion in self._base_distortion.items():
             by_depth[0, bits] = distortion
         for bits, quantizer in self._quantizers.items():
-            table = quantizer.table
-            by_depth[1:, bits] = table.origin, table.bins_per_unit
-            rows[:, bits] = rows[1].sum(), len(table.cells)
-        cells = [quantizer.table.cells for quantizer in self._quantizers.values()]
+            cells = quantizer.table.cells
+            by_depth[1:, bits] = cells.origin, cells.bins_per_unit
+            rows.append(cells.rows)
+            span[bits] = span.max() + np.array([0, len(cells.rows)])
         costs = [_row_costs(bits) for bits in self._quantizers] if self.entropy_coding else []
         return kernels.CoderTables(
             gain=self.model.gain.astype(np.float32),
             model=self.model,
             base_distortion=by_depth[0],
-            cells=np.concatenate(cells) if cells else np.zeros((1, 4), dtype=np.float32),
-            first_row=rows[0],
-            num_rows=rows[1],
+            rows=np.concatenate(rows),
+            span=span,
             origin=by_depth[1].astype(np.float32),
             bins_per_unit=by_depth[2].astype(np.float32),
             rotation=self.rotation,
@@ -296,66 +208,26 @@ class _LinearCoder:
             return rotation_orders(latent_dim, count)
         return _NO_ROTATION if self.sent_scale else None
 
-    def _order(self, latent_dim: int, delivery: int) -> NDArray[np.int32]:
-        """One rotation (M,), or (0,) where there is none; not kept, since a peer may choose how many there are."""
-        orders = np.empty((1, latent_dim if self.rotation else 0), dtype=np.int32)
-        kernels.fill_orders(orders, delivery)
-        order: NDArray[np.int32] = orders[0]
-        return order
+    def refinement(self, sent: Transmission) -> Refinement:
+        """Gain, scale and error of a transmission, by the model."""
+        variance = float(self.model.residual_variance(sent.step, sent.device_step, sent.device_error))
+        gain = float(self.model.gain[sent.step, sent.device_step])
+        return Refinement(gain, math.sqrt(variance), variance * self._base_distortion[sent.bits])
 
-    def refinement(self, step: int, device_step: int, bits: int, device_error: float) -> Refinement:
-        """Gain, scale and error of sending u_t with b bits, by the model.
-
-        Args:
-            step: t.
-            device_step: t_p.
-            bits: b.
-            device_error: e_p.
-        """
-        variance = float(self.model.residual_variance(step, device_step, device_error))
-        return Refinement(
-            float(self.model.gain[step, device_step]), math.sqrt(variance), variance * self._base_distortion[bits]
-        )
-
-    def deliver(
-        self,
-        latents: NDArray[np.uint16],
-        device: NDArray[np.float32],
-        step: int,
-        device_step: int,
-        bits: int,
-        device_error: float,
-        delivery: int = 0,
-    ) -> float:
+    def deliver(self, latents: NDArray[np.uint16], device: NDArray[np.float32], sent: Transmission) -> float:
         """Deliver u_t: overwrite what the device holds.
 
         Args:
             latents: the payload's float16 patterns, uint16 (T, M) or more, indexed by t.
             device: x̂_{t_p}, float32 (M,), overwritten with x̂_t.
-            step: t.
-            device_step: t_p.
-            bits: b.
-            device_error: e_p of what the device holds.
-            delivery: how many deliveries there were before in the episode.
+            sent: what is sent.
 
         Returns:
             The predicted coding error of x̂_t.
         """
-        return float(
-            kernels.deliver(
-                latents[step],
-                device,
-                device,
-                step,
-                device_step,
-                bits,
-                device_error,
-                self._tables(device.size),
-                self._rotations(device.size, delivery + 1),
-                delivery,
-                np.empty((2, device.size), dtype=np.float32),
-            )
-        )
+        tables, orders = self._tables(device.size), self._rotations(device.size, sent.number + 1)
+        work = np.empty((2, device.size), dtype=np.float32)
+        return float(kernels.deliver(latents[sent.step], device, device, sent, tables, orders, work))
 
     def deliver_batch(self, state: NDArray[Any], addresses: NDArray[np.uint64], device: NDArray[np.float32]) -> None:
         """Carry out the deliveries that ``state`` marks, as :meth:`deliver` does, in one compiled loop.
@@ -397,10 +269,7 @@ class _LinearCoder:
         kernels.score_chains(
             latents,
             self.schedule.num_steps,
-            np.ascontiguousarray(flat[:, 0]),
-            np.ascontiguousarray(flat[:, 1]),
-            np.cumsum(lengths),
-            np.array(shared, dtype=np.int64),
+            kernels.Chains(flat[:, 0].copy(), flat[:, 1].copy(), np.cumsum(lengths), np.array(shared, dtype=np.int64)),
             self._tables(dimensions),
             self._rotations(dimensions, max(lengths)),
             np.empty((max(lengths) + 1, dimensions), dtype=np.float32),
@@ -409,63 +278,43 @@ class _LinearCoder:
         )
         return mse, finals
 
-    def encode(
-        self,
-        latent: NDArray[np.uint16],
-        device: NDArray[np.float32],
-        step: int,
-        device_step: int,
-        bits: int,
-        device_error: float,
-        delivery: int = 0,
-    ) -> Code:
-        """The levels' indices of a delivery, and the scale where it is sent.
+    def encode(self, latent: NDArray[np.uint16], device: NDArray[np.float32], sent: Transmission) -> Code:
+        """What :meth:`deliver` would send, with nothing changed: the levels' indices, and the scale if it is sent.
 
         Args:
             latent: u_t as float16 patterns, uint16 (M,).
             device: x̂_{t_p}, float32 (M,), left as it is.
-            step: t.
-            device_step: t_p.
-            bits: b.
-            device_error: e_p of what the device holds.
-            delivery: how many deliveries there were before in the episode.
+            sent: what is sent.
         """
+        bits = sent.bits
         if bits == LOSSLESS_BITS:
             return Code(latent)
-        gain, scale, _ = self.refinement(step, device_step, bits, device_error)
-        indices, scale = kernels.encode_residual(
-            latent,
-            device,
-            gain,
-            None if self.sent_scale else scale,
-            self._order(device.size, delivery),
-            self._quantizers[bits].table,
-            _lower_indices(bits),
-            _row_costs(bits) if self.entropy_coded(device.size, bits) else None,
-            self._longest(device.size, bits),
-        )
+        gain, scale, _ = self.refinement(sent)
+        table, coded = self._quantizers[bits].table, self.entropy_coded(device.size, bits)
+        values = np.empty_like(device)
+        mean_square = kernels.residual(latent, device, np.float32(gain), values)
+        if self.sent_scale:
+            scale = float(kernels.round_to_half(np.sqrt(mean_square)))
+        if scale > 0.0 and self.rotation:
+            rotated = np.empty_like(values)
+            kernels.rotate(values, _order(device.size, sent.number), rotated)
+            values = rotated
+            if coded:
+                longest = self._longest(device.size, bits)
+                scale = float(kernels.fit_scale(values, np.float32(scale), table.cells, _row_costs(bits), longest))
+        # Where nothing but the prediction is sent, the cheapest index is: the decoder does not look at it.
+        indices = np.full(device.size, table.levels.size // 2 if coded else 0, dtype=np.uint16)
+        if scale > 0.0:
+            kernels.index_values(values, np.float32(scale), table.cells, _lower_indices(bits), indices)
         return Code(indices, _SCALE.pack(scale) if self.sent_scale else b"")
 
-    def decode(
-        self,
-        code: Code,
-        device: NDArray[np.float32],
-        step: int,
-        device_step: int,
-        bits: int,
-        device_error: float,
-        delivery: int = 0,
-    ) -> float:
-        """Overwrite what the device holds, as :meth:`deliver` does.
+    def decode(self, code: Code, device: NDArray[np.float32], sent: Transmission) -> float:
+        """Carry out at the device what :meth:`encode` sent: the same array as :meth:`deliver`'s, the same error.
 
         Args:
             code: of :meth:`encode`.
             device: x̂_{t_p}, float32 (M,), overwritten with x̂_t.
-            step: t.
-            device_step: t_p.
-            bits: b.
-            device_error: e_p of what the device holds.
-            delivery: how many deliveries there were before in the episode.
+            sent: what is sent.
 
         Returns:
             The predicted coding error of x̂_t.
@@ -473,20 +322,31 @@ class _LinearCoder:
         Raises:
             BitstreamError: if the scale that was sent is none: negative, infinite or NaN.
         """
-        if bits == LOSSLESS_BITS:
+        if sent.bits == LOSSLESS_BITS:
             kernels.decode_float16(code.indices, device)
             return 0.0
-        gain, scale, error = self.refinement(step, device_step, bits, device_error)
+        _, scale, error = self.refinement(sent)
         if self.sent_scale:
             (scale,) = _SCALE.unpack(code.side)
             if not 0.0 <= scale < math.inf:
                 raise BitstreamError(
                     f"The scale of a message must be a finite number >= 0, got {scale}. Send the message again."
                 )
-            error = scale * scale * self._base_distortion[bits]
-        order = self._order(device.size, delivery)
-        kernels.decode_residual(code.indices, device, gain, scale, order, self._quantizers[bits].table)
+            error = scale * scale * self._base_distortion[sent.bits]
+        self._reconstruct(code.indices, device, sent, scale)
         return error
+
+    def _reconstruct(
+        self, indices: NDArray[np.uint16], device: NDArray[np.float32], sent: Transmission, scale: float
+    ) -> None:
+        """Overwrite what the device holds with prediction and residual; a scale of 0 leaves the prediction."""
+        decoded = np.zeros_like(device)
+        if scale > 0.0:
+            kernels.dequantize(indices, self._quantizers[sent.bits].table.levels, np.float32(scale), decoded)
+            if self.rotation:
+                rotated, decoded = decoded, np.empty_like(decoded)
+                kernels.unrotate(rotated, _order(device.size, sent.number), decoded)
+        kernels.add_residual(device, np.float32(self.model.gain[sent.step, sent.device_step]), decoded, device)
 
     @property
     def max_error(self) -> float:
@@ -496,7 +356,7 @@ class _LinearCoder:
         return float(self.model.residual_variance(np.s_[:], np.s_[:], device_error).max()) * largest
 
 
-class ForwardCoder(_LinearCoder):
+class ForwardCoder(Coder):
     """The paper's coder ([K] Eqs. 4–7).
 
     For t_p < T it predicts √(ᾱ_t/ᾱ_{t_p}) x̂_{t_p} and scales by σ² = (ᾱ_t − ᾱ_{t_p})/ᾱ_{t_p}; the device's own error
@@ -509,20 +369,12 @@ class ForwardCoder(_LinearCoder):
         bit_depths: 𝓑.
     """
 
-    name = "forward"
-
     def __init__(self, schedule: NoiseSchedule, bit_depths: tuple[int, ...]) -> None:
-        super().__init__(
-            schedule,
-            bit_depths,
-            RefinementModel.paper(schedule),
-            rotation=False,
-            sent_scale=False,
-            refreshes_held_step=False,
-        )
+        options = CoderConfig(coder="forward", rotation=False, sent_scale=False, same_step_refinement=False)
+        super().__init__(schedule, bit_depths, RefinementModel.paper(schedule), options)
 
 
-class ClosedLoopCoder(_LinearCoder):
+class ClosedLoopCoder(Coder):
     """Linear MMSE prediction from what the device holds, its error tracked ([K]'s Eqs. 6, 7 read the other way round).
 
     Predicts c x̂_{t_p} with c = G[t,t_p]/G[t_p,t_p], and scales by s² = G[t,t] − c²(G[t_p,t_p] − e_p); under the
@@ -533,69 +385,31 @@ class ClosedLoopCoder(_LinearCoder):
         schedule: the noise schedule.
         bit_depths: 𝓑.
         model: gains and variances; None: those of the forward process.
-        rotation: rotate the residual before it is quantized, and back after: permutation, random signs,
-            Walsh–Hadamard, a fresh one for every delivery of an episode, from numbers that both ends know. The
-            recursion needs Gaussian residuals; unrotated ones carry the last quantizer's error with its tails.
-        sent_scale: send the residual's root mean square as float16, 16 bits a message: exact per message.
-        same_step_refinement: the step that the device holds with an error may be sent again.
-        entropy_coding: entropy-code the indices, which are Gaussian after rotation and standardization: payloads of a
-            fixed, smaller size (:mod:`refine_env.coding.entropy`). A residual that does not fit is sent with a scale s
-            above its root mean square, mostly by one step of float16, and e = s² D_base(b) is that little too large.
-
-    Raises:
-        ConfigurationError: if ``entropy_coding`` is asked for without rotation or sent scale.
+        options: what the coder does.
     """
-
-    name = "closed_loop"
 
     def __init__(
         self,
         schedule: NoiseSchedule,
         bit_depths: tuple[int, ...],
         model: RefinementModel | None = None,
-        *,
-        rotation: bool = True,
-        sent_scale: bool = True,
-        same_step_refinement: bool = True,
-        entropy_coding: bool = False,
+        options: CoderConfig | None = None,
     ) -> None:
-        if entropy_coding:
-            check_entropy_coding(self.name, rotation, sent_scale)
-        super().__init__(
-            schedule,
-            bit_depths,
-            model or RefinementModel.closed_loop(SecondMoments.forward_process(schedule)),
-            rotation=rotation,
-            sent_scale=sent_scale,
-            refreshes_held_step=same_step_refinement,
-            entropy_coding=entropy_coding,
-        )
+        model = model or RefinementModel.closed_loop(SecondMoments.forward_process(schedule))
+        super().__init__(schedule, bit_depths, model, options or CoderConfig(coder="closed_loop"))
 
 
 def make_coder(
-    name: str,
-    schedule: NoiseSchedule,
-    bit_depths: tuple[int, ...],
-    *,
-    model: RefinementModel | None = None,
-    rotation: bool = True,
-    sent_scale: bool = True,
-    same_step_refinement: bool = True,
-    entropy_coding: bool = False,
+    options: CoderConfig, schedule: NoiseSchedule, bit_depths: tuple[int, ...], model: RefinementModel | None = None
 ) -> Coder:
-    """The coder of that name; all but the first three are the closed-loop coder's.
+    """The coder of these options.
 
-    Raises:
-        ConfigurationError: if there is none, or the options do not fit each other.
+    Args:
+        options: which coder, and what it does.
+        schedule: the noise schedule.
+        bit_depths: 𝓑.
+        model: gains and variances of the closed-loop coder; None: those of the forward process.
     """
-    if check_choice("coder", name, CODERS) == "forward":
+    if options.coder == "forward":
         return ForwardCoder(schedule, bit_depths)
-    return ClosedLoopCoder(
-        schedule,
-        bit_depths,
-        model,
-        rotation=rotation,
-        sent_scale=sent_scale,
-        same_step_refinement=same_step_refinement,
-        entropy_coding=entropy_coding,
-    )
+    return ClosedLoopCoder(schedule, bit_depths, model, options)

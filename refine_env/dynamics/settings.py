@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from refine_env._validation import check_choice, check_flag, check_integer, did_you_mean, shown
-from refine_env.coding import CODERS
+from refine_env.coding import CoderConfig
 from refine_env.config import (
     PAPER_BIT_DEPTHS,
     PAPER_DEADLINE,
     PAPER_LATENCY_QUANTILE,
-    PAYLOADS,
     LinkConfig,
     SystemConfig,
 )
@@ -32,7 +31,7 @@ ILLEGAL_ACTIONS = ("wait", "raise")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvSettings:
+class EnvSettings(CoderConfig):
     """Arguments of the environments; see the table in :class:`refine_env.env.LatentRefinementEnv`.
 
     All values are JSON, so an environment's spec can be written out and read back.
@@ -51,12 +50,6 @@ class EnvSettings:
     latency_model: str = "paper"
     link: Mapping[str, Any] | None = None
     latent_dim: int | None = None
-    coder: str = "forward"
-    payload: str = "latent"
-    rotation: bool = True
-    sent_scale: bool = True
-    same_step_refinement: bool = True
-    entropy_coding: bool = False
     moments: str = "model"
     device_decoder: str = "none"
     reward: str = "terminal"
@@ -91,9 +84,8 @@ class EnvSettings:
             raise ConfigurationError(
                 f"`cache` must be a cache's name or folder, got {shown(self.cache)}. Give for example 'default'."
             )
+        super().__post_init__()
         check_choice("split", self.split, SPLITS)
-        check_choice("coder", self.coder, CODERS)
-        check_choice("payload", self.payload, PAYLOADS)
         check_choice("reward", self.reward, REWARDS)
         check_choice("illegal_action", self.illegal_action, ILLEGAL_ACTIONS)
         check_choice("moments", self.moments, MOMENTS)
@@ -139,12 +131,7 @@ class EnvSettings:
             latency_quantile=self.latency_quantile,
             latency_model=self.latency_model,
             link=LinkConfig.from_mapping(self.link),
-            coder=self.coder,
-            payload=self.payload,
-            rotation=self.rotation,
-            sent_scale=self.sent_scale,
-            same_step_refinement=self.same_step_refinement,
-            entropy_coding=self.entropy_coding,
+            **self.coder_options(),
             second_moments=self._second_moments(cache),
             decoder_curve=None if self.device_decoder == "none" else cache.decoder_curve(self.payload),
         )

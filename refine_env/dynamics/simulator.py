@@ -111,14 +111,17 @@ def _pass_slot(s: Any, rate: float, num_steps: int) -> bool:
 @kernel
 def _begin(
     state: NDArray[Any],
+    rates: NDArray[np.float64],
     selected: NDArray[np.int64],
-    trajectories: NDArray[np.int64],
-    latent_mse: NDArray[np.float64],
-    num_steps: int,
     uplink_bits: float,
+    num_steps: int,
+    deadline: int,
+    refreshes: bool,
+    until_decision: bool,
 ) -> None:
-    for k in range(selected.size):
-        s = state[selected[k]]
+    """Begin the selected episodes; run on to the first slot in which TRANSMIT is legal, or the last one, if wanted."""
+    for i in selected:
+        s = state[i]
         s.slot = 1
         s.uplink_slots = 0
         s.server_step = num_steps
@@ -131,14 +134,14 @@ def _begin(
         s.message_sent = 0.0
         s.num_deliveries = 0
         s.bits_sent = 0.0
-        s.trajectory = trajectories[k]
-        s.latent_mse = latent_mse[k]
-        s.previous_mse = latent_mse[k]
         s.predecessor = num_steps
         s.legal = False  # nothing is generated in the first slot
         s.acted = False
         s.illegal = False
         s.delivered = False
+        while until_decision and s.slot < deadline and not s.legal:
+            _pass_slot(s, rates[i, s.slot - 1], num_steps)
+            s.legal = _is_legal(s, num_steps, deadline, refreshes)
 
 
 @kernel
@@ -185,21 +188,9 @@ def _advance(
     return deliveries
 
 
-@kernel
-def _skip_forced_slots(
-    state: NDArray[Any],
-    selected: NDArray[np.int64],
-    rates: NDArray[np.float64],
-    num_steps: int,
-    deadline: int,
-    refreshes: bool,
-) -> None:
-    for k in range(selected.size):
-        i = selected[k]
-        s = state[i]
-        while s.slot < deadline and not s.legal:
-            _pass_slot(s, rates[i, s.slot - 1], num_steps)
-            s.legal = _is_legal(s, num_steps, deadline, refreshes)
+def _field_of_state(name: str, description: str) -> Any:
+    """A property of :class:`EpisodeBatch` that is a field of its state."""
+    return property(lambda batch: batch.state[name], doc=description)
 
 
 class EpisodeBatch:
@@ -248,29 +239,10 @@ class EpisodeBatch:
             for i in np.flatnonzero(self.state["slot"]):
                 self._look_up_patterns(int(i), int(self.state["trajectory"][i]))
 
-    @property
-    def trajectory(self) -> NDArray[np.int64]:
-        """Trajectory index (N,)."""
-        return self._field("trajectory")
-
-    @property
-    def latent_mse(self) -> NDArray[np.float64]:
-        """(1/M)‖ŷ − x_0‖² of what each device holds (N,)."""
-        return self._field("latent_mse")
-
-    @property
-    def illegal(self) -> NDArray[np.bool_]:
-        """Whether the last :meth:`advance` met an illegal TRANSMIT, bool (N,)."""
-        return self._field("illegal")
-
-    @property
-    def delivered(self) -> NDArray[np.bool_]:
-        """Whether a delivery completed in the last :meth:`advance`, bool (N,)."""
-        return self._field("delivered")
-
-    def _field(self, name: str) -> NDArray[Any]:
-        field: NDArray[Any] = self.state[name]
-        return field
+    trajectory = _field_of_state("trajectory", "Trajectory index, int64 (N,).")
+    latent_mse = _field_of_state("latent_mse", "(1/M)‖ŷ − x_0‖² of what each device holds (N,).")
+    illegal = _field_of_state("illegal", "Whether the last :meth:`advance` met an illegal TRANSMIT, bool (N,).")
+    delivered = _field_of_state("delivered", "Whether a delivery completed in the last :meth:`advance`, bool (N,).")
 
     def _look_up_patterns(self, i: int, trajectory: int) -> None:
         """Note where the float16 patterns of what episode ``i`` sends are, (T+1, M) or (T, M).
@@ -309,14 +281,13 @@ class EpisodeBatch:
         trajectories = np.array(trajectories, dtype=np.int64, ndmin=1)
         self.rates[chosen] = rates
         latent_mse = np.full(chosen.size, np.nan)
-        num_steps, deadline, refreshes = self._system
         if self._source is not None:
             for i, trajectory in zip(chosen.tolist(), trajectories.tolist(), strict=True):
                 self._look_up_patterns(i, trajectory)
-            kernels.begin_batch(chosen, self._addresses, self._num_rows, num_steps, self.device, latent_mse)
-        _begin(self.state, chosen, trajectories, latent_mse, num_steps, self._uplink_bits)
-        if skip_forced_slots:
-            _skip_forced_slots(self.state, chosen, self.rates, num_steps, deadline, refreshes)
+            kernels.begin_batch(chosen, self._addresses, self._num_rows, self.config.num_steps, self.device, latent_mse)
+        for name, values in (("trajectory", trajectories), ("latent_mse", latent_mse), ("previous_mse", latent_mse)):
+            self.state[name][chosen] = values
+        _begin(self.state, self.rates, chosen, self._uplink_bits, *self._system, skip_forced_slots)
 
     def advance(self, actions: NDArray[np.int64], *, until_decision: bool = False) -> int:
         """Act, let the slot's bits flow, end the slot; then carry out the deliveries that completed.

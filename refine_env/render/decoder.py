@@ -1,4 +1,4 @@
-"""The decoder of a cache's own model, where it is at hand."""
+"""Find the decoder of the model that made a cache, where it is at hand."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Decoder = Callable[[ArrayLike], NDArray[np.float32]]
 
 @lru_cache(maxsize=2)
 def load_decoder(model: str) -> Any:
-    """The decoder of a model, loaded once in a process: that takes seconds."""
+    """Return the decoder of a model. It is loaded once in a process, which takes seconds."""
     return LatentDecoder(model)
 
 
 def find_decoder(cache: TrajectoryCache, choice: str) -> tuple[Decoder | None, str]:
-    """The decoder for a cache's latents.
+    """Find the decoder for a cache's latents.
 
     Args:
         cache: the trajectories.

@@ -1,11 +1,11 @@
-"""Frames of an episode, as pictures, with matplotlib."""
+"""Paint the frames of an episode as pictures, with matplotlib."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,12 +67,12 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Pictures(NamedTuple):
-    """Decoded images, float in [0, 1], (height, width, 3).
+    """The decoded images beside a frame, float in [0, 1], (height, width, 3).
 
     Attributes:
-        device: of what the device holds.
-        clean: of x_0.
-        prompt: what it was asked for, if known.
+        device: the image of the latent that the device holds.
+        clean: the image of the clean latent x_0.
+        prompt: the prompt of the trajectory, if it is known.
     """
 
     device: NDArray[np.float32]
@@ -81,7 +81,7 @@ class Pictures(NamedTuple):
 
 
 class _Bar(NamedTuple):
-    """A bar of the tracks: from the end of slot ``start`` to that of slot ``stop``."""
+    """A bar in the tracks, which reaches from the end of slot ``start`` to the end of slot ``stop``."""
 
     row: str
     start: float
@@ -91,17 +91,17 @@ class _Bar(NamedTuple):
 
 
 def latent_name(step: int) -> str:
-    """x_t, with t as a subscript."""
+    """Return the name of x_t, with t as a subscript."""
     return f"x{str(step).translate(_SUBSCRIPTS)}"
 
 
 def message_name(message: Message) -> str:
-    """x_t and the bit depth."""
+    """Return the name of what a message carries: x_t with its bit depth, or the prompt."""
     return "prompt" if message.bits == 0 else f"{latent_name(message.step)} · {message.bits} bit"
 
 
 def format_error(value: float) -> str:
-    """A mean square error with three digits."""
+    """Write a mean square error with three digits."""
     if value == 0.0:
         return "exactly 0"
     exponent = math.floor(math.log10(value))
@@ -117,7 +117,7 @@ def _format_snr(snr_db: float | tuple[float, float]) -> str:
 
 
 def _nice_ceiling(value: float) -> float:
-    """The least of 1, 1.5, 2, 3, 5, 7 times a power of ten that is at least ``value`` > 0."""
+    """Return the least of 1, 1.5, 2, 3, 5, 7 times a power of ten that is at least ``value`` > 0."""
     unit = 10.0 ** math.floor(math.log10(value))
     return next(factor * unit for factor in (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0) if factor * unit >= value * (1 - 1e-9))
 
@@ -130,18 +130,18 @@ class FramePainter:
 
     Args:
         config: the system.
-        with_pictures: leave room for decoded images.
-        note: why there are none, shown small.
+        with_pictures: whether to leave room for decoded images.
+        note: a remark in small print, such as the reason why there are no images.
 
     Attributes:
         rate_bars: the rates of the slots before the current one.
-        current_rate_bar: that of the current slot.
+        current_rate_bar: the rate of the current slot.
         error_curve: the latent MSE over the slots.
         delivery_marks: the deliveries on that curve.
-        track_bars: what server, link and device do.
-        track_labels: their texts; the ones in use are visible.
+        track_bars: the bars that show what server, link and device do.
+        track_labels: the texts in these bars; the ones in use are visible.
         fields: the texts of the header, by name.
-        images: the device's and the clean one.
+        images: the image at the device and the clean one.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -150,9 +150,9 @@ class FramePainter:
     def __init__(self, config: SystemConfig, *, with_pictures: bool, note: str = "") -> None:
         self._config = config
         self._matplotlib = import_extra("matplotlib", EXTRA)
-        self._backgrounds: OrderedDict[tuple[float, ...], Any] = OrderedDict()
+        self._background = lru_cache(_MOST_BACKGROUNDS)(self._draw_background)
+        self._width = lru_cache(None)(self._measure)
         self._colors = self._depth_colors()
-        self._widths: dict[tuple[str, float], float] = {}
         self._shown_prompt: str | None = None
         base = 1.0
         if not isinstance(config.snr_db, tuple):
@@ -164,7 +164,7 @@ class FramePainter:
 
     @contextlib.contextmanager
     def _style(self) -> Iterator[None]:
-        """matplotlib's defaults and the frame's style, whatever the user has set; the user's are put back."""
+        """Set matplotlib's defaults and the frame's style for a while, whatever the user has set."""
         with self._matplotlib.rc_context():
             self._matplotlib.rcdefaults()
             self._matplotlib.rcParams.update(_STYLE)
@@ -337,11 +337,11 @@ class FramePainter:
         )
 
     def paint(self, history: EpisodeHistory, pictures: Pictures | None = None) -> NDArray[np.uint8]:
-        """The frame of the current slot.
+        """Paint the frame of the current slot.
 
         Args:
             history: the episode's past, up to date.
-            pictures: what to show beside it, where there is room for them.
+            pictures: the decoded images to show beside it, where there is room for them.
 
         Returns:
             uint8 (FRAME_HEIGHT, FRAME_WIDTH, 3).
@@ -367,7 +367,7 @@ class FramePainter:
             yield from (*self.images, *self._captions, self._prompt)
 
     def _limits(self, history: EpisodeHistory) -> tuple[float, float, float]:
-        """The highest rate, the lowest and the highest error on the axes; they follow the past alone."""
+        """Return the highest rate, the lowest and the highest error on the axes, which follow from the past alone."""
         highest = _nice_ceiling(max(self._usual_max_rate, float(history.rates.max())))
         positive = [value for value in history.latent_mse if value > 0.0]
         top = 10.0 ** (math.log10(max(positive, default=1.0)) + _CURVE_TOP_DECADES)
@@ -376,18 +376,16 @@ class FramePainter:
         return highest, 10.0 ** (decade - below), top
 
     def _restore_background(self, history: EpisodeHistory) -> None:
-        """Put what stays on the canvas, drawn when its limits are new."""
+        """Put on the canvas what stays from slot to slot; it is drawn when the limits of the axes are new."""
         limits = self._limits(history)
         self._rates.set_ylim(0.0, limits[0])
         self._errors.set_ylim(*limits[1:])
-        if limits in self._backgrounds:
-            self._backgrounds.move_to_end(limits)
-            self._canvas.restore_region(self._backgrounds[limits])
-            return
+        self._canvas.restore_region(self._background(limits))
+
+    def _draw_background(self, limits: tuple[float, float, float]) -> Any:
+        """Draw what stays as long as the axes have these limits, which are set already."""
         self._canvas.draw()
-        self._backgrounds[limits] = self._canvas.copy_from_bbox(self._figure.bbox)
-        if len(self._backgrounds) > _MOST_BACKGROUNDS:
-            self._backgrounds.popitem(last=False)
+        return self._canvas.copy_from_bbox(self._figure.bbox)
 
     def _set_header(self, history: EpisodeHistory) -> None:
         deadline, in_flight = self._config.deadline, history.in_flight
@@ -396,13 +394,13 @@ class FramePainter:
         self.fields["server"].set_text(latent_name(history.server_step))
         link = "idle" if in_flight is None else f"{message_name(in_flight)}, {math.floor(100 * history.progress)} %"
         self.fields["link"].set_text("closed" if ended else link)
-        self.fields["device"].set_text(self._held_name(history))
+        self.fields["device"].set_text(self._device_name(history))
         self.fields["latent MSE"].set_text(format_error(history.latent_mse[-1]))
         for band in self._bands:
             band.set_x(history.slot - 0.5)
             band.set_visible(not ended)
 
-    def _held_name(self, history: EpisodeHistory) -> str:
+    def _device_name(self, history: EpisodeHistory) -> str:
         deliveries = history.deliveries
         return message_name(deliveries[-1]) if deliveries else f"{latent_name(self._config.num_steps)} (noise)"
 
@@ -462,16 +460,14 @@ class FramePainter:
         label.set_visible(True)
         return label
 
-    def _width(self, text: str, size: float) -> float:
-        """Width of a text [pixel]."""
-        if (text, size) not in self._widths:
-            properties = import_extra("matplotlib.font_manager", EXTRA).FontProperties(size=size)
-            renderer = self._canvas.get_renderer()
-            self._widths[text, size] = renderer.get_text_width_height_descent(text, properties, ismath=False)[0]
-        return self._widths[text, size]
+    def _measure(self, text: str, size: float) -> float:
+        """Return the width of a text [pixel]."""
+        properties = import_extra("matplotlib.font_manager", EXTRA).FontProperties(size=size)
+        renderer = self._canvas.get_renderer()
+        return float(renderer.get_text_width_height_descent(text, properties, ismath=False)[0])
 
     def _fitting_size(self, text: str, size: float, room: float) -> float:
-        """``size``, or less where the text would be wider than ``room`` [pixel]."""
+        """Return ``size``, or less where the text would be wider than ``room`` [pixel]."""
         return size * min(1.0, room / self._width(text, size))
 
     @staticmethod
@@ -498,14 +494,14 @@ class FramePainter:
             height, width = picture.shape[:2]
             artist.set_data(picture)
             artist.set_extent((-0.5, width - 0.5, height - 0.5, -0.5))
-        self._captions[0].set_text(f"device: {self._held_name(history)}")
+        self._captions[0].set_text(f"device: {self._device_name(history)}")
         self._captions[1].set_text(f"clean: {latent_name(0)}")
         if pictures.prompt != self._shown_prompt:
             self._shown_prompt = pictures.prompt
             self._prompt.set_text(self._quote(pictures.prompt) if pictures.prompt else "")
 
     def _quote(self, prompt: str) -> str:
-        """A prompt in one line under its picture; characters that the font lacks become boxes."""
+        """Cut a prompt to the one line under its picture; characters that the font lacks become boxes."""
         manager = import_extra("matplotlib.font_manager", EXTRA)
         font = manager.get_font(manager.findfont(_STYLE["font.family"]))
         text = "".join(c if font.get_char_index(ord(c)) else "□" for c in " ".join(prompt.split()))
@@ -517,7 +513,7 @@ class FramePainter:
 
 
 def _bars_with_gaps(values: NDArray[np.float64], first_slot: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Values and edges of stairs that look like bars, one a slot; the heights are ``values[::2]``."""
+    """Return values and edges of stairs that look like bars, one a slot, whose heights are ``values[::2]``."""
     if values.size == 0:
         return np.array([0.0]), np.array([first_slot - 0.5, first_slot - 0.5])
     heights = np.full(2 * values.size - 1, np.nan)

@@ -1,4 +1,4 @@
-"""What has happened in an episode so far, slot by slot: all that a frame may show."""
+"""The past of an episode, slot by slot, which is all that a frame may show."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Message:
     """A message on the link.
 
     Attributes:
-        step: t of the latent that it carries; T for the prompt.
-        bits: its bit depth; 0 for the prompt.
+        step: the step t of the latent that it carries; T for the prompt.
+        bits: the bit depth of that latent; 0 for the prompt.
         first_slot: the slot in which it began.
         last_slot: the slot in which it was through; None while it is on its way.
     """
@@ -32,7 +32,7 @@ class Message:
 
 
 class EpisodeHistory:
-    """The past of one episode, from its actions alone.
+    """The past of one episode, reconstructed from its actions alone.
 
     Noting an action costs next to nothing. Whoever reads the past first calls :meth:`catch_up`, which plays the
     episode over again, one slot at a time, on the same dynamics. So an episode of which no frame is asked for is not
@@ -40,13 +40,13 @@ class EpisodeHistory:
 
     Args:
         config: the system.
-        source: where the latents come from.
+        source: the cache that the latents come from.
 
     Attributes:
-        slot: n; T_d + 1 after the last slot.
-        trajectory: index in the source.
-        messages: in the order in which they began, the prompt first.
-        latent_mse: what the device held in slots 1 … n, (1/M)‖ŷ − x_0‖², its last entry the current one.
+        slot: the current slot n; T_d + 1 after the last slot.
+        trajectory: the index of the trajectory in the source.
+        messages: the messages in the order in which they began, the prompt first.
+        latent_mse: the error (1/M)‖ŷ − x_0‖² at the device in slots 1 … n; the last entry is the current one.
     """
 
     def __init__(self, config: SystemConfig, source: LatentSource) -> None:
@@ -62,10 +62,10 @@ class EpisodeHistory:
         self.latent_mse: list[float] = []
 
     def begin(self, trajectory: int, rates: NDArray[np.float64], slot: int) -> None:
-        """A new episode.
+        """Begin a new episode.
 
         Args:
-            trajectory: index in the source.
+            trajectory: the index of the trajectory in the source.
             rates: bits per slot (T_d,).
             slot: n, later than 1 where forced slots have been run through.
         """
@@ -75,7 +75,7 @@ class EpisodeHistory:
         self._pending = [(0, slot)] if slot > 1 else []
 
     def note(self, action: int, slot: int) -> None:
-        """An action that was taken, and the slot in which the episode has arrived since."""
+        """Note an action that was taken, and the slot that the episode has reached since."""
         self._pending.append((action, slot))
 
     def catch_up(self) -> None:
@@ -111,38 +111,38 @@ class EpisodeHistory:
 
     @property
     def rates(self) -> NDArray[np.float64]:
-        """Bits per latent dimension of slots 1 … n, the current one included, never of one to come."""
+        """The rates [bit per latent dimension] of slots 1 … n: the current slot is included, later ones never are."""
         return self._rates[: self.slot] / self.config.latent_dim
 
     @property
     def in_flight(self) -> Message | None:
-        """The message on the link."""
+        """The message on the link; None if the link is idle."""
         return self.messages[-1] if self.messages[-1].last_slot is None else None
 
     @property
     def progress(self) -> float:
-        """Share of the message in flight that has flowed."""
+        """The part of the message in flight that has arrived, 0 … 1; 0 if the link is idle."""
         state = self._state
         return float(state["message_sent"] / state["message_size"]) if state["message_size"] > 0.0 else 0.0
 
     @property
     def deliveries(self) -> list[Message]:
-        """What has been delivered; the prompt is not among them."""
+        """The messages that have been delivered; the prompt is not among them."""
         return [message for message in self.messages if message.bits > 0 and message.last_slot is not None]
 
     @property
     def uplink_slots(self) -> int | None:
-        """T_ul; None while the prompt is on its way."""
+        """T_ul, the slots that the prompt took; None while it is on its way."""
         return self.messages[0].last_slot
 
     @property
     def server_step(self) -> int:
-        """t(n)."""
+        """t(n), the step of the newest latent at the server."""
         return int(self._state["server_step"])
 
     @property
-    def held(self) -> NDArray[np.float32]:
-        """What the device holds, (M,)."""
+    def device_latent(self) -> NDArray[np.float32]:
+        """The latent that the device holds, float32 (M,)."""
         assert self._replay is not None
         device: NDArray[np.float32] = self._replay.device[0]
         return device

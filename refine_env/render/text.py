@@ -1,4 +1,4 @@
-"""Frames of an episode, as text."""
+"""Write the frames of an episode as text."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def _latent_name(step: int, num_steps: int) -> str:
 
 
 def ansi_frame(episodes: EpisodeBatch, i: int) -> str:
-    """One line: slot, the server's progress, what is in flight, what the device holds.
+    """Write one line: the slot, the server's progress, the message in flight, and the latent at the device.
 
     Args:
-        episodes: the batch.
-        i: which of its episodes.
+        episodes: a batch of episodes.
+        i: the number of the episode in the batch.
     """
     config, s = episodes.config, episodes.state[i]
     num_steps, deadline = config.num_steps, config.deadline

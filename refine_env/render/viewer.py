@@ -1,4 +1,4 @@
-"""What an environment holds to be looked at: histories of its episodes, a painter, the decoder, a window."""
+"""Show the episodes of an environment: with a history of each, one painter, the decoder, and a window."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _TITLE = "refine-env"
 
 
 class EpisodeViewer:
-    """Frames of the episodes of an environment.
+    """Makes the frames of an environment's episodes, and shows them.
 
     What is slow or cannot travel, the painter, the decoder and the window, is made when it is first needed, and left
     behind by pickle and copy.
 
     Args:
-        episodes: the environment's.
-        cache: the environment's.
-        decoder: see :func:`refine_env.render.decoder.find_decoder`.
-        fps: of a window.
+        episodes: the episodes of the environment.
+        cache: the trajectories of the environment.
+        decoder: the choice of a decoder, see :func:`refine_env.render.decoder.find_decoder`.
+        fps: frames that a window shows in a second.
     """
 
     def __init__(self, episodes: EpisodeBatch, cache: TrajectoryCache, decoder: str, fps: float) -> None:
@@ -45,7 +45,7 @@ class EpisodeViewer:
         self._decoder: Decoder | None = None
         self._window: Window | None = None
         self._clean: list[tuple[int, NDArray[np.float32]] | None] = [None] * len(self._histories)
-        self._held: list[tuple[int, NDArray[np.float32]] | None] = [None] * len(self._histories)
+        self._shown: list[tuple[int, NDArray[np.float32]] | None] = [None] * len(self._histories)
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("_episodes", "_cache", "_choice", "_fps", "_histories")
@@ -56,21 +56,21 @@ class EpisodeViewer:
         self._drop()
 
     def begin(self, i: int) -> None:
-        """Episode ``i`` has begun anew."""
+        """Note that episode ``i`` has begun anew."""
         episodes = self._episodes
         slot = int(episodes.state["slot"][i])
         self._histories[i].begin(int(episodes.trajectory[i]), episodes.rates[i], slot)
-        self._held[i] = None
+        self._shown[i] = None
 
     def follow(self, actions: NDArray[np.int64]) -> None:
-        """These actions (N,) have been taken."""
+        """Note that these actions (N,) have been taken."""
         slots = self._episodes.state["slot"]
         for i, history in enumerate(self._histories):
             if actions[i] != NO_ACTION:
                 history.note(int(actions[i]), int(slots[i]))
 
     def frame(self, i: int) -> NDArray[np.uint8]:
-        """The frame of episode ``i``, uint8 (height, width, 3).
+        """Return the frame of episode ``i``, uint8 (height, width, 3).
 
         Raises:
             MissingExtraError: if matplotlib is not installed.
@@ -102,18 +102,18 @@ class EpisodeViewer:
         self._drop()
 
     def _pictures(self, i: int, history: EpisodeHistory) -> Pictures | None:
-        """The decoded images; each is decoded when its latent is new."""
+        """Return the decoded images; each is decoded when its latent is new."""
         if self._decoder is None:
             return None
-        clean, held = self._clean[i], self._held[i]
+        clean, shown = self._clean[i], self._shown[i]
         if clean is None or clean[0] != history.trajectory:
             clean = history.trajectory, self._decode(self._cache.latents(history.trajectory)[0])
             self._clean[i] = clean
         count = len(history.deliveries)
-        if held is None or held[0] != count:
-            held = count, self._decode(history.held)
-            self._held[i] = held
-        return Pictures(held[1], clean[1], self._cache.prompt(history.trajectory))
+        if shown is None or shown[0] != count:
+            shown = count, self._decode(history.device_latent)
+            self._shown[i] = shown
+        return Pictures(shown[1], clean[1], self._cache.prompt(history.trajectory))
 
     def _decode(self, latent: NDArray[Any]) -> NDArray[np.float32]:
         assert self._decoder is not None

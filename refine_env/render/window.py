@@ -16,8 +16,8 @@ class Window:
     """A window that opens with its first frame.
 
     Args:
-        title: of the window.
-        fps: frames a second; showing one waits until it is due.
+        title: the title of the window.
+        fps: frames a second; a frame is not shown before it is due.
     """
 
     def __init__(self, title: str, fps: float) -> None:

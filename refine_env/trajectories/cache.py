@@ -9,13 +9,11 @@ import mmap
 import operator
 import os
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from math import prod
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +22,6 @@ from refine_env._validation import check_choice
 from refine_env.errors import CacheError, CacheFormatError, ConfigurationError
 from refine_env.model.decoding import DecoderCurve, DeviceObservation
 from refine_env.model.distortion import SecondMoments
-from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories.files import REMEDY, hash_file, open_file, parse_json, read_file, shorten
 from refine_env.trajectories.manifest import DECODED_PAYLOADS, MANIFEST_FILE, Manifest, Recipe, Span, sample_seed
 from refine_env.trajectories.statistics import ShardSummary, summarize, total_statistics
@@ -47,21 +44,40 @@ class TrajectoryCache:
 
     Open one with `TrajectoryCache.open`. Trajectories are numbered 0 … N−1. Every array is float16, "16 bits
     per dimension, lossless", and a read-only view into a memory-mapped file: opening a cache of 100 GB reads
-    its manifest and the shards' headers. The object is immutable; it pickles as its path, and each process
+    its manifest and the shards' headers. The object never changes; it pickles as its path, and each process
     maps the files for itself.
 
     Latents are in the model's own units (VAE scaling factor applied) and indexed by the step t: 0 is the
     clean latent, T only noise.
+
+    Attributes:
+        path: the folder, absolute.
+        manifest: recipe, statistics and shards.
+        sha256: SHA-256 of the manifest, which holds the hashes of all shards: identifies the cache.
+        num_steps: T, the number of reverse diffusion steps.
+        latent_shape: shape of one latent, (C, H, W).
+        latent_dim: M, the dimensions of one latent.
+        schedule: the noise schedule that the trajectories follow.
+        mean_square: E‖x_t‖²/M over all trajectories, shape (T+1,), indexed by t.
+        second_moments: G[t, t'] = E⟨x_t, x_t'⟩/M over the train split, shape (T+1, T+1).
+        clean_second_moments: E⟨y_t, y_t'⟩/M of the clean-sample estimates over the train split, shape (T, T).
     """
 
     def __init__(self, path: Path, manifest: Manifest, sha256: str, offsets: tuple[tuple[int, int], ...]) -> None:
-        self._path = path
-        self._manifest = manifest
-        self._sha256 = sha256
-        self._offsets = offsets
+        self.path: Final = path
+        self.manifest: Final = manifest
+        self.sha256: Final = sha256
+        self.num_steps: Final = manifest.recipe.num_steps
+        self.latent_shape: Final = manifest.recipe.latent_shape
+        self.latent_dim: Final = manifest.recipe.latent_dim
+        self.schedule: Final = manifest.recipe.schedule
+        self.mean_square: Final = manifest.mean_square
+        self.second_moments: Final = manifest.second_moments
+        self.clean_second_moments: Final = manifest.clean_second_moments
         self._starts = [shard.start for shard in manifest.shards]
-        self._maps: OrderedDict[int, tuple[NDArray[np.float16], NDArray[np.float16]]] = OrderedDict()
-        self._lock = Lock()  # of the maps: threads may share a cache
+        # Views that are still in use keep the map of their shard alive when it is thrown out here. What maps a shard
+        # does not refer to this object, so that all maps go with it at once, not with the next garbage collection.
+        self._map = lru_cache(_MAX_OPEN_SHARDS)(partial(_map_shard, path, manifest, offsets))
 
     @classmethod
     def open(cls, cache: str | os.PathLike[str]) -> TrajectoryCache:
@@ -83,71 +99,21 @@ class TrajectoryCache:
         return cls(folder, manifest, sha256, offsets)
 
     def __len__(self) -> int:
-        """Number of trajectories."""
-        return self._manifest.recipe.num_trajectories
+        """The number of trajectories."""
+        return self.manifest.recipe.num_trajectories
 
     def __repr__(self) -> str:
-        recipe = self._manifest.recipe
+        recipe = self.manifest.recipe
         return (
-            f"TrajectoryCache({str(self._path)!r}, {len(self)} trajectories, source={recipe.source!r}, "
+            f"TrajectoryCache({str(self.path)!r}, {len(self)} trajectories, source={recipe.source!r}, "
             f"num_steps={recipe.num_steps}, latent_shape={recipe.latent_shape})"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self._path), self._sha256)
+        return _reopen, (str(self.path), self.sha256)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrajectoryCache:
         return self  # immutable
-
-    @property
-    def path(self) -> Path:
-        """The folder, absolute."""
-        return self._path
-
-    @property
-    def manifest(self) -> Manifest:
-        """The manifest: recipe, statistics and shards."""
-        return self._manifest
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the manifest, which holds the hashes of all shards: identifies the cache."""
-        return self._sha256
-
-    @property
-    def num_steps(self) -> int:
-        """T, the number of reverse diffusion steps."""
-        return self._manifest.recipe.num_steps
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one latent, (C, H, W)."""
-        return self._manifest.recipe.latent_shape
-
-    @property
-    def latent_dim(self) -> int:
-        """M, the dimensions of one latent."""
-        return self._manifest.recipe.latent_dim
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise schedule that the trajectories follow."""
-        return self._manifest.recipe.schedule
-
-    @property
-    def mean_square(self) -> NDArray[np.float64]:
-        """E‖x_t‖²/M over all trajectories, shape (T+1,), indexed by t."""
-        return self._manifest.mean_square
-
-    @property
-    def second_moments(self) -> NDArray[np.float64]:
-        """G[t, t'] = E⟨x_t, x_t'⟩/M over the train split, shape (T+1, T+1)."""
-        return self._manifest.second_moments
-
-    @property
-    def clean_second_moments(self) -> NDArray[np.float64]:
-        """E⟨y_t, y_t'⟩/M of the clean-sample estimates over the train split, shape (T, T)."""
-        return self._manifest.clean_second_moments
 
     @cached_property
     def mmse(self) -> NDArray[np.float64]:
@@ -187,21 +153,21 @@ class TrajectoryCache:
             ConfigurationError: if there is no such payload, or nobody has measured the decoder.
         """
         power = self.device_observation(kind).power
-        record = self._manifest.decoder
+        record = self.manifest.decoder
         if record is None:
             raise ConfigurationError(
-                f"`cache` must hold what its decoder was measured to do, got {self._path.name!r}, which does not. "
-                f"Measure it with: refine-env decoder {self._path.name}"
+                f"`cache` must hold what its decoder was measured to do, got {self.path.name!r}, which does not. "
+                f"Measure it with: refine-env decoder {self.path.name}"
             )
         return DecoderCurve(power, record.shares, record.held[kind], record.decoded[kind])
 
     def indices(self, split: str) -> NDArray[np.int64]:
-        """The trajectories of a split: ``"train"``, ``"test"`` or ``"all"``; int64, ascending.
+        """Return the trajectories of a split, ``"train"``, ``"test"`` or ``"all"``: int64, ascending.
 
         Raises:
             ConfigurationError: if there is no such split.
         """
-        recipe = self._manifest.recipe
+        recipe = self.manifest.recipe
         bounds = {
             "train": (0, recipe.num_train),
             "test": (recipe.num_train, len(self)),
@@ -210,7 +176,7 @@ class TrajectoryCache:
         return np.arange(*bounds[check_choice("split", split, SPLITS)], dtype=np.int64)
 
     def latents(self, index: int) -> NDArray[np.float16]:
-        """x_0 … x_T of a trajectory: float16 (T+1, C, H, W), indexed by t, a read-only view of the file.
+        """Return x_0 … x_T of a trajectory: float16 (T+1, C, H, W), indexed by t, a read-only view of the file.
 
         Raises:
             IndexError: if ``index`` is not in 0 … N−1.
@@ -220,7 +186,7 @@ class TrajectoryCache:
         return view
 
     def clean_estimates(self, index: int) -> NDArray[np.float16]:
-        """y_0 … y_{T−1} of a trajectory: float16 (T, C, H, W), indexed by t, a read-only view of the file.
+        """Return y_0 … y_{T−1} of a trajectory: float16 (T, C, H, W), indexed by t, a read-only view of the file.
 
         y_t = E[x_0 | x_{t+1}], what the server knew of the clean latent when it had computed x_t (diffusers'
         `pred_original_sample` of the step from x_{t+1} to x_t); y_0 = x_0 exactly.
@@ -233,7 +199,7 @@ class TrajectoryCache:
         return view
 
     def payload(self, index: int, kind: str) -> NDArray[np.float16]:
-        """What is sent of a trajectory, indexed by t: its latents, or with ``"posterior_mean"`` its clean estimates.
+        """Return what the server sends, indexed by t: the latents, or with ``"posterior_mean"`` the clean estimates.
 
         Of latents the device starts with the last, x_T; clean estimates stop at t = T − 1, and it starts from 0.
 
@@ -245,7 +211,7 @@ class TrajectoryCache:
         return kinds[check_choice("kind", kind, tuple(kinds))](index)
 
     def initial(self, index: int, kind: str) -> NDArray[np.float16]:
-        """What the device starts with: x_T, which both ends share, or with ``"posterior_mean"`` the prior mean, 0.
+        """Return what the device starts with: x_T, which both ends share, or with ``"posterior_mean"`` the mean, 0.
 
         Returns:
             float16 (C, H, W).
@@ -257,15 +223,15 @@ class TrajectoryCache:
         return payload[self.num_steps] if len(payload) > self.num_steps else np.zeros_like(payload[0])
 
     def prompt(self, index: int) -> str | None:
-        """The prompt of a trajectory; None where the source has none.
+        """Return the prompt of a trajectory, or None where the source has none.
 
         Raises:
             IndexError: if ``index`` is not in 0 … N−1.
         """
-        return self._manifest.recipe.trajectories[self._index(index)].prompt
+        return self.manifest.recipe.trajectories[self._index(index)].prompt
 
     def seed(self, index: int) -> int:
-        """The seed that all draws of a trajectory come from.
+        """Return the seed that all draws of a trajectory come from.
 
         For a ``diffusers`` cache, `torch.Generator().manual_seed(cache.seed(i))` handed to the pipeline draws
         the same noise.
@@ -273,7 +239,7 @@ class TrajectoryCache:
         Raises:
             IndexError: if ``index`` is not in 0 … N−1.
         """
-        return self._manifest.recipe.trajectories[self._index(index)].seed
+        return self.manifest.recipe.trajectories[self._index(index)].seed
 
     def verify(self, progress: Callable[[int, int], None] | None = None, *, deep: bool = False) -> None:
         """Read every shard and compare it with its hash.
@@ -285,10 +251,10 @@ class TrajectoryCache:
         Raises:
             CacheFormatError: naming every damaged shard, and every field that does not fit the shards.
         """
-        damage = find_damage(self._path, self._manifest, progress, deep=deep)
+        damage = find_damage(self.path, self.manifest, progress, deep=deep)
         if damage:
             raise CacheFormatError(
-                f"{self._path} must hold the shards its manifest lists, got {'; '.join(damage)}. Restore "
+                f"{self.path} must hold the shards its manifest lists, got {'; '.join(damage)}. Restore "
                 "these files, or generate the cache again with --overwrite."
             )
 
@@ -296,7 +262,7 @@ class TrajectoryCache:
         number = operator.index(index)
         if not 0 <= number < len(self):
             raise IndexError(
-                f"`index` must be in 0 … {len(self) - 1}, got {number}. The cache {self._path.name!r} holds "
+                f"`index` must be in 0 … {len(self) - 1}, got {number}. The cache {self.path.name!r} holds "
                 f"{len(self)} trajectories."
             )
         return number
@@ -306,37 +272,29 @@ class TrajectoryCache:
         shard = bisect_right(self._starts, number) - 1
         return shard, number - self._starts[shard]
 
-    def _map(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        """Latents and clean estimates of a shard, mapped on first use."""
-        with self._lock:
-            if number not in self._maps:
-                self._maps[number] = self._open_shard(number)
-                if len(self._maps) > _MAX_OPEN_SHARDS:
-                    self._maps.popitem(last=False)  # views that are still in use keep their map alive
-            self._maps.move_to_end(number)
-            return self._maps[number]
 
-    def _open_shard(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-        shard = self._manifest.shards[number]
-        file = self._path / shard.file
-        with open_file(file) as handle:
-            buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(buffer) != shard.bytes:
-            raise CacheFormatError(
-                f"{file} must have {shard.bytes} bytes, got {len(buffer)}. It changed since the cache was "
-                "opened; open it again."
-            )
-        latents, estimates = (
-            np.frombuffer(buffer, dtype="<f2", count=prod(shape), offset=offset).reshape(shape)
-            for offset, shape in zip(
-                self._offsets[number], tensor_shapes(shard, self._manifest.recipe).values(), strict=True
-            )
+def _map_shard(
+    folder: Path, manifest: Manifest, offsets: Sequence[tuple[int, int]], number: int
+) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    """Map the latents and the clean estimates of a shard."""
+    shard = manifest.shards[number]
+    file = folder / shard.file
+    with open_file(file) as handle:
+        buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    if len(buffer) != shard.bytes:
+        raise CacheFormatError(
+            f"{file} must have {shard.bytes} bytes, got {len(buffer)}. It changed since the cache was "
+            "opened; open it again."
         )
-        return latents, estimates
+    latents, estimates = (
+        np.frombuffer(buffer, dtype="<f2", count=prod(shape), offset=offset).reshape(shape)
+        for offset, shape in zip(offsets[number], tensor_shapes(shard, manifest.recipe).values(), strict=True)
+    )
+    return latents, estimates
 
 
 def find_cache(cache: str | os.PathLike[str]) -> Path:
-    """The folder of a cache.
+    """Find the folder of a cache.
 
     Looked up in this order: the folder ``cache`` itself, where it holds a manifest; then, for a bare name,
     `cached_trajectories/<name>` of the clone that the package runs from, of the current directory, and of the
@@ -381,7 +339,7 @@ def _is_file(path: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
-    """The manifest in a folder, and the SHA-256 of its bytes.
+    """Read the manifest in a folder; return it with the SHA-256 of its bytes.
 
     Raises:
         CacheError: if it cannot be read.
@@ -395,7 +353,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 def find_damage(
     folder: Path, manifest: Manifest, progress: Callable[[int, int], None] | None = None, *, deep: bool = False
 ) -> list[str]:
-    """Read every shard; one sentence for each that is missing, of another structure, or of another hash.
+    """Read every shard; return a sentence for each that is missing, of another structure, or of another hash.
 
     Args:
         folder: the cache's folder.
@@ -454,13 +412,13 @@ def _find_wrong_fields(manifest: Manifest, summaries: Sequence[ShardSummary], wh
 
 
 def summarize_shard(folder: Path, recipe: Recipe, span: Span, *, sha256: str | None = None) -> ShardSummary:
-    """The sums over a shard, from its file.
+    """Compute the sums over a shard from its file.
 
     Args:
         folder: the cache's folder.
         recipe: its recipe.
-        span: the shard.
-        sha256: its hash, where known.
+        span: the place of the shard in the cache.
+        sha256: the hash of the shard's file, where it is known.
 
     Raises:
         CacheError: if the file is missing or damaged.
@@ -475,7 +433,7 @@ def summarize_shard(folder: Path, recipe: Recipe, span: Span, *, sha256: str | N
 
 
 def tensor_shapes(span: Span, recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a shard's two tensors, both float16."""
+    """Return the names and shapes of a shard's two tensors, both float16."""
     count, steps, latent = span.stop - span.start, recipe.num_steps, recipe.latent_shape
     return {"latents": (count, steps + 1, *latent), "clean_estimates": (count, steps, *latent)}
 
@@ -488,9 +446,9 @@ def check_shard(folder: Path, span: Span, recipe: Recipe, *, num_bytes: int | No
 
     Args:
         folder: the cache's folder.
-        span: the shard.
-        recipe: what it must hold.
-        num_bytes: the size it must have, where known.
+        span: the place of the shard in the cache.
+        recipe: the recipe of the cache, which says what the shard must hold.
+        num_bytes: the size that the file must have, where it is known.
 
     Returns:
         Where in the file the latents and the clean estimates begin [bytes].

@@ -21,7 +21,6 @@ from refine_env.errors import CacheError, CacheFormatError
 __all__ = [
     "REMEDY",
     "check_json",
-    "describe",
     "disk_errors",
     "hash_file",
     "open_file",
@@ -61,7 +60,7 @@ def open_file(file: Path) -> Iterator[BufferedReader]:
 
 
 def read_file(file: Path) -> bytes:
-    """The bytes of a JSON file.
+    """Read the bytes of a JSON file.
 
     Raises:
         CacheFormatError: if it is missing, no regular file, or too large.
@@ -74,7 +73,7 @@ def read_file(file: Path) -> bytes:
 
 
 def hash_file(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
+    """Compute the SHA-256 of a file, in hexadecimal.
 
     Raises:
         CacheError: as `open_file`.
@@ -97,7 +96,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def parse_json(raw: bytes, where: str) -> dict[str, Any]:
-    """A JSON object of values that `check_json` allows.
+    """Parse a JSON object of values that `check_json` allows.
 
     Args:
         raw: the text, in UTF-8.
@@ -147,18 +146,12 @@ def check_json(values: Any) -> None:
 
 
 def shorten(value: Any) -> str:
-    """A value for a message: its ``repr``, which escapes what a terminal would obey, cut in the middle."""
+    """Write a value for a message: its ``repr``, which escapes what a terminal would obey, cut in the middle."""
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:60]} … {text[-15:]}"
 
 
-def describe(error: Exception) -> str:
-    """The kind of another library's error and the first line of what it says."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first if len(first) <= 160 else first[:160] + '…'}"
-
-
 def reason(error: Exception) -> str:
-    """The system's own words and code for a failed operation."""
+    """Return the system's own words and code for a failed operation."""
     number = getattr(error, "errno", None)
     return f"{os.strerror(number)} ({errno.errorcode.get(number, number)})" if number else str(error)

@@ -16,12 +16,12 @@ __all__ = ["clean_generator", "forward_process", "noise_generator"]
 
 
 def clean_generator(seed: int) -> np.random.Generator:
-    """The random stream from which the clean latent of the sample with this seed is drawn."""
+    """Return the random stream from which the clean latent of the sample with this seed is drawn."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
 
 
 def noise_generator(seed: int) -> np.random.Generator:
-    """The random stream from which the noise of the sample with this seed is drawn.
+    """Return the random stream from which the noise of the sample with this seed is drawn.
 
     Independent of `clean_generator`: otherwise noising the clean latents of a ``gaussian`` cache again, with
     the same base seed, would take x_0 itself for the first noise.
@@ -32,7 +32,7 @@ def noise_generator(seed: int) -> np.random.Generator:
 def forward_process(
     clean: NDArray[np.float32], schedule: NoiseSchedule, generator: np.random.Generator
 ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-    """One ideal trajectory, noised step by step ([K] Eq. 2).
+    """Draw one ideal trajectory, noised step by step ([K] Eq. 2).
 
     x_t = √α_t x_{t−1} + √(1 − α_t) ε_t in float32, ε_t ~ N(0, I). The clean-sample estimates are the linear
     MMSE ones for E‖x_0‖²/M = 1: y_t = √ᾱ_{t+1} x_{t+1} for t ≥ 1, and y_0 = x_0 by convention.

@@ -6,11 +6,11 @@ import hashlib
 import math
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,8 +42,20 @@ Progress = Callable[[str, float, int], None]
 """Called with the phase of the work (``"sampling"`` or ``"checking"``), the trajectories done (a fraction within
 a batch counts), and their number."""
 
+_IDEAL: dict[str, Any] = {"clean_estimates": "linear-mmse", "generator": {"numpy": np.__version__}}
+"""What all ideal trajectories have in their recipe."""
+
 _Draw = Callable[[Path, Recipe, Sequence[Span], Callable[[float], None]], list[ShardSummary]]
 """(folder, recipe, spans, report) draws and writes shards."""
+
+
+class _Writing(TypedDict, total=False):
+    """Arguments that all generators have, and hand on."""
+
+    num_train: int | None
+    overwrite: bool
+    note: str | None
+    progress: Progress | None
 
 
 def generate_gaussian(
@@ -54,29 +66,24 @@ def generate_gaussian(
     num_steps: int | None = None,
     schedule: NoiseSchedule | None = None,
     seed: int = 0,
-    num_train: int | None = None,
     shard_size: int = DEFAULT_SHARD_SIZE,
-    overwrite: bool = False,
-    note: str | None = None,
-    progress: Progress | None = None,
+    **writing: Unpack[_Writing],
 ) -> TrajectoryCache:
-    """Ideal trajectories from i.i.d. N(0, 1) clean latents: the forward process, read backwards.
+    """Generate ideal trajectories from i.i.d. N(0, 1) clean latents: the forward process, read backwards.
 
     Needs no torch. The same arguments give the same bytes; a call that was interrupted goes on where it
     stopped.
 
     Args:
         path: folder of the new cache.
-        num_trajectories: N.
+        num_trajectories: N, the number of trajectories.
         latent_shape: (C, H, W); any shape is allowed.
         num_steps: T of Stable Diffusion v1-5's schedule, default 50.
         schedule: another schedule, instead of ``num_steps``.
         seed: base seed; sample k draws from `sample_seed(seed, k)`.
-        num_train: size of the train split, default one half.
         shard_size: trajectories in a file.
-        overwrite: replace a finished cache at ``path``.
-        note: free text for the manifest.
-        progress: called as the work goes on.
+        writing: ``num_train``, the size of the train split, by default one half; ``overwrite``, whether to replace a
+            finished cache at ``path``; ``note``, free text for the manifest; ``progress``, called as the work goes on.
 
     Returns:
         The cache, opened.
@@ -98,20 +105,18 @@ def generate_gaussian(
     def clean(index: int) -> NDArray[np.float32]:
         return clean_generator(sample_seed(seed, index)).standard_normal(shape, dtype=np.float32)
 
-    return _generate_ideal(
+    return _generate(
         path,
-        clean,
-        overwrite,
-        progress,
+        partial(_draw_ideal, clean),
         source="gaussian",
         schedule=schedule,
         latent_shape=shape,
         prompts=[None] * count,
-        num_train=num_train,
         shard_size=shard_size,
         seed=seed,
         units="unit power: clean latents are i.i.d. N(0, 1)",
-        note=note,
+        **_IDEAL,
+        **writing,
     )
 
 
@@ -123,13 +128,10 @@ def generate_forward_process(
     schedule: NoiseSchedule | None = None,
     prompts: Sequence[str] | None = None,
     seed: int = 0,
-    num_train: int | None = None,
     shard_size: int = DEFAULT_SHARD_SIZE,
-    overwrite: bool = False,
-    note: str | None = None,
-    progress: Progress | None = None,
+    **writing: Unpack[_Writing],
 ) -> TrajectoryCache:
-    """Ideal trajectories from given clean latents: x_0 is noised step by step, and read backwards.
+    """Generate ideal trajectories from given clean latents: x_0 is noised step by step, and read backwards.
 
     Latents are taken as they are, in the model's own units. The clean-sample estimates are linear ones that
     assume E‖x_0‖²/M = 1; see `forward_process`.
@@ -139,9 +141,9 @@ def generate_forward_process(
         clean_latents: an array (N, C, H, W); or a file with one, `.npy` or `.safetensors` (its only tensor,
             or the one called ``latents``); or a cache, open or by name or folder, whose x_0 are taken, and
             whose schedule, prompts and train split are the defaults.
-        prompts: one per latent.
+        prompts: one prompt for each latent.
         seed: base seed of the noise; sample k draws from `sample_seed(seed, k)`.
-        num_steps, schedule, num_train, shard_size, overwrite, note, progress: as in `generate_gaussian`.
+        num_steps, schedule, shard_size, writing: as in `generate_gaussian`.
 
     Returns:
         The cache, opened.
@@ -154,8 +156,8 @@ def generate_forward_process(
     if origin is not None:
         if schedule is None and num_steps is None:
             schedule = origin.schedule
-        if num_train is None:
-            num_train = origin.manifest.recipe.num_train
+        if writing.get("num_train") is None:
+            writing["num_train"] = origin.manifest.recipe.num_train
     schedule = _resolve_schedule(schedule, num_steps)
     if prompts is not None:
         texts: list[str | None] = list(_check_prompts(prompts))
@@ -165,21 +167,19 @@ def generate_forward_process(
             )
     else:
         texts = [None] * count if origin is None else [origin.prompt(index) for index in range(count)]
-    return _generate_ideal(
+    return _generate(
         path,
-        clean,
-        overwrite,
-        progress,
+        partial(_draw_ideal, clean),
         source="forward-process",
         schedule=schedule,
         latent_shape=_check_shape(clean(0).shape),
         prompts=texts,
-        num_train=num_train,
         shard_size=shard_size,
         seed=seed,
         units="those of the clean latents, taken as they are",
         clean_latents={"name": name, "sha256": _hash_latents(count, clean)},
-        note=note,
+        **_IDEAL,
+        **writing,
     )
 
 
@@ -199,13 +199,10 @@ def generate_diffusers(
     workers: int | None = None,
     engine: str = "loky",
     address: str | None = None,
-    num_train: int | None = None,
     shard_size: int | None = None,
-    overwrite: bool = False,
-    note: str | None = None,
-    progress: Progress | None = None,
+    **writing: Unpack[_Writing],
 ) -> TrajectoryCache:
-    """Trajectories of a diffusion model: any text-to-image latent pipeline of diffusers.
+    """Generate trajectories of a diffusion model: any text-to-image latent pipeline of diffusers.
 
     Sample k has its own `torch.Generator` on the CPU, seeded `sample_seed(seed, k)`; x_T and every step's
     noise come from it, so they are the same bits whatever the batch and the device. The network's own last
@@ -220,7 +217,7 @@ def generate_diffusers(
             folder; or ``emoji``, the bundled model.
         prompts: one per sample, for instance of `read_prompts`. A prompt longer than the tokenizer takes is
             truncated, as the pipeline does.
-        num_steps: T.
+        num_steps: T, the number of reverse diffusion steps.
         scheduler: ``ddpm`` (the paper's: ancestral sampling with variance β̃_t, [K] Eq. 3), ``ddim``,
             ``dpmsolver++`` (DPM-Solver++ 2M), ``model`` (the pipeline's own), or a diffusers scheduler with
             `alphas_cumprod`.
@@ -236,7 +233,7 @@ def generate_diffusers(
         address: of a running Dask scheduler or Ray cluster, whose hosts see ``path`` and ``model`` at the same
             place and have the same versions of the libraries.
         shard_size: trajectories in a file; default the least multiple of ``batch_size`` that is at least 16.
-        num_train, overwrite, note, progress: as in `generate_gaussian`.
+        writing: as in `generate_gaussian`.
 
     Returns:
         The cache, opened.
@@ -260,47 +257,35 @@ def generate_diffusers(
         engine=engine,
         address=address,
     )
-    source = _DiffusionSource(
-        model=model,
-        num_steps=num_steps,
-        scheduler=scheduler,
-        guidance_scale=guidance_scale,
-        dtype=dtype,
-        revision=revision,
-    )
+    source = _DiffusionSource(model, num_steps, scheduler, guidance_scale, dtype, revision)
     # Where others draw, this process loads the model only to describe it, and not onto a device of theirs.
     sampler = source.load(pool.devices[0] if pool.is_here else "cpu")
-    recipe = _recipe(
+    described = sampler.describe()
+    draw: _Draw
+    if pool.is_here:
+        draw = partial(_draw_here, sampler)
+    else:
+        draw = partial(pool.draw_shards, source.pinned(sampler))
+        del sampler  # its memory is the workers' from here on
+    return _generate(
+        path,
+        draw,
         source="diffusers",
-        schedule=sampler.schedule,
-        latent_shape=sampler.latent_shape,
         prompts=list(texts),
-        num_train=num_train,
         shard_size=shard_size,
         seed=seed,
         clean_estimates="denoiser",
         units="the model's own, VAE scaling factor applied",
-        generator=sampler.versions,
-        model={"id": sampler.model_id, "revision": sampler.revision},
-        scheduler=sampler.scheduler_config,
-        timesteps=sampler.timesteps,
-        guidance_scale=sampler.guidance_scale,
         batch_size=batch_size,
         model_dtype=dtype,
         device=pool.devices[0].partition(":")[0],
         prompt_source=prompts.source if isinstance(prompts, PromptSelection) else None,
-        note=note,
+        **described,
+        **writing,
     )
-    draw: _Draw
-    if pool.is_here:
-        draw = partial(draw_shards, partial(_sample, sampler, recipe))
-    else:
-        draw = partial(pool.draw_shards, source.pinned(sampler))
-        del sampler  # its memory is the workers' from here on
-    return _write(path, recipe, draw, overwrite, progress)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _DiffusionSource:
     """What a worker needs to load a diffusion model: the arguments of `LatentSampler` but for the device."""
 
@@ -312,13 +297,13 @@ class _DiffusionSource:
     revision: str | None
 
     def load(self, device: str) -> LatentSampler:
-        """The model on a device."""
+        """Load the model onto a device."""
         from refine_env.trajectories.pipeline import LatentSampler
 
         return LatentSampler(device=device, **vars(self))
 
     def pinned(self, sampler: LatentSampler) -> _DiffusionSource:
-        """A copy for other processes, with the hub's commit instead of a branch and a folder's full path."""
+        """Return a copy for other processes, with the hub's commit for a branch, and the full path of a folder."""
         if os.path.isdir(self.model):
             return replace(self, model=os.path.abspath(self.model))
         if sampler.revision.startswith("sha256:"):  # the bundled model
@@ -326,7 +311,7 @@ class _DiffusionSource:
         return replace(self, revision=sampler.revision)
 
     def open(self, recipe: Recipe, device: str) -> Sampler:
-        """The sampler, if the model and the libraries are those of the recipe."""
+        """Make the sampler, if the model and the libraries are those of the recipe."""
         sampler = self.load(device)
         here = {"model": sampler.revision, **sampler.versions}
         wanted = {"model": (recipe.model or {}).get("revision"), **recipe.generator}
@@ -343,7 +328,7 @@ class _DiffusionSource:
 def _sample(
     sampler: LatentSampler, recipe: Recipe, start: int, stop: int, report: Callable[[float], None]
 ) -> Iterator[Chunk]:
-    """Trajectories of a diffusion model, in batches."""
+    """Draw trajectories of a diffusion model, in batches."""
     assert recipe.batch_size is not None
     for first in range(start, stop, recipe.batch_size):
         batch = list(recipe.trajectories[first : min(first + recipe.batch_size, stop)])
@@ -361,15 +346,21 @@ def _scaled(report: Callable[[float], None], count: int, fraction: float) -> Non
     report(fraction * count)
 
 
-def _generate_ideal(
-    path: str | os.PathLike[str],
+def _draw_here(
+    sampler: LatentSampler, folder: Path, recipe: Recipe, spans: Sequence[Span], report: Callable[[float], None]
+) -> list[ShardSummary]:
+    """Draw shards in this process, with a model that it has loaded."""
+    return draw_shards(partial(_sample, sampler, recipe), folder, recipe, spans, report)
+
+
+def _draw_ideal(
     clean: Callable[[int], NDArray[Any]],
-    overwrite: bool,
-    progress: Progress | None,
-    **details: Any,
-) -> TrajectoryCache:
-    """Run the forward process from the clean latents ``clean(0)``, ``clean(1)``, … into a cache."""
-    recipe = _recipe(clean_estimates="linear-mmse", generator={"numpy": np.__version__}, **details)
+    folder: Path,
+    recipe: Recipe,
+    spans: Sequence[Span],
+    report: Callable[[float], None],
+) -> list[ShardSummary]:
+    """Run the forward process from the clean latents ``clean(0)``, ``clean(1)``, …"""
 
     def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[Chunk]:
         for index in range(start, stop):
@@ -377,18 +368,44 @@ def _generate_ideal(
             latents, estimates = forward_process(np.asarray(clean(index), np.float32), recipe.schedule, noise)
             yield latents[None], estimates[None]
 
-    return _write(path, recipe, partial(draw_shards, sample), overwrite, progress)
+    return draw_shards(sample, folder, recipe, spans, report)
 
 
-def _write(
+def _generate(
     path: str | os.PathLike[str],
-    recipe: Recipe,
     draw: _Draw,
-    overwrite: bool,
-    progress: Progress | None,
+    *,
+    schedule: NoiseSchedule,
+    prompts: Sequence[str | None],
+    shard_size: int,
+    seed: int,
+    generator: Mapping[str, str],
+    num_train: int | None = None,
+    overwrite: bool = False,
+    note: str | None = None,
+    progress: Progress | None = None,
+    **details: Any,
 ) -> TrajectoryCache:
-    """Draw the missing shards of a recipe and finish the cache."""
-    total = recipe.num_trajectories
+    """Write a recipe, draw the shards of it that are missing, and finish the cache."""
+    from refine_env import __version__
+
+    total = len(prompts)
+    seed = check_integer("seed", seed, 0, advice="Give a base seed such as 0.")
+    num_train = max(1, total // 2) if num_train is None else num_train
+    recipe = Recipe(
+        alpha_bar=tuple(schedule.alpha_bar.tolist()),
+        trajectories=tuple(
+            Trajectory(prompt=prompt, seed=sample_seed(seed, index)) for index, prompt in enumerate(prompts)
+        ),
+        num_train=check_integer(
+            "num_train", num_train, 1, total, advice="The rest of the trajectories is the test split."
+        ),
+        shard_size=check_integer("shard_size", shard_size, 1, advice="Give the trajectories in one file."),
+        seed=seed,
+        generator={"refine-env": __version__, **generator},
+        note=None if note is None else check_text("note", note),
+        **details,
+    )
 
     def report(phase: str, count: float) -> None:
         if progress is not None:
@@ -402,43 +419,6 @@ def _write(
             for summary in draw(writer.staging, recipe, missing, lambda count: report("sampling", done + count)):
                 writer.add(summary)
         return writer.finish(lambda checked, _: report("checking", checked))
-
-
-def _recipe(
-    *,
-    source: str,
-    schedule: NoiseSchedule,
-    latent_shape: tuple[int, ...],
-    prompts: Sequence[str | None],
-    num_train: int | None,
-    shard_size: int,
-    seed: int,
-    generator: dict[str, str],
-    **details: Any,
-) -> Recipe:
-    from refine_env import __version__
-
-    count = len(prompts)
-    seed = check_integer("seed", seed, 0, advice="Give a base seed such as 0.")
-    if num_train is None:
-        num_train = max(1, count // 2)
-    if details.get("note") is not None:
-        check_text("note", details["note"])
-    return Recipe(
-        source=source,
-        alpha_bar=tuple(schedule.alpha_bar.tolist()),
-        latent_shape=latent_shape,
-        trajectories=tuple(
-            Trajectory(prompt=prompt, seed=sample_seed(seed, index)) for index, prompt in enumerate(prompts)
-        ),
-        num_train=check_integer(
-            "num_train", num_train, 1, count, advice="The rest of the trajectories is the test split."
-        ),
-        shard_size=check_integer("shard_size", shard_size, 1, advice="Give the trajectories in one file."),
-        seed=seed,
-        generator={"refine-env": __version__, **generator},
-        **details,
-    )
 
 
 def _resolve_schedule(schedule: NoiseSchedule | None, num_steps: int | None) -> NoiseSchedule:
@@ -484,7 +464,7 @@ def _check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
 def _load_clean_latents(
     source: ArrayLike | TrajectoryCache | str | os.PathLike[str],
 ) -> tuple[str, int, Callable[[int], NDArray[Any]], TrajectoryCache | None]:
-    """Name and number of the clean latents, a function that reads one, and the cache that they come from, or None."""
+    """Return name and number of the clean latents, a function that reads one, and the cache they come from, or None."""
     name = "array"
     if isinstance(source, str | os.PathLike):
         file = Path(source)
@@ -532,7 +512,7 @@ def _load_latent_file(file: Path) -> NDArray[Any]:
 
 
 def _hash_latents(count: int, clean: Callable[[int], NDArray[Any]]) -> str:
-    """SHA-256 of the latents as float32, with their number and shape."""
+    """Compute the SHA-256 of the latents as float32, with their number and shape."""
     digest = hashlib.sha256(repr((count, tuple(clean(0).shape))).encode())
     for index in range(count):
         digest.update(np.ascontiguousarray(clean(index), dtype="<f4").tobytes())

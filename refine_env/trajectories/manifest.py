@@ -73,7 +73,7 @@ _MAX_MEAN_SQUARE = float(np.finfo(np.float16).max) ** 2
 
 
 def sample_seed(seed: int, index: int) -> int:
-    """The seed of one sample, from which all of its draws come.
+    """Return the seed of one sample, from which all of its draws come.
 
     A hash of base seed and index (NumPy's SeedSequence), so that caches of neighboring base seeds share no
     sample; below 2⁵³, so that every JSON reader keeps it exact.
@@ -160,7 +160,7 @@ class Recipe:
 
     @property
     def num_trajectories(self) -> int:
-        """Number of trajectories."""
+        """The number of trajectories."""
         return len(self.trajectories)
 
     @property
@@ -192,7 +192,7 @@ class Recipe:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON values, in the manifest's order."""
+        """Return the recipe as JSON values, in the manifest's order."""
         derived = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -204,7 +204,7 @@ class Recipe:
         return {name: derived[name] if name in derived else _plain(getattr(self, name)) for name in _RECIPE_FIELDS}
 
     def to_bytes(self) -> bytes:
-        """The recipe as JSON text with a hash of itself, the same bytes for the same recipe.
+        """Write the recipe as JSON text with a hash of itself, the same bytes for the same recipe.
 
         Raises:
             ConfigurationError: if a field cannot stand in a manifest, for instance a text that is not Unicode.
@@ -212,7 +212,7 @@ class Recipe:
         return _dump(self.to_dict())
 
     def scheduler_alpha_bar(self) -> NDArray[np.float64] | None:
-        """ᾱ_0 … ᾱ_T computed from the scheduler's config and timesteps, shape (T+1,).
+        """Compute ᾱ_0 … ᾱ_T from the scheduler's config and timesteps, shape (T+1,).
 
         Returns:
             None if the recipe names no scheduler, or one whose β are neither linear nor scaled-linear.
@@ -236,7 +236,7 @@ class Recipe:
         return np.concatenate([[1.0], table[list(reversed(timesteps))]])
 
     def differences(self, other: Recipe) -> list[str]:
-        """The fields in which ``other`` differs, as ``name = other's instead of own``."""
+        """Return the fields in which ``other`` differs, as ``name = other's instead of own``."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [
             f"{name} = {shorten(theirs.get(name))} instead of {shorten(mine.get(name))}"
@@ -414,7 +414,7 @@ class Manifest:
     is_sealed: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest as JSON values, in the order of the file."""
+        """Return the manifest as JSON values, in the order of the file."""
         decoder = {} if self.decoder is None else self.decoder.to_dict()
         return self.recipe.to_dict() | {
             "mean_square": self.mean_square.tolist(),
@@ -425,7 +425,7 @@ class Manifest:
         }
 
     def to_bytes(self) -> bytes:
-        """The JSON text of `manifest.json` with a hash of itself, the same bytes for the same content.
+        """Write the JSON text of `manifest.json` with a hash of itself, the same bytes for the same content.
 
         Raises:
             ConfigurationError: if a field cannot stand in a manifest.
@@ -478,12 +478,12 @@ class Manifest:
 
 
 def is_cache_file(name: str) -> bool:
-    """Whether a file of this name belongs to a cache."""
+    """Return whether a file of this name belongs to a cache."""
     return name == MANIFEST_FILE or is_shard_file(name)
 
 
 def is_shard_file(name: str) -> bool:
-    """Whether a file of this name is a shard of a cache."""
+    """Return whether a file of this name is a shard of a cache."""
     return _SHARD_NAME.fullmatch(name) is not None
 
 
@@ -520,7 +520,7 @@ class _Fields:
             )
 
     def optional(self, name: str, read: Callable[..., _Value], *args: Any) -> _Value | None:
-        """What ``read(name, *args)`` gives; None where the field is absent or null."""
+        """Return what ``read(name, *args)`` gives, or None where the field is absent or null."""
         return None if self.values.get(name) is None else read(name, *args)
 
     def text(self, name: str) -> str:
@@ -577,7 +577,7 @@ class _Fields:
         return value
 
     def texts(self, name: str, *keys: str) -> dict[str, str]:
-        """An object of texts, which has all of these keys."""
+        """Read an object of texts, which must have all of these keys."""
         entry = self.entry(name)
         return {key: entry.text(key) for key in dict.fromkeys((*keys, *entry.values))}
 
@@ -596,14 +596,14 @@ class _Fields:
 
 
 def _plain(value: Any) -> Any:
-    """A recipe's value as a type of JSON."""
+    """Turn a recipe's value into a type of JSON."""
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
 
 
 def _dump(values: Mapping[str, Any]) -> bytes:
-    """JSON text with one field per line, and one line per row of a nested list, sealed; deterministic."""
+    """Write sealed JSON text, always the same, with a line for each field and for each row of a nested list."""
 
     def compact(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from refine_env._validation import check_choice, check_finite, check_integer
-from refine_env.errors import CacheError, ConfigurationError, ModelNotFoundError, import_extra
+from refine_env.errors import CacheError, ConfigurationError, ModelNotFoundError, describe_error, import_extra
 from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories.cache import TrajectoryCache
-from refine_env.trajectories.files import describe
 
 __all__ = ["BUNDLED_MODEL", "LatentDecoder", "LatentDenoiser", "LatentSampler", "ModelNotFoundError", "open_recorded"]
 
@@ -48,10 +47,10 @@ class LatentSampler:
 
     Args:
         model: hub id, local folder, or ``emoji`` (bundled).
-        num_steps: T.
+        num_steps: T, the number of reverse diffusion steps.
         scheduler: ``ddpm``, ``ddim``, ``dpmsolver++`` (2M), ``model``, or a diffusers scheduler.
         guidance_scale: scale of the classifier-free guidance; 1 is none.
-        device: torch device.
+        device: the torch device on which the model runs.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         revision: branch, tag or commit of a hub model.
 
@@ -95,7 +94,7 @@ class LatentSampler:
         self._pipeline.set_progress_bar_config(disable=True)
         _check_signature(self._pipeline)
         self._scheduler = self._pipeline.scheduler = _build_scheduler(self._pipeline.scheduler, scheduler)
-        with _quiet():
+        with _quiet(), _without_copy_warning():
             self.schedule = NoiseSchedule.from_scheduler(self._scheduler, num_steps)
         self.timesteps = tuple(int(tau) for tau in self._scheduler.timesteps)
         self.scheduler_config = {
@@ -104,6 +103,18 @@ class LatentSampler:
         }
         self.latent_shape = _latent_shape(self._pipeline)
         self.versions = _versions()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a cache's recipe says about the model, its scheduler and the libraries."""
+        return {
+            "schedule": self.schedule,
+            "latent_shape": self.latent_shape,
+            "generator": self.versions,
+            "model": {"id": self.model_id, "revision": self.revision},
+            "scheduler": self.scheduler_config,
+            "timesteps": self.timesteps,
+            "guidance_scale": self.guidance_scale,
+        }
 
     def sample(
         self,
@@ -116,9 +127,9 @@ class LatentSampler:
         Sample k's x_T and then the noise of each step come from its own CPU generator, seeded ``seeds[k]``.
 
         Args:
-            prompts: one per sample.
-            seeds: one per sample.
-            report: called with the share of steps done.
+            prompts: one prompt for each sample.
+            seeds: one seed for each sample.
+            report: called with the part of the steps that is done.
 
         Returns:
             Latents (B, T+1, C, H, W) and clean estimates (B, T, C, H, W), float16, indexed by t, in the
@@ -138,7 +149,7 @@ class LatentSampler:
             if report is not None:
                 report(len(estimates) / num_steps)
 
-        with _watched(self._scheduler, record), _one_thread(self.device_kind):
+        with _watched(self._scheduler, record), _one_thread(self.device_kind), _without_copy_warning():
             self._pipeline(
                 prompt=list(prompts),
                 num_inference_steps=num_steps,
@@ -162,7 +173,7 @@ class LatentSampler:
         return latents, clean
 
     def _scale(self) -> list[float] | None:
-        """Factors √ᾱ_t = 1/√(1 + σ_t²) that turn the scheduler's own samples into x_T … x_0; None if they are x_t."""
+        """Return factors √ᾱ_t = 1/√(1 + σ_t²) from the scheduler's own samples to x_T … x_0; None if these are x_t."""
         if float(self._scheduler.init_noise_sigma) == 1.0:
             return None
         sigmas = np.asarray(self._scheduler.sigmas, dtype=np.float64)
@@ -357,7 +368,7 @@ def _versions() -> dict[str, str]:
 
 
 def _stack(tensors: Sequence[Any]) -> NDArray[np.float16]:
-    """Tensors (B, C, H, W), the last step first in the result: float16 (B, len, C, H, W)."""
+    """Stack tensors (B, C, H, W), the last step first: float16 (B, len, C, H, W)."""
     torch = import_extra("torch", EXTRA)
     array: NDArray[np.float16] = torch.stack(list(reversed(tensors)), dim=1).to(torch.float16).cpu().numpy()
     return array
@@ -398,6 +409,14 @@ def _watched(scheduler: Any, record: Callable[[Any, Any, Any], None]) -> Iterato
         del scheduler.step
 
 
+@contextlib.contextmanager
+def _without_copy_warning() -> Iterator[None]:
+    """Say nothing of a call by which torch and diffusers' solvers have NumPy copy an array, which does no harm."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="__array__ implementation doesn't accept a copy keyword")
+        yield
+
+
 def _clean_estimate(scheduler: Any, model_output: Any, timestep: Any, sample: Any) -> Any:
     """E[x_0 | x_t] from the network's output, for schedulers that do not report it."""
     return _predicted_clean(scheduler, model_output, sample, scheduler.alphas_cumprod[int(timestep)].to(sample.device))
@@ -420,7 +439,7 @@ def _predicted_clean(scheduler: Any, model_output: Any, sample: Any, alpha_bar: 
 
 
 def _build_scheduler(own: Any, wanted: Any) -> Any:
-    """The scheduler to sample with, on the pipeline's own β schedule."""
+    """Build the scheduler to sample with, on the pipeline's own β schedule."""
     if wanted == "model":
         return own
     if not isinstance(wanted, str):
@@ -445,12 +464,15 @@ def _build_scheduler(own: Any, wanted: Any) -> Any:
         if wanted == "ddim":
             return diffusers.DDIMScheduler.from_config(own.config, clip_sample=False, **common)
         # Every step but the first uses two network evaluations, its own and the one before; the last one ends at ᾱ = 1.
+        # What diffusers calls leading leaves out the noisiest steps here: 200 of them would begin at 801 of 1000.
         solver = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
-        return diffusers.DPMSolverMultistepScheduler.from_config(own.config, **solver, **common)
+        return diffusers.DPMSolverMultistepScheduler.from_config(
+            own.config, **solver, **{**common, "timestep_spacing": "trailing"}
+        )
 
 
 def _find_model(model: str | os.PathLike[str], revision: str | None) -> tuple[Path, str, str]:
-    """Folder, id and revision of a model, downloaded if need be."""
+    """Return folder, id and revision of a model, which is downloaded if need be."""
     name = os.fspath(model)
     if name == BUNDLED_MODEL:
         folder = Path(str(importlib.resources.files("refine_env"))) / "models" / BUNDLED_MODEL
@@ -476,7 +498,7 @@ def _find_model(model: str | os.PathLike[str], revision: str | None) -> tuple[Pa
     except Exception as error:  # the hub's client raises whatever its HTTP library raises
         raise ModelNotFoundError(
             f"`model` must be within reach, got {name!r}, which is neither in the local hub cache nor to be "
-            f"downloaded ({describe(error)}). Run `hf download {name} --local-dir FOLDER` on a "
+            f"downloaded ({describe_error(error)}). Run `hf download {name} --local-dir FOLDER` on a "
             "connected machine, and pass that FOLDER."
         ) from error
     return folder, name, folder.name
@@ -496,7 +518,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _find_checked_model(model: str | os.PathLike[str], revision: str | None) -> tuple[Path, str, str]:
-    """`_find_model`, which refuses what is no text-to-image latent pipeline before its weights are read."""
+    """Find a model, and refuse what is no text-to-image latent pipeline before its weights are read."""
     folder, model_id, revision = _find_model(model, revision)
     index = _read_index(folder)
     present = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
@@ -534,7 +556,8 @@ def _loading(model_id: str) -> Iterator[None]:
             yield
     except Exception as error:
         raise ModelNotFoundError(
-            f"`model` must hold loadable weights, got {model_id!r} ({describe(error)}). Get the model's files anew."
+            f"`model` must hold loadable weights, got {model_id!r} ({describe_error(error)}). "
+            "Get the model's files anew."
         ) from error
 
 
@@ -557,14 +580,14 @@ def _latent_shape(pipeline: Any) -> tuple[int, int, int]:
 
 
 def _public_config(scheduler: Any) -> dict[str, Any]:
-    """The scheduler's own parameters, not those left over from another class, as JSON values (infinity as text)."""
+    """Return a scheduler's own parameters, none left over from another class, as JSON values (infinity as text)."""
     config: dict[str, Any] = json.loads(scheduler.to_json_string(), parse_constant=str)
     own = inspect.signature(type(scheduler).__init__).parameters
     return {name: value for name, value in sorted(config.items()) if name in own}
 
 
 def _fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and bytes of a local model's files."""
+    """Compute the SHA-256 over the names and bytes of a local model's files."""
     components = {name for name, value in _read_index(folder).items() if isinstance(value, list)}
     files = [folder / _INDEX_FILE] + [
         file
@@ -587,7 +610,7 @@ def _torch_device(device: str) -> Any:
         torch.empty(0, device=resolved)
     except Exception as error:  # RuntimeError, AssertionError or NotImplementedError, by the kind of device
         raise ConfigurationError(
-            f"`device` must be a torch device of this machine, got {device!r} ({describe(error)}). Use 'cpu', "
+            f"`device` must be a torch device of this machine, got {device!r} ({describe_error(error)}). Use 'cpu', "
             "or 'cuda' where there is a GPU."
         ) from error
     return resolved

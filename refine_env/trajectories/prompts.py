@@ -66,7 +66,7 @@ def read_prompts(
     max_nsfw: float | None = None,
     unique: bool | None = None,
 ) -> PromptSelection:
-    """Prompts of a file: UTF-8 text with one per line, or a table `.csv`, `.tsv`, `.parquet` or `.json`.
+    """Read prompts from a file: UTF-8 text with one per line, or a table `.csv`, `.tsv`, `.parquet` or `.json`.
 
     Tables have a header; of JSON, a list of objects is understood, and DiffusionDB's parts, an object of
     objects. Blank prompts are left out, and white space around one. A table may be larger than the memory,
@@ -138,7 +138,7 @@ def read_prompts(
 
 
 def _choose(texts: Iterator[str], num_prompts: int | None, seed: int, unique: bool) -> tuple[tuple[str, ...], int]:
-    """The chosen prompts and their number, which is less than ``num_prompts`` if the file offers fewer."""
+    """Choose prompts; their number is less than ``num_prompts`` if the file offers fewer."""
     if num_prompts is None:
         everything = tuple(dict.fromkeys(texts) if unique else texts)
         return everything, len(everything)
@@ -169,7 +169,7 @@ def _read_text(file: Path) -> Iterator[_Row]:
 
 
 def _read_table(file: Path, column: str | None, scored: bool) -> tuple[str, Iterator[_Row]]:
-    """The column of the prompts, and the rows whose prompt is not blank."""
+    """Return the column of the prompts, and the rows whose prompt is not blank."""
     names, read = _open_table(file)
     column = _find_column(file, names, column)
     scores = [name for name in SCORE_COLUMNS if name in names] if scored else []
@@ -191,7 +191,7 @@ _Reader = Callable[[Sequence[str]], Iterator[Sequence[Any]]]
 
 
 def _open_table(file: Path) -> tuple[list[str], _Reader]:
-    """The names of the columns, and a function that reads given columns row by row."""
+    """Return the names of the columns, and a function that reads given columns row by row."""
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         return _open_parquet(file)
@@ -254,7 +254,7 @@ def _find_column(file: Path, names: list[str], column: str | None) -> str:
 
 
 def _score(value: Any) -> float:
-    """A score as a number; infinity for a missing one, so that no limit admits its row."""
+    """Read a score as a number, a missing one as infinity, so that no limit admits its row."""
     try:
         score = float(value)
     except (TypeError, ValueError):

@@ -23,7 +23,7 @@ class ShardSummary:
     Each is a function of the shard's content alone, so it does not matter who computes it, and when.
 
     Args:
-        shard: the shard.
+        shard: the shard's entry in the manifest.
         squares: sum of ‖x_t‖² over the shard, shape (T+1,).
         moments: sum of ⟨x_t, x_t'⟩ over the shard's part of the train split, shape (T+1, T+1).
         clean_moments: sum of ⟨y_t, y_t'⟩ over that part, shape (T, T).
@@ -38,14 +38,14 @@ class ShardSummary:
 def summarize(
     recipe: Recipe, span: Span, tensors: Mapping[str, NDArray[np.float16]], *, size: int, sha256: str
 ) -> ShardSummary:
-    """Sums over the trajectories of a shard, in the order of their indices.
+    """Sum up the trajectories of a shard, in the order of their indices.
 
     Args:
-        recipe: the cache's recipe.
-        span: which shard.
-        tensors: its latents (n, T+1, …) and clean estimates (n, T, …), in this order.
-        size: bytes of its file.
-        sha256: hash of its file.
+        recipe: the recipe of the cache.
+        span: the place of the shard in the cache.
+        tensors: the shard's latents (n, T+1, …) and clean estimates (n, T, …), in this order.
+        size: the size of the shard's file [bytes].
+        sha256: the hash of that file.
     """
     steps = recipe.num_steps
     squares_sum = np.zeros(steps + 1)
@@ -67,7 +67,7 @@ def summarize(
 def total_statistics(
     recipe: Recipe, summaries: Sequence[ShardSummary]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The manifest's ``mean_square``, ``second_moments`` and ``clean_second_moments``, from all shards in order."""
+    """Compute ``mean_square``, ``second_moments`` and ``clean_second_moments`` from all shards in order."""
     train = recipe.num_train * recipe.latent_dim
     every = recipe.num_trajectories * recipe.latent_dim
     # Added in order, starting from the first shard, so that the bits do not depend on who drew which shard.
@@ -79,7 +79,7 @@ def total_statistics(
 
 
 def gram(rows: NDArray[np.float16]) -> NDArray[np.float64]:
-    """The inner products ⟨x_t, x_t'⟩ of float16 rows, the same bits on every machine.
+    """Compute the inner products ⟨x_t, x_t'⟩ of float16 rows, the same bits on every machine.
 
     A matrix product's last bits depend on the library and the number of threads. So each value is split into
     a multiple of 2⁻⁴ and a rest below 2⁻⁴, which is a multiple of 2⁻²⁴ (float16's smallest number); over 4096
@@ -99,7 +99,7 @@ def gram(rows: NDArray[np.float16]) -> NDArray[np.float64]:
 
 
 def squares(rows: NDArray[np.float16]) -> NDArray[np.float64]:
-    """The diagonal of `gram`, bit for bit, at a fraction of its cost."""
+    """Compute the diagonal of `gram`, bit for bit, at a fraction of its cost."""
     total = np.zeros(len(rows))
     for coarse, fine in _split(rows):
         cross = (coarse * fine).sum(axis=1)
@@ -108,7 +108,7 @@ def squares(rows: NDArray[np.float16]) -> NDArray[np.float64]:
 
 
 def _split(rows: NDArray[np.float16]) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Coarse and fine parts, at most `_GRAM_BLOCK` dimensions at a time, filled up with zeros to slices."""
+    """Split rows into coarse and fine parts, `_GRAM_BLOCK` dimensions at a time, filled up with zeros to slices."""
     for start in range(0, rows.shape[1], _GRAM_BLOCK):
         block = rows[:, start : start + _GRAM_BLOCK].astype(np.float64)
         block = np.pad(block, ((0, 0), (0, -block.shape[1] % _GRAM_SLICE)))
@@ -117,7 +117,7 @@ def _split(rows: NDArray[np.float16]) -> Iterator[tuple[NDArray[np.float64], NDA
 
 
 def _products(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """a bᵀ, a few dimensions at a time: a BLAS runs products this small on one thread.
+    """Compute a bᵀ, a few dimensions at a time: a BLAS runs products this small on one thread.
 
     With threads, and another process on the cores, the same product took 25 times as long.
     """

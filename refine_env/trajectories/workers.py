@@ -15,25 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refine_env._validation import check_choice, check_integer
-from refine_env.errors import CacheError, ConfigurationError, import_extra
+from refine_env.errors import CacheError, ConfigurationError, describe_error, import_extra
 from refine_env.trajectories.cache import tensor_shapes
-from refine_env.trajectories.files import describe, disk_errors
+from refine_env.trajectories.files import disk_errors
 from refine_env.trajectories.manifest import Recipe, Span
 from refine_env.trajectories.statistics import ShardSummary
-from refine_env.trajectories.writer import lease_name, write_shard
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # no such locks on this platform: orphaned workers finish their share
-    fcntl = None
+from refine_env.trajectories.writer import fcntl, lease_name, write_shard
 
 __all__ = ["ENGINES", "Chunk", "Sampler", "Source", "WorkerPool", "draw_shards"]
 
@@ -54,7 +47,7 @@ class Source(Protocol):
     """What a worker needs to make its own sampler; it is pickled."""
 
     def open(self, recipe: Recipe, device: str) -> Sampler:
-        """The sampler of a cache's recipe on a device."""
+        """Make the sampler of a cache's recipe on a device."""
 
 
 class _AbandonedError(RuntimeError):
@@ -104,7 +97,7 @@ class WorkerPool:
 
     @property
     def num_workers(self) -> int:
-        """Number of workers."""
+        """The number of workers."""
         return len(self.devices) if self.workers is None else self.workers
 
     @property
@@ -222,7 +215,7 @@ def draw_shards(
                 report(done)
             if writing is not None:
                 summaries.append(writing.result())
-            writing = thread.submit(write_shard, folder, recipe, span, **shard)
+            writing = thread.submit(write_shard, folder, recipe, span, shard)
         if writing is not None:
             summaries.append(writing.result())
     return summaries
@@ -245,7 +238,7 @@ _Run = Callable[[list[_Share]], list[list[ShardSummary]]]
 
 @contextlib.contextmanager
 def _engine(pool: WorkerPool, lanes: int) -> Iterator[_Run]:
-    """A function that runs shares with joblib on the pool's engine; a cluster that was started for it is shut down."""
+    """Give a function that runs shares on the pool's engine, and shut down a cluster that was started for it."""
     joblib = import_extra("joblib", EXTRA)
     options: dict[str, Any] = {}
     own: dict[str, Any]
@@ -293,13 +286,13 @@ def _cluster_errors(pool: WorkerPool) -> Iterator[None]:
         yield
     except Exception as error:  # a cluster that does not answer raises what its network library raises
         raise ConfigurationError(
-            f"`address` must be that of a running {pool.engine} cluster, got {pool.address!r} ({describe(error)}). "
-            "Start the cluster first, or leave the address out."
+            f"`address` must be that of a running {pool.engine} cluster, got {pool.address!r} "
+            f"({describe_error(error)}). Start the cluster first, or leave the address out."
         ) from error
 
 
 def _lost_workers(engine: str) -> tuple[type[BaseException], ...]:
-    """The exceptions by which an engine says that a worker died."""
+    """Return the exceptions by which an engine says that a worker died."""
     if engine == "loky":
         return (import_extra("joblib.externals.loky.process_executor", EXTRA).BrokenProcessPool,)
     if engine == "dask":
@@ -309,7 +302,7 @@ def _lost_workers(engine: str) -> tuple[type[BaseException], ...]:
 
 @contextlib.contextmanager
 def _lease(folder: Path) -> Iterator[Path]:
-    """A file that exists, and is locked, as long as this process waits for its workers."""
+    """Keep a file that exists, and is locked, as long as this process waits for its workers."""
     file = folder / lease_name()
     with disk_errors(folder):
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
@@ -324,7 +317,7 @@ def _lease(folder: Path) -> Iterator[Path]:
 
 
 def _is_held(lease: Path, *, on_this_host: bool) -> bool:
-    """Whether the process that made a lease still lives; on another host only whether the lease still exists."""
+    """Return whether the process that made a lease still lives, or on another host whether the lease still exists."""
     try:
         descriptor = os.open(lease, os.O_RDWR)
     except FileNotFoundError:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
 
@@ -38,7 +38,7 @@ from refine_env.trajectories.statistics import ShardSummary, summarize, total_st
 fcntl: ModuleType | None
 try:
     import fcntl
-except ImportError:  # no such locks on this platform: two writers at once are then the user's to avoid
+except ImportError:  # no such locks here: two writers at once are the user's to avoid, orphaned workers go on
     fcntl = None
 
 __all__ = ["CacheWriter", "lease_name", "write_shard"]
@@ -111,12 +111,8 @@ class CacheWriter:
             self._lock = None
 
     def missing(self) -> list[Span]:
-        """The shards that are still to be written, in order."""
+        """Return the shards that are still to be written, in order."""
         return [] if self.finished else [span for span in self.recipe.spans if not self._is_written(span)]
-
-    def write(self, span: Span, latents: NDArray[np.float16], clean_estimates: NDArray[np.float16]) -> None:
-        """Write one shard; see `write_shard`."""
-        self.add(write_shard(self.staging, self.recipe, span, latents, clean_estimates))
 
     def add(self, summary: ShardSummary) -> None:
         """Take note of a shard that `write_shard` wrote, so that `finish` need not read it."""
@@ -179,7 +175,7 @@ class CacheWriter:
             pass
 
     def _holds_staging(self) -> bool:
-        """Whether the growing folder is the one that this writer holds open, and not a later one of that name."""
+        """Return whether the growing folder is the one that this writer holds open, not a later one of that name."""
         if self._lock is None:
             return fcntl is None
         try:
@@ -196,7 +192,7 @@ class CacheWriter:
                 os.rename(self._retired, self.path)
 
     def _is_finished(self, overwrite: bool) -> bool:
-        """Whether the finished cache exists already; raises if ``path`` holds something that must not be replaced."""
+        """Return whether the finished cache exists; raise if ``path`` holds something that must not be replaced."""
         if not self.path.exists():
             return False
         if not self.path.is_dir():
@@ -305,23 +301,17 @@ class CacheWriter:
             _remove_cache(self._retired)
 
 
-def write_shard(
-    folder: Path,
-    recipe: Recipe,
-    span: Span,
-    latents: NDArray[np.float16],
-    clean_estimates: NDArray[np.float16],
-) -> ShardSummary:
+def write_shard(folder: Path, recipe: Recipe, span: Span, tensors: Mapping[str, NDArray[np.float16]]) -> ShardSummary:
     """Write one shard into a growing cache, whole or not at all.
 
     It needs nothing but the folder, so any process may write any shard.
 
     Args:
         folder: the growing folder.
-        recipe: the cache's recipe.
-        span: which shard.
-        latents: float16 (n, T+1, C, H, W), n = span.stop − span.start, indexed by t.
-        clean_estimates: float16 (n, T, C, H, W).
+        recipe: the recipe of the cache.
+        span: the place of the shard in the cache.
+        tensors: its ``latents``, float16 (n, T+1, C, H, W), n = span.stop − span.start, indexed by t; and its
+            ``clean_estimates``, float16 (n, T, C, H, W).
 
     Returns:
         What the manifest will say of it, for `CacheWriter.add`.
@@ -330,7 +320,6 @@ def write_shard(
         CacheError: if the folder cannot be written.
         CacheFormatError: if an array is not of that form.
     """
-    tensors = {"latents": latents, "clean_estimates": clean_estimates}
     for name, shape in tensor_shapes(span, recipe).items():
         if tensors[name].dtype != np.float16 or tensors[name].shape != shape:
             raise CacheFormatError(
@@ -344,17 +333,17 @@ def write_shard(
 
 
 def lease_name() -> str:
-    """A new name for a lease, the file by which workers see whether their work is still awaited."""
+    """Make a new name for a lease, the file by which workers see whether their work is still awaited."""
     return f"workers-{secrets.token_hex(8)}.lease"
 
 
 def _listed(differences: list[str]) -> str:
-    """The first three differences, for a message."""
+    """List the first three differences, for a message."""
     return "; ".join(differences[:3] + (["…"] if len(differences) > 3 else []))
 
 
 def _without_suffix(name: str) -> str:
-    """The name of the file that a temporary one was to become; any other name as it is."""
+    """Return the name of the file that a temporary one was to become, and any other name as it is."""
     found = _TEMPORARY_NAME.fullmatch(name)
     return found["name"] if found else name.removesuffix(_TEMPORARY_SUFFIX)
 

@@ -97,7 +97,7 @@ class Reception:
 
     @classmethod
     def of(cls, codec: RefinementCodec, deliveries: Sequence[Delivery], config: SystemConfig, **more: Any) -> Self:
-        """The outcome of an episode that ended with this codec's device; ``more`` are a subclass's attributes."""
+        """Make the outcome of an episode from the codec at its end; ``more`` are the attributes of a subclass."""
         return cls(
             latent=codec.device,
             device_step=codec.device_step,
@@ -139,7 +139,7 @@ class Connection:
             self._socket.sendall(front + _CHECKSUM.pack(zlib.crc32(content, zlib.crc32(front))) + content)
 
     def read(self, kind: FrameKind, least: int, most: int) -> tuple[int, bytes]:
-        """Slot and content of the next frame, which must be of that kind and ``least`` … ``most`` bytes long.
+        """Read slot and content of the next frame, which must be of that kind and ``least`` … ``most`` bytes long.
 
         Raises:
             TransportError: if it is another frame, does not come in time, or was damaged on the way.
@@ -180,7 +180,7 @@ class Connection:
         return bytes(data)
 
     def _time_left(self, until: float) -> float:
-        """Seconds to that time, or to the end of the episode if that is earlier."""
+        """Return the seconds to that time, or to the end of the episode if that is earlier."""
         now = time.monotonic()
         if now >= self._end:
             raise TransportError(
@@ -193,12 +193,12 @@ class Connection:
 
 
 def latent_digest(latent: NDArray[np.float32]) -> bytes:
-    """SHA-256 of a latent, by which both ends find out whether they hold the same."""
+    """Compute the SHA-256 of a latent, by which both ends find out whether they hold the same."""
     return hashlib.sha256(latent_bytes(latent)).digest()
 
 
 def check_timeout(timeout: float) -> float:
-    """``timeout`` [s] if a socket can wait so long; raises ConfigurationError otherwise."""
+    """Return ``timeout`` [s] if a socket can wait so long; raise ConfigurationError otherwise."""
     advice = "Give seconds, for example 10."
     if check_positive("timeout", timeout, advice=advice) > _MAX_TIMEOUT:
         raise ConfigurationError(f"`timeout` must be at most {_MAX_TIMEOUT:.0f} s, 11 days, got {timeout!r}. {advice}")

@@ -77,7 +77,7 @@ class Receiver:
 
     @property
     def address(self) -> tuple[str, int]:
-        """(host, port) where it listens."""
+        """The address (host, port) at which it listens."""
         host, port = self._socket.getsockname()[:2]
         return str(host), int(port)
 
@@ -127,7 +127,7 @@ class Receiver:
         return Reception.of(codec, deliveries, config)
 
     def _read_system(self, data: bytes) -> tuple[SystemConfig, Coder]:
-        """The system that a sender describes, and its coder, which is built only where both are within the limits."""
+        """Read the system that a sender describes, and build its coder, which happens only within the limits."""
         try:
             system = json.loads(data)
             protocol, values = system["protocol"], system["config"]

@@ -24,7 +24,7 @@ from agents.benchmark import (
 from refine_env import CacheError, ConfigurationError
 from refine_env._store import DIRECTORY_VARIABLE
 from refine_env.trajectories import generate_gaussian
-from tests.processes import assert_refused, run_module
+from tests.processes import run_module
 
 ROOT = Path(__file__).parents[2]
 FAST = {"repetitions": 1, "seconds": 0.01, "num_envs": (2,), "episodes": 2}
@@ -176,17 +176,3 @@ def test_the_page_s_table_is_the_recorded_one() -> None:
 def test_a_page_without_marks_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="`--page` must hold the lines <!-- measured --> and"):
         insert_table("# A page", "| a |")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("--rows", "stepp"), 2, "`rows` must be one of"),
-        (("--rows", "step,step"), 2, "`--rows` must be a comma-separated list without repetition"),
-        (("--num-envs", "a"), 2, "`--num-envs` must be a comma-separated list"),
-        (("--repetitions", "0"), 2, "`--repetitions` must be an integer >= 1"),
-        (("--workers", "0"), 2, "`--workers` must be an integer >= 1"),
-    ],
-)
-def test_bad_arguments_end_in_one_sentence(arguments: tuple[str, ...], code: int, message: str) -> None:
-    assert_refused(run_module("agents.benchmark", *arguments), code, message)

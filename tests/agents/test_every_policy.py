@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
 import agents
 from agents import evaluate, figures, record, report, send
@@ -20,6 +18,7 @@ from agents.policies.learned import SHIPPED
 from agents.report.player import make_player
 from refine_env.evaluation import EPISODE_COLUMNS, SUMMARY_COLUMNS, read_table
 from refine_env.transport import Receiver, Reception
+from tests.processes import run
 
 NAMES = [*agents.names(), "learned", "learned:mine"]
 """All that can be registered, played on the default cache, the one that the shipped policy is trained for."""
@@ -37,15 +36,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(workplace)
     return workplace
-
-
-def run(command: Any, *arguments: str) -> str:
-    """What a command prints; it has to end well."""
-    app = typer.Typer()
-    app.command()(command)
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture

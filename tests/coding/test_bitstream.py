@@ -18,13 +18,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from refine_env import ConfigurationError, NoiseSchedule, SystemConfig, TrajectoryCache
-from refine_env.coding import ClosedLoopCoder, ForwardCoder, LloydMax, Message, RefinementCodec, kernels
+from refine_env.coding import ClosedLoopCoder, ForwardCoder, LloydMax, Message, RefinementCodec, Transmission, kernels
 from refine_env.coding.bitstream import HEADER_BYTES, latent_bytes, pack_indices, unpack_indices
-from refine_env.coding.refinement import rotation_orders
 from refine_env.dynamics.simulator import EpisodeBatch
 from refine_env.errors import BitstreamError
 from refine_env.model.distortion import RefinementModel, SecondMoments
-from tests.coding import golden
+from tests.coding import closed_loop_coder, golden
 
 SCHEDULE = NoiseSchedule([1.0, 0.97, 0.85, 0.6, 0.3, 0.1, 0.01])
 EVERY_BIT_DEPTH = tuple(range(1, 17))
@@ -113,12 +112,12 @@ def test_indices_are_those_of_the_quantizer(bits: int, rng: np.random.Generator)
     assert (np.diff(quantizer.table.levels) > 0).all()  # so that a level has one index
     device = np.zeros(FINITE_PATTERNS.size, dtype=np.float32)
     coder = ForwardCoder(SCHEDULE, (bits,))
-    code = coder.encode(FINITE_PATTERNS, device, 4, SCHEDULE.num_steps, bits, 0.0)
+    code = coder.encode(FINITE_PATTERNS, device, Transmission(4, SCHEDULE.num_steps, bits))
     assert not device.any()
     assert np.array_equal(code.indices, quantizer.index(FINITE_PATTERNS.view(np.float16).astype(np.float32)))
     if bits <= 8:
         assert len(np.unique(code.indices)) == 2**bits
-    coder.decode(code, device, 4, SCHEDULE.num_steps, bits, 0.0)
+    coder.decode(code, device, Transmission(4, SCHEDULE.num_steps, bits))
     assert np.array_equal(device, quantizer.table.levels[code.indices])
 
 
@@ -140,7 +139,7 @@ def test_chains_equal_the_simulator_bit_for_bit(seed: int, dim: int, chain: dict
         assert len(message.payload) == -(-dim * bits // 8)
         assert message.num_bits == dim * bits
         assert len(bytes(message)) == HEADER_BYTES + len(message.payload)
-        error = coder.deliver(latents.view(np.uint16), simulated, step, held, bits, error)
+        error = coder.deliver(latents.view(np.uint16), simulated, Transmission(step, held, bits, error))
         decoded = device.decompress(bytes(message))
         assert decoded.tobytes() == simulated.tobytes()
         server.decompress(message)
@@ -381,7 +380,7 @@ def test_forged_fields_never_yield_another_latent(data: st.DataObject) -> None:
 @pytest.mark.parametrize("dim", [61, 64])
 def test_a_coder_with_side_information(rotation: bool, dim: int, rng: np.random.Generator) -> None:
     latents = rng.standard_normal((SCHEDULE.num_steps + 1, dim)).astype(np.float16)
-    coder = ClosedLoopCoder(SCHEDULE, (3, 8, 16), rotation=rotation)
+    coder = closed_loop_coder(SCHEDULE, (3, 8, 16), rotation=rotation)
     server, device = RefinementCodec(coder, latents[-1]), RefinementCodec(coder, latents[-1])
     simulated, error, held = latents[-1].astype(np.float32), 0.0, SCHEDULE.num_steps
     distances = []
@@ -393,7 +392,7 @@ def test_a_coder_with_side_information(rotation: bool, dim: int, rng: np.random.
         device.decompress(bytes(message))
         server.decompress(message)
         assert state(device) == state(server)
-        error = coder.deliver(latents.view(np.uint16), simulated, step, held, bits, error, k)
+        error = coder.deliver(latents.view(np.uint16), simulated, Transmission(step, held, bits, error, k))
         held = step
         assert simulated.tobytes() == device.device.tobytes()
         assert error == device.device_error
@@ -417,7 +416,7 @@ def test_side_information_and_held_steps_are_checked(rng: np.random.Generator) -
         device.decompress(forge(server.compress(latents[2], 2, 8), side=b""))
     with pytest.raises(BitstreamError, match="`side` of the message must have 0 bytes"):
         device.decompress(forge(server.compress(latents[2], 2, 16), side=b"ab"))
-    frozen = RefinementCodec(ClosedLoopCoder(SCHEDULE, (3, 8), same_step_refinement=False), latents[-1])
+    frozen = RefinementCodec(closed_loop_coder(SCHEDULE, (3, 8), same_step_refinement=False), latents[-1])
     frozen.decompress(frozen.compress(latents[3], 3, 3))
     with pytest.raises(BitstreamError, match="`step` must be in 0 … 2"):
         frozen.compress(latents[3], 3, 8)
@@ -428,7 +427,7 @@ def test_rotations_are_fresh_for_every_delivery(rng: np.random.Generator) -> Non
     latents = rng.standard_normal((SCHEDULE.num_steps + 1, 64)).astype(np.float16)
     coder = ClosedLoopCoder(SCHEDULE, (3, 8))
     held = latents[-1].astype(np.float32)
-    first, second = (coder.encode(latents[3].view(np.uint16), held, 3, 6, 3, 0.0, k) for k in (0, 1))
+    first, second = (coder.encode(latents[3].view(np.uint16), held, Transmission(3, 6, 3, 0.0, k)) for k in (0, 1))
     assert first.side == second.side
     assert (first.indices != second.indices).mean() > 0.5
 
@@ -455,7 +454,7 @@ def test_golden_files(dim: int, chain: str) -> None:
     codec, simulated = RefinementCodec(coder, latents[-1]), latents[-1].astype(np.float32)
     held = golden.SCHEDULE.num_steps
     for data, (step, bits) in zip(kept, golden.CHAINS[chain], strict=True):
-        coder.deliver(latents.view(np.uint16), simulated, step, held, bits, 0.0)
+        coder.deliver(latents.view(np.uint16), simulated, Transmission(step, held, bits))
         assert codec.decompress(data).tobytes() == simulated.tobytes()
         held = step
 
@@ -476,17 +475,15 @@ def test_golden_files_can_be_written_anew(tmp_path: Path) -> None:
 )
 def test_a_forged_scale_is_refused(trajectory: NDArray[np.float16], rotation: bool, scale: float, good: bool) -> None:
     """With all three checksums right. 0 and subnormal scales are good ones: of residuals that are, or nearly are, 0."""
-    coder = ClosedLoopCoder(SCHEDULE, (3, 8), rotation=rotation)
+    coder = closed_loop_coder(SCHEDULE, (3, 8), rotation=rotation)
     server, device = RefinementCodec(coder, trajectory[-1]), RefinementCodec(coder, trajectory[-1])
     first = server.compress(trajectory[4], 4, 8)
     for end in (server, device):
         end.decompress(first)
     message = server.compress(trajectory[2], 2, 3)
     latent = device.device.copy()
-    order = rotation_orders(61, 2)[1] if rotation else np.empty(0, dtype=np.int32)
-    gain = coder.refinement(2, 4, 3, device.device_error).gain
     indices = unpack_indices(message.payload, 3, 61)
-    kernels.decode_residual(indices, latent, gain, scale, order, LloydMax(3).table)
+    coder._reconstruct(indices, latent, Transmission(2, 4, 3, device.device_error, number=1), scale)
     forged = forge(message, side=np.array(scale, dtype=">f2").tobytes(), latent_crc=zlib.crc32(latent_bytes(latent)))
     before = state(device)
     if good:
@@ -516,20 +513,20 @@ def test_a_latent_that_is_not_finite_is_refused(rng: np.random.Generator) -> Non
 @pytest.mark.parametrize("rotation", [True, False])
 def test_a_residual_of_zero_equals_the_simulator_bit_for_bit(rotation: bool) -> None:
     """Of negative zeros: adding a zero of either sign makes a difference."""
-    coder = ClosedLoopCoder(SCHEDULE, (3,), rotation=rotation)
+    coder = closed_loop_coder(SCHEDULE, (3,), rotation=rotation)
     latents = np.full((SCHEDULE.num_steps + 1, 61), -0.0, dtype=np.float16)
     codec, simulated = RefinementCodec(coder, latents[-1]), latents[-1].astype(np.float32)
     codec.decompress(codec.compress(latents[4], 4, 3))
-    coder.deliver(latents.view(np.uint16), simulated, 4, SCHEDULE.num_steps, 3, 0.0)
+    coder.deliver(latents.view(np.uint16), simulated, Transmission(4, SCHEDULE.num_steps, 3))
     assert latent_bytes(codec.device) == latent_bytes(simulated)
 
 
 def test_a_rotation_is_one_row_whatever_its_number() -> None:
     """A sender may make a hundred thousand deliveries; all their rotations would be M times that many numbers."""
     coder = ClosedLoopCoder(SCHEDULE, (3,))
-    code = coder.encode(np.zeros(64, dtype=np.uint16), np.ones(64, dtype=np.float32), 2, 4, 3, 0.0)
+    code = coder.encode(np.zeros(64, dtype=np.uint16), np.ones(64, dtype=np.float32), Transmission(2, 4, 3))
     tracemalloc.start()
-    coder.decode(code, np.ones(64, dtype=np.float32), 2, 4, 3, 0.0, delivery=99_999)
+    coder.decode(code, np.ones(64, dtype=np.float32), Transmission(2, 4, 3, 0.0, number=99_999))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1e5

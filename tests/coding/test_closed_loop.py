@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from scipy import linalg, stats
 
 from refine_env import ConfigurationError, NoiseSchedule
-from refine_env.coding import ClosedLoopCoder, LloydMax, base_distortion, kernels, make_coder
+from refine_env.coding import ClosedLoopCoder, LloydMax, Transmission, base_distortion, kernels
 from refine_env.coding.refinement import rotation_orders
 from refine_env.dynamics.simulator import STATE_DTYPE
 from refine_env.model.distortion import RefinementModel, SecondMoments
+from tests.coding import closed_loop_coder
 from tests.coding.test_refinement import SCHEDULE, forward_trajectory
 
 BIT_DEPTHS = (1, 3, 4, 8, 10, 12, 16)
@@ -132,7 +133,7 @@ def test_bad_moments_are_refused(values: object, sentence: str) -> None:
 @pytest.mark.parametrize("dim", [61, 512])
 def test_a_delivery_equals_plain_numpy(rotation: bool, sent_scale: bool, dim: int, rng: np.random.Generator) -> None:
     x = forward_trajectory(rng, dim)
-    coder = ClosedLoopCoder(SCHEDULE, BIT_DEPTHS, rotation=rotation, sent_scale=sent_scale)
+    coder = closed_loop_coder(SCHEDULE, BIT_DEPTHS, rotation=rotation, sent_scale=sent_scale)
     ab = SCHEDULE.alpha_bar
     device, held, error = x[50].astype(np.float32), 50, 0.0
     for k, (step, bits) in enumerate(((41, 3), (30, 8), (30, 4), (3, 10))):
@@ -147,13 +148,13 @@ def test_a_delivery_equals_plain_numpy(rotation: bool, sent_scale: bool, dim: in
             expected = prediction + matrix.T @ (scale * LloydMax(bits).quantize(matrix @ residual / scale))
         else:
             expected = prediction + scale * LloydMax(bits).quantize(residual / scale)
-        error = coder.deliver(x.view(np.uint16), device, step, held, bits, error, k)
+        error = coder.deliver(x.view(np.uint16), device, Transmission(step, held, bits, error, k))
         assert error == pytest.approx(scale**2 * base_distortion(bits), rel=1e-6)
         # A value at a threshold may fall on either side; all others agree.
         assert np.quantile(np.abs(device - expected), 0.98 if not rotation else 0.5) < 1e-4 * scale + 1e-6
         assert np.mean((device - expected) ** 2) < 2e-3 * scale**2
         held = step
-    assert coder.deliver(x.view(np.uint16), device, 0, held, 16, error, 4) == 0.0
+    assert coder.deliver(x.view(np.uint16), device, Transmission(0, held, 16, error, 4)) == 0.0
     assert np.array_equal(device, x[0].astype(np.float32))
 
 
@@ -172,10 +173,10 @@ def test_recursion_holds_with_rotation(chain: tuple[tuple[int, int], ...], rng: 
     for _ in range(8):
         x = forward_trajectory(rng, DIM)
         for (rotation, sent), sums in measured.items():
-            coder = ClosedLoopCoder(SCHEDULE, BIT_DEPTHS, rotation=rotation, sent_scale=sent)
+            coder = closed_loop_coder(SCHEDULE, BIT_DEPTHS, rotation=rotation, sent_scale=sent)
             device, held, error = x[50].astype(np.float32), 50, 0.0
             for k, (step, bits) in enumerate(chain):
-                error = coder.deliver(x.view(np.uint16), device, step, held, bits, error, k)
+                error = coder.deliver(x.view(np.uint16), device, Transmission(step, held, bits, error, k))
                 held = step
             sums += np.mean((device - x[step].astype(np.float32)) ** 2), np.mean((device - x[0].astype(float)) ** 2)
     error, held = 0.0, 50
@@ -194,9 +195,9 @@ def test_same_step_again_refines(rng: np.random.Generator) -> None:
     x = forward_trajectory(rng, 1024)
     coder = ClosedLoopCoder(SCHEDULE, BIT_DEPTHS)
     device = x[50].astype(np.float32)
-    first = coder.deliver(x.view(np.uint16), device, 5, 50, 3, 0.0, 0)
+    first = coder.deliver(x.view(np.uint16), device, Transmission(5, 50, 3, 0.0, 0))
     before = np.mean((device - x[5].astype(float)) ** 2)
-    second = coder.deliver(x.view(np.uint16), device, 5, 5, 4, first, 1)
+    second = coder.deliver(x.view(np.uint16), device, Transmission(5, 5, 4, first, 1))
     after = np.mean((device - x[5].astype(float)) ** 2)
     assert second == pytest.approx(first * base_distortion(4), rel=0.1)
     assert after / before == pytest.approx(base_distortion(4), rel=0.15)
@@ -206,11 +207,11 @@ def test_nothing_missing_sends_a_scale_of_zero() -> None:
     x = np.zeros((51, 16), dtype=np.float16)
     coder = ClosedLoopCoder(SCHEDULE, BIT_DEPTHS)
     device = np.zeros(16, dtype=np.float32)
-    assert coder.deliver(x.view(np.uint16), device, 3, 50, 3, 0.0) == 0.0
+    assert coder.deliver(x.view(np.uint16), device, Transmission(3, 50, 3)) == 0.0
     assert not device.any()
-    code = coder.encode(x.view(np.uint16)[3], device, 3, 50, 3, 0.0)
+    code = coder.encode(x.view(np.uint16)[3], device, Transmission(3, 50, 3))
     assert code.side == b"\0\0"
-    assert coder.decode(code, device, 3, 50, 3, 0.0) == 0.0
+    assert coder.decode(code, device, Transmission(3, 50, 3)) == 0.0
     assert not device.any()
 
 
@@ -221,7 +222,7 @@ def test_chains_and_batches_equal_single_deliveries_bit_for_bit(
     rotation: bool, sent_scale: bool, prior_mean: bool, rng: np.random.Generator
 ) -> None:
     x = forward_trajectory(rng, 61)[: 50 if prior_mean else 51]
-    coder = ClosedLoopCoder(SCHEDULE, BIT_DEPTHS, rotation=rotation, sent_scale=sent_scale)
+    coder = closed_loop_coder(SCHEDULE, BIT_DEPTHS, rotation=rotation, sent_scale=sent_scale)
     initial = np.zeros(61, dtype=np.float32) if prior_mean else x[50].astype(np.float32)
     chains = [(), ((40, 3),), ((40, 3), (7, 3), (7, 8)), ((40, 3), (7, 8), (0, 16)), ((40, 4), (7, 8))]
     chains = sorted(chains)
@@ -231,7 +232,7 @@ def test_chains_and_batches_equal_single_deliveries_bit_for_bit(
         batch, addresses = initial[None].copy(), np.array([x.ctypes.data], dtype=np.uint64)
         device, held, error = initial.copy(), 50, 0.0
         for k, (step, bits) in enumerate(chain):
-            error = coder.deliver(x.view(np.uint16), device, step, held, bits, error, k)
+            error = coder.deliver(x.view(np.uint16), device, Transmission(step, held, bits, error, k))
             state["delivered"], state["predecessor"], state["device_step"] = True, held, step
             state["device_bits"], state["num_deliveries"] = bits, k + 1
             coder.deliver_batch(state, addresses, batch)
@@ -248,7 +249,7 @@ def test_without_latents_a_batch_has_the_models_error() -> None:
     state["delivered"], state["predecessor"], state["device_step"], state["device_bits"] = True, 30, 20, 4
     state["device_error"], state["num_deliveries"] = 0.01, 2
     coder.deliver_batch(state, np.zeros(1, dtype=np.uint64), np.empty((1, 0), dtype=np.float32))
-    assert state["device_error"][0] == pytest.approx(coder.refinement(20, 30, 4, 0.01).error)
+    assert state["device_error"][0] == pytest.approx(coder.refinement(Transmission(20, 30, 4, 0.01)).error)
 
 
 def test_max_error_bounds_the_models_chains(rng: np.random.Generator) -> None:
@@ -257,16 +258,16 @@ def test_max_error_bounds_the_models_chains(rng: np.random.Generator) -> None:
         for _ in range(200):
             error, held = 0.0, 50
             for step in sorted(rng.choice(50, size=8, replace=False).tolist(), reverse=True):
-                error = coder.refinement(step, held, int(rng.choice(bit_depths)), error).error
+                error = coder.refinement(Transmission(step, held, int(rng.choice(bit_depths)), error)).error
                 held = step
                 assert error <= coder.max_error
 
 
 def test_options_of_the_coder() -> None:
-    coder = make_coder("closed_loop", SCHEDULE, (3, 16), sent_scale=False, same_step_refinement=False)
+    coder = closed_loop_coder(SCHEDULE, (3, 16), sent_scale=False, same_step_refinement=False)
     assert (coder.side_bytes(3), coder.refreshes_held_step, coder.error_needs_latents) == (0, False, False)
-    coder = make_coder("closed_loop", SCHEDULE, (3, 16))
+    coder = closed_loop_coder(SCHEDULE, (3, 16))
     assert (coder.side_bytes(3), coder.side_bytes(16)) == (2, 0)
     assert (coder.refreshes_held_step, coder.error_needs_latents) == (True, True)
     short = NoiseSchedule([1.0, 0.5, 0.1])
-    assert make_coder("closed_loop", short, (3,)).refinement(0, 1, 3, 0.0).gain == pytest.approx(np.sqrt(0.5))
+    assert closed_loop_coder(short, (3,)).refinement(Transmission(0, 1, 3)).gain == pytest.approx(np.sqrt(0.5))

@@ -20,11 +20,21 @@ from scipy import special
 
 import agents
 from refine_env import ConfigurationError, SystemConfig
-from refine_env.coding import ClosedLoopCoder, LloydMax, Message, RefinementCodec, base_distortion, entropy, kernels
+from refine_env.coding import (
+    ClosedLoopCoder,
+    LloydMax,
+    Message,
+    RefinementCodec,
+    Transmission,
+    base_distortion,
+    entropy,
+    kernels,
+)
 from refine_env.coding.bitstream import HEADER_BYTES
 from refine_env.coding.refinement import rotation_orders
 from refine_env.errors import BitstreamError
 from refine_env.transport import Receiver, Sender
+from tests.coding import closed_loop_coder
 from tests.coding.test_bitstream import SCHEDULE, check_refused, forge, state
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +107,7 @@ def test_raised_scales_are_float16_values() -> None:
 
 
 def make_coder(bit_depths: tuple[int, ...] = EVERY_BIT_DEPTH) -> ClosedLoopCoder:
-    return ClosedLoopCoder(SCHEDULE, bit_depths, entropy_coding=True)
+    return closed_loop_coder(SCHEDULE, bit_depths, entropy_coding=True)
 
 
 LAWS: dict[str, Callable[[np.random.Generator, int], NDArray[np.float64]]] = {
@@ -121,7 +131,8 @@ def test_payloads_are_never_too_small(dim: int, law: str, rng: np.random.Generat
             continue
         for k in range(4 if dim > 1024 else 20):
             latent = (LAWS[law](rng, dim) * rng.choice([0.01, 1.0, 30.0])).astype(np.float16)
-            code = coder.encode(latent.view(np.uint16), np.zeros(dim, dtype=np.float32), 3, 6, bits, 0.0, k)
+            device = np.zeros(dim, dtype=np.float32)
+            code = coder.encode(latent.view(np.uint16), device, Transmission(3, 6, bits, number=k))
             codelength = int(entropy.index_model(bits).costs[code.indices].astype(np.int64).sum()) * UNIT
             assert codelength <= entropy.longest_code(size) * UNIT
             payload = entropy.compress_indices(code.indices, bits, size)
@@ -137,7 +148,7 @@ def test_codelengths_vary_as_little_as_the_model_says(rng: np.random.Generator) 
     lengths = []
     for k in range(2000):
         latent = rng.standard_normal(dim).astype(np.float16).view(np.uint16)
-        indices = coder.encode(latent, held, 3, 6, 3, 0.0, k % 7).indices
+        indices = coder.encode(latent, held, Transmission(3, 6, 3, 0.0, k % 7)).indices
         lengths.append(float(model.costs[indices].sum()) * UNIT)
     deviation = math.sqrt(dim) * model.spread
     assert np.mean(lengths) == pytest.approx(dim * model.rate, abs=6 * deviation / math.sqrt(2000))
@@ -162,13 +173,13 @@ def test_residuals_that_do_not_fit_are_sent_with_a_larger_scale(bits: int, fract
     assert 1.001 * rms < scale < 1.3 * rms
     codecs[True].decompress(bytes(message))
     device = np.zeros(dim, dtype=np.float32)
-    error = make_coder().deliver(latents.view(np.uint16), device, 3, 6, bits, 0.0)
+    error = make_coder().deliver(latents.view(np.uint16), device, Transmission(3, 6, bits))
     assert device.tobytes() == codecs[True].device.tobytes()
     assert error == codecs[True].device_error == scale**2 * base_distortion(bits)
 
 
 def both_coders() -> list[tuple[bool, ClosedLoopCoder]]:
-    return [(coded, ClosedLoopCoder(SCHEDULE, EVERY_BIT_DEPTH, entropy_coding=coded)) for coded in (False, True)]
+    return [(coded, closed_loop_coder(SCHEDULE, EVERY_BIT_DEPTH, entropy_coding=coded)) for coded in (False, True)]
 
 
 def test_scales_are_raised_until_the_code_fits(rng: np.random.Generator) -> None:
@@ -177,13 +188,12 @@ def test_scales_are_raised_until_the_code_fits(rng: np.random.Generator) -> None
     for bits in (3, 8):
         quantizer, costs = LloydMax(bits), entropy.index_model(bits).costs
         table = quantizer.table
-        lower = np.searchsorted(table.levels, table.cells[:, 1])
+        lower = np.searchsorted(table.levels, table.cells.rows[:, 1])
         by_row = np.stack([costs[lower], costs[np.minimum(lower + 1, costs.size - 1)]], axis=1)
 
         def fit(start: float, saved: float, table: Any = table, by_row: Any = by_row, bits: int = bits) -> float:
             longest = int(4096 * (entropy.index_model(bits).rate - saved) / UNIT)
-            arguments = (table.cells, by_row, table.origin, table.bins_per_unit, longest)
-            return float(kernels.fit_scale(values, np.float32(start), *arguments))
+            return float(kernels.fit_scale(values, np.float32(start), table.cells, by_row, longest))
 
         scales = [fit(1.0, saved) for saved in (-1.0, 0.02, 0.1, 0.3)]
         assert scales[0] == 1.0
@@ -225,7 +235,7 @@ def test_bytes_give_the_simulators_latent(seed: int, dim: int, chain: list[tuple
         assert bytes(message)[4] == 1 + message.entropy_coded
         device.decompress(bytes(message))
         server.decompress(message)
-        error = coder.deliver(latents.view(np.uint16), simulated, step, held, bits, error, count)
+        error = coder.deliver(latents.view(np.uint16), simulated, Transmission(step, held, bits, error, count))
         held, count = step, count + 1
         assert state(device) == state(server)
         assert (simulated.tobytes(), error) == (device.device.tobytes(), device.device_error)
@@ -252,9 +262,9 @@ def test_residuals_at_the_ends_of_float16(value: float) -> None:
     for bits in (3, 12):
         codec, device = RefinementCodec(coder, latents[-1]), np.zeros(1024, dtype=np.float32)
         codec.decompress(bytes(codec.compress(latents[3], 3, bits)))
-        coder.deliver(latents.view(np.uint16), device, 3, 6, bits, 0.0)
+        coder.deliver(latents.view(np.uint16), device, Transmission(3, 6, bits))
         assert np.array_equal(device, codec.device)
-        indices = coder.encode(latents[3].view(np.uint16), np.zeros_like(device), 3, 6, bits, 0.0).indices
+        indices = coder.encode(latents[3].view(np.uint16), np.zeros_like(device), Transmission(3, 6, bits)).indices
         costs = entropy.index_model(bits).costs[indices].astype(np.int64)
         assert costs.sum() <= entropy.longest_code(coder.payload_bits(1024, bits) // 8)
 
@@ -343,7 +353,7 @@ def test_it_is_refused_without_rotation_and_sent_scale(kwargs: dict[str, Any]) -
     options = {name: value for name, value in kwargs.items() if name != "coder"}
     if options:
         with pytest.raises(ConfigurationError, match=sentence):
-            ClosedLoopCoder(SCHEDULE, (3,), entropy_coding=True, **options)
+            closed_loop_coder(SCHEDULE, (3,), entropy_coding=True, **options)
 
 
 def test_configurations_have_the_size_of_their_messages() -> None:
@@ -384,6 +394,7 @@ import sys
 sys.modules["constriction"] = None
 import gymnasium as gym, numpy as np, refine_env
 from refine_env.coding import RefinementCodec
+from tests.coding import closed_loop_coder
 env = gym.make(refine_env.ENV_ID, cache=sys.argv[1], coder="closed_loop", entropy_coding=True, snr_db=18.0)
 observation, info = env.reset(seed=0)
 while observation["slot"] <= 60:

@@ -59,7 +59,7 @@ def test_quantize_gives_level_values_in_the_input_dtype(dtype: type) -> None:
 
 def look_up(bits: int, values: NDArray[np.float32]) -> list[float]:
     table = LloydMax(bits).table
-    return [quantize_value(value, table.cells, table.origin, table.bins_per_unit) for value in values]
+    return [quantize_value(value, table.cells) for value in values]
 
 
 def searched(bits: int, values: NDArray[np.float32]) -> list[float]:
@@ -78,7 +78,8 @@ def test_table_lookup_equals_searchsorted(bits: int, value: float) -> None:
 def test_table_lookup_where_it_could_go_wrong(bits: int) -> None:
     """At and beside every threshold and every edge of a bin."""
     table = LloydMax(bits).table
-    edges = np.float64(table.origin) + np.arange(-2, len(table.cells) + 3) / np.float64(table.bins_per_unit)
+    origin, bins_per_unit = np.float64(table.cells.origin), np.float64(table.cells.bins_per_unit)
+    edges = origin + np.arange(-2, len(table.cells.rows) + 3) / bins_per_unit
     exact = np.concatenate([table.thresholds, edges.astype(np.float32), np.float32([-1e30, 1e30])])
     for values in (exact, np.nextafter(exact, np.float32(99)), np.nextafter(exact, np.float32(-99))):
         assert look_up(bits, values) == searched(bits, values)
@@ -87,7 +88,7 @@ def test_table_lookup_where_it_could_go_wrong(bits: int) -> None:
 @pytest.mark.parametrize("bits", range(1, 16))
 def test_three_neighboring_bins_meet_at_most_one_threshold(bits: int) -> None:
     table = LloydMax(bits).table
-    bins = np.floor((table.thresholds.astype(np.float64) - table.origin) * np.float64(table.bins_per_unit))
+    bins = np.floor((table.thresholds.astype(np.float64) - table.cells.origin) * np.float64(table.cells.bins_per_unit))
     assert (np.diff(bins) >= 3).all()
 
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from refine_env import ConfigurationError, NoiseSchedule, SystemConfig
-from refine_env.coding import ForwardCoder, LloydMax, base_distortion, kernels, make_coder
+from refine_env.coding import CoderConfig, ForwardCoder, LloydMax, Transmission, base_distortion, kernels
 from refine_env.dynamics.simulator import STATE_DTYPE
 from refine_env.model.distortion import residual_variance
 
@@ -70,7 +70,7 @@ def test_chain_of_deliveries_equals_plain_numpy(rng: np.random.Generator) -> Non
     device, expected = x[50].astype(np.float32), x[50].astype(np.float32)
     previous = 50
     for step, bits in ((41, 3), (30, 8), (12, 4), (3, 10)):
-        error = coder.deliver(x.view(np.uint16), device, step, previous, bits, 0.0)
+        error = coder.deliver(x.view(np.uint16), device, Transmission(step, previous, bits))
         if previous == 50:  # the first transmission codes x_t itself
             gain, variance = 0.0, 1.0
         else:
@@ -79,7 +79,7 @@ def test_chain_of_deliveries_equals_plain_numpy(rng: np.random.Generator) -> Non
         assert np.array_equal(device, expected)
         assert error == pytest.approx(variance * base_distortion(bits), rel=1e-12)
         previous = step
-    error = coder.deliver(x.view(np.uint16), device, 0, previous, 16, 0.0)
+    error = coder.deliver(x.view(np.uint16), device, Transmission(0, previous, 16))
     assert np.array_equal(device, x[0].astype(np.float32))
     assert error == 0.0
 
@@ -100,7 +100,7 @@ def test_chains_equal_single_deliveries_bit_for_bit(dim: int, rng: np.random.Gen
     for chain, error, held in zip(chains, mse, devices, strict=True):
         device, previous = x[50].astype(np.float32), 50
         for step, bits in chain:
-            coder.deliver(x.view(np.uint16), device, step, previous, bits, 0.0)
+            coder.deliver(x.view(np.uint16), device, Transmission(step, previous, bits))
             previous = step
         assert np.array_equal(held, device)
         assert error == kernels.mean_square_error(device, x[0].view(np.uint16))
@@ -122,7 +122,7 @@ def test_a_batch_of_deliveries_equals_single_ones_bit_for_bit(rng: np.random.Gen
     coder.deliver_batch(state, addresses, device)
     for i in (0, 2):
         s, x = state[i], trajectories[i].view(np.uint16)
-        error = coder.deliver(x, expected[i], s["device_step"], s["predecessor"], s["device_bits"], 0.0)
+        error = coder.deliver(x, expected[i], Transmission(s["device_step"], s["predecessor"], s["device_bits"]))
         assert s["device_error"] == pytest.approx(error, rel=1e-15)
         assert s["latent_mse"] == kernels.mean_square_error(expected[i], x[0])
     assert np.array_equal(device, expected)
@@ -140,13 +140,13 @@ def test_residual_variance_by_hand() -> None:
 
 def test_max_error_bounds_every_delivery() -> None:
     coder = ForwardCoder(SCHEDULE, BIT_DEPTHS)
-    errors = [coder.refinement(t, p, b, 0.0).error for p in range(1, 51) for t in range(p) for b in BIT_DEPTHS]
+    errors = [coder.refinement(Transmission(t, p, b)).error for p in range(1, 51) for t in range(p) for b in BIT_DEPTHS]
     assert max(errors) == pytest.approx(coder.max_error)
 
 
 def test_unknown_coder() -> None:
     with pytest.raises(ConfigurationError, match="`coder` must be one of 'forward', 'closed_loop', got 'nearest'"):
-        make_coder("nearest", SCHEDULE, BIT_DEPTHS)
+        CoderConfig(coder="nearest")
 
 
 @pytest.mark.parametrize("coder", ["forward", "closed_loop"])
@@ -154,7 +154,7 @@ def test_tables_are_what_their_docstring_says(coder: str) -> None:
     """Kinds and shapes of what the kernels read."""
     config = SystemConfig(snr_db=6.0, coder=coder, entropy_coding=coder == "closed_loop")
     tables = config.make_coder()._tables(config.latent_dim)
-    sizes = {"T": config.num_steps, "rows": len(tables.cells)}
+    sizes = {"T": config.num_steps, "rows": len(tables.rows)}
     said = re.findall(
         r"^ +(\w+): .*?(float32|float64|int32|int64) (\([^)]*\))", type(tables).__doc__ or "", re.MULTILINE
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refine_env import NoiseSchedule, TrajectoryCache
-from refine_env.coding import ForwardCoder, base_distortion
+from refine_env.coding import ForwardCoder, Transmission, base_distortion
 from refine_env.model.distortion import diffusion_distortion, total_distortion
 from refine_env.trajectories import generate_gaussian
 
@@ -38,7 +38,7 @@ def test_quantization_distortion_of_the_first_transmission(ideal: TrajectoryCach
         for i in range(len(ideal)):
             x = ideal.latents(i).reshape(51, -1)
             device = x[50].astype(np.float32)
-            coder.deliver(x.view(np.uint16), device, step, 50, bits, 0.0)
+            coder.deliver(x.view(np.uint16), device, Transmission(step, 50, bits))
             errors.append(np.mean((device - x[step].astype(np.float32)) ** 2))
         assert np.mean(errors) == pytest.approx(base_distortion(bits), rel=0.01)
 

@@ -237,7 +237,7 @@ def test_the_replay_holds_what_the_device_holds(make_env: MakeEnv) -> None:
     env = make_env(render_mode="rgb_array", illegal_action="wait")
     for _ in play(env, itertools.cycle([1, 4, 0]), seed=8):
         episodes = env.unwrapped._process.episodes  # type: ignore[attr-defined]
-        assert np.array_equal(history_of(env).held, episodes.device[0])
+        assert np.array_equal(history_of(env).device_latent, episodes.device[0])
         assert history_of(env).server_step == episodes.state["server_step"][0]
 
 

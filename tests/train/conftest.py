@@ -19,7 +19,7 @@ BUNDLED = Path(__file__).parents[2] / "refine_env/models/emoji"
 def font() -> Path:
     pytest.importorskip("fontTools", reason="the ldm extra is not installed")
     try:
-        return emoji.find_font()
+        return emoji.FONT.find()
     except FileNotFoundError as error:
         pytest.skip(str(error))
 

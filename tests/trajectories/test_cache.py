@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import multiprocessing
 import pickle
@@ -8,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import OrderedDict
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,25 +97,37 @@ def test_few_files_stay_open_and_their_views_stay_valid(whole: Path, monkeypatch
     monkeypatch.setattr(cache_module, "_MAX_OPEN_SHARDS", 2)
     cache = TrajectoryCache.open(whole)
     views = [cache.latents(index) for index in range(10)]
-    assert len(cache._maps) == 2
+    assert cache._map.cache_info().currsize == 2
     again = TrajectoryCache.open(whole)
     for index, view in enumerate(views):
         np.testing.assert_array_equal(view, again.latents(index))
 
 
+def test_maps_go_with_their_cache(whole: Path) -> None:
+    """At once: who opens caches again and again must not run out of file descriptors before a garbage collection."""
+    cache = TrajectoryCache.open(whole)
+    shard = weakref.ref(cache._map(0)[0])
+    assert shard() is not None
+    gc.disable()
+    try:
+        del cache
+        assert shard() is None
+    finally:
+        gc.enable()
+
+
 def test_threads_may_share_a_cache(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each looks at every shard while the others have it closed; who has looked whether it is open, waits a little."""
+    """Each looks at every shard while the others have it closed; opening one takes a little."""
+    open_at_once = cache_module._map_shard
 
-    class Slow(OrderedDict[int, Any]):
-        def __contains__(self, key: object) -> bool:
-            found = super().__contains__(key)
-            time.sleep(1e-4)
-            return found
+    def open_slowly(*arguments: Any) -> Any:
+        time.sleep(1e-4)
+        return open_at_once(*arguments)
 
+    monkeypatch.setattr(cache_module, "_map_shard", open_slowly)
     monkeypatch.setattr(cache_module, "_MAX_OPEN_SHARDS", 1)
     cache = TrajectoryCache.open(whole)
     expected = [cache.latents(i).copy() for i in range(len(cache))]
-    cache._maps = Slow(cache._maps)
 
     def read(first: int) -> bool:
         order = [(first + k) % len(cache) for k in range(100)]

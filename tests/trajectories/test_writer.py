@@ -25,7 +25,7 @@ from hypothesis.extra import numpy as hnp
 from refine_env import CacheError, CacheFormatError, ConfigurationError, NoiseSchedule, TrajectoryCache
 from refine_env.trajectories import Manifest, Recipe, generate_forward_process, generate_gaussian
 from refine_env.trajectories.statistics import gram, squares
-from refine_env.trajectories.writer import CacheWriter, fcntl
+from refine_env.trajectories.writer import CacheWriter, fcntl, write_shard
 
 SCHEDULE = NoiseSchedule([1.0, 0.7, 0.2])
 SHAPE = (1, 2, 3)
@@ -319,11 +319,11 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 def copy_shards(cache_writer: CacheWriter, cache: TrajectoryCache) -> None:
     for span in reversed(cache_writer.missing()):
         rows = range(span.start, span.stop)
-        cache_writer.write(
-            span,
-            np.stack([cache.latents(row) for row in rows]),
-            np.stack([cache.clean_estimates(row) for row in rows]),
-        )
+        tensors = {
+            "latents": np.stack([cache.latents(row) for row in rows]),
+            "clean_estimates": np.stack([cache.clean_estimates(row) for row in rows]),
+        }
+        cache_writer.add(write_shard(cache_writer.staging, cache_writer.recipe, span, tensors))
 
 
 def test_closing_after_publishing_leaves_the_next_writer_s_folder(tmp_path: Path) -> None:
@@ -408,14 +408,18 @@ def test_shard_of_another_form(tmp_path: Path) -> None:
     recipe = make(tmp_path / "whole").manifest.recipe
     with CacheWriter(tmp_path / "cache", recipe) as cache_writer:
         span = cache_writer.missing()[0]
-        latents = np.zeros((3, 3, *SHAPE), dtype=np.float16)
-        estimates = np.zeros((3, 2, *SHAPE), dtype=np.float16)
+        tensors = {
+            "latents": np.zeros((3, 3, *SHAPE), dtype=np.float16),
+            "clean_estimates": np.zeros((3, 2, *SHAPE), dtype=np.float16),
+        }
+        wide: Any = tensors["latents"].astype(np.float32)
         with pytest.raises(
             CacheFormatError, match=r"`latents` must be float16 of shape \(3, 3, 1, 2, 3\), got float32"
         ):
-            cache_writer.write(span, latents.astype(np.float32), estimates)
+            write_shard(cache_writer.staging, recipe, span, {**tensors, "latents": wide})
+        few = tensors["clean_estimates"][:2]
         with pytest.raises(CacheFormatError, match=r"`clean_estimates` must be float16 of shape .*\(2, 2, 1, 2, 3\)"):
-            cache_writer.write(span, latents, estimates[:2])
+            write_shard(cache_writer.staging, recipe, span, {**tensors, "clean_estimates": few})
         with pytest.raises(CacheFormatError, match=r"00000-of-00003.safetensors must exist"):
             cache_writer.finish()
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refine_env import NoiseSchedule, SystemConfig
-from refine_env.coding import Code, RefinementCodec
+from refine_env.coding import Code, RefinementCodec, Transmission
 from refine_env.coding.bitstream import latent_bytes
 from refine_env.errors import BitstreamError, TransportError
 from refine_env.model.distortion import SecondMoments
@@ -197,7 +197,9 @@ def forged_scale(good: Session, slot: int, scale: np.float16) -> bytes:
         coder, decoded = codec.coder, codec.device.copy()
         with contextlib.suppress(BitstreamError):
             coder.decode(
-                Code(indices, side), decoded, step, codec.device_step, bits, codec.device_error, codec.num_deliveries
+                Code(indices, side),
+                decoded,
+                Transmission(step, codec.device_step, bits, codec.device_error, codec.num_deliveries),
             )
     return forge(data, header={20: struct.pack(">I", zlib.crc32(latent_bytes(decoded)))}, side=side)
 

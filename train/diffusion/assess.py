@@ -39,7 +39,7 @@ from train.diffusion.config import (
     GroupsOption,
     SheetOption,
 )
-from train.diffusion.groups import Groups, chance, find_emoji_test, match_rate, nearest, read_groups
+from train.diffusion.groups import EMOJI_TEST, Groups, chance, match_rate, nearest, read_groups
 from train.options import require_extra, show_log
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def sources(font: Path | None, emoji_test: Path | None) -> tuple[list[emoji.Glyp
     Raises:
         FileNotFoundError: if one of the files is not there.
     """
-    font, emoji_test = emoji.find_font(font), find_emoji_test(emoji_test)
+    font, emoji_test = emoji.FONT.find(font), EMOJI_TEST.find(emoji_test)
     return emoji.read_glyphs(font), read_groups(emoji_test)
 
 
@@ -92,7 +92,7 @@ def read_parts(model: Path, prompts: Path, glyphs: Sequence[emoji.Glyph]) -> tup
             if line not in by_prompt:
                 raise ConfigurationError(
                     f"prompts must be those of the font's glyphs, got {line!r} in {path}. "
-                    f"Use the version of {emoji.FONT_PACKAGE} that the model was trained on."
+                    f"Use the version of {emoji.FONT.package} that the model was trained on."
                 )
         return [by_prompt[line] for line in lines]
 

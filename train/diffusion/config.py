@@ -93,23 +93,13 @@ class Config(Options):
     text_width: Annotated[int, typer.Option(help="Width of the text encoder.", min=1, max=65536)] = 128
     text_layers: Annotated[int, typer.Option(help="Layers of the text encoder.", min=1, max=65536)] = 2
     text_heads: Annotated[int, typer.Option(help="Attention heads of the text encoder.", min=1, max=65536)] = 4
-    ema_decay: Annotated[float, typer.Option(help="Largest decay of the weights' moving average.", min=0, max=1)] = (
-        0.999
-    )
-    snr_gamma: Annotated[float, typer.Option(help="Min-SNR loss weight's bound; 0 for no bound.", min=0, max=1e12)] = (
-        5.0
-    )
+    ema_decay: Annotated[float, typer.Option(help="Largest decay of the moving average.", min=0, max=1)] = 0.999
+    snr_gamma: Annotated[float, typer.Option(help="Bound of the Min-SNR weight; 0: none.", min=0, max=1e12)] = 5.0
     snr_power: Annotated[
         float,
         typer.Option(help="The error of x_0 weighs as the bounded SNR to this power; 1 is Min-SNR.", min=0, max=1),
     ] = 0.25
-    prompt_dropout: Annotated[float, typer.Option(help="Part of the prompts emptied, for guidance.", min=0, max=1)] = (
-        0.1
-    )
-    prompt_signs: Annotated[
-        float,
-        typer.Option(help="Weight with which a flag, sign or letter is drawn, a picture's being 1.", min=0, max=1e6),
-    ] = 0.25
+    prompt_dropout: Annotated[float, typer.Option(help="Part of the prompts left empty.", min=0, max=1)] = 0.1
     family_power: Annotated[
         float,
         typer.Option(
@@ -118,6 +108,10 @@ class Config(Options):
             max=10,
         ),
     ] = 1.0
+    prompt_signs: Annotated[
+        float,
+        typer.Option(help="Weight with which a flag, sign or letter is drawn, a picture's being 1.", min=0, max=1e6),
+    ] = 0.25
 
     @property
     def vae_widths(self) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ def load_data(config: Config, glyphs: Sequence[emoji.Glyph] | None) -> Dataset:
     if config.resolution < step or config.resolution % step:
         raise ConfigurationError(f"`resolution` must be a multiple of {step}, got {config.resolution}. Use 32 or 64.")
     if glyphs is None:
-        glyphs = emoji.read_glyphs(emoji.find_font(config.font))
+        glyphs = emoji.read_glyphs(emoji.FONT.find(config.font))
     train, held = emoji.split(glyphs, config.held_out, config.split_seed)
     return Dataset(
         train,

@@ -18,20 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 from refine_env.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-FONT_PACKAGE = "fonts-noto-color-emoji"
-FONT_FILE = "NotoColorEmoji.ttf"
-FONT_FOLDERS = (
-    Path("/usr/share/fonts"),
-    Path("/usr/local/share/fonts"),
-    Path.home() / ".local/share/fonts",
-    Path.home() / ".fonts",
-)
 
 ZERO_WIDTH_JOINER = 0x200D
 VARIATION_SELECTORS = frozenset({0xFE0E, 0xFE0F})
@@ -116,31 +108,54 @@ class Glyph:
     png: bytes
 
 
-def find_file(given: Path | None, name: str, folders: Sequence[Path], *, package: str, argument: str) -> Path:
-    """Return the file ``given``, else the first one of that name under the folders.
+@dataclass(frozen=True)
+class PackagedFile:
+    """A file that a package of Debian installs.
 
-    Raises:
-        FileNotFoundError: if there is no such file; the message names the Debian package and the option.
+    Attributes:
+        name: the file's name.
+        package: the package.
+        option: the option that names the file where it is not installed.
+        folders: the usual folders, of the system and of the user, in or below which it lies.
     """
-    option = "--" + argument.replace("_", "-")
-    if given is not None:
-        if given.is_file():
-            return given
+
+    name: str
+    package: str
+    option: str
+    folders: tuple[Path, ...]
+
+    def find(self, given: Path | None = None) -> Path:
+        """Return the file ``given``, else the first one of that name under the folders.
+
+        Raises:
+            FileNotFoundError: if there is no such file; the message names the package and the option.
+        """
+        if given is not None:
+            if given.is_file():
+                return given
+            raise FileNotFoundError(
+                f"`{self.option}` must be an existing file, got {given}. Install {self.package} or correct it."
+            )
+        for folder in self.folders:
+            for path in sorted(folder.rglob(self.name)) if folder.is_dir() else ():
+                return path
         raise FileNotFoundError(
-            f"{argument} must be an existing file, got {given}. Install {package} or correct {option}."
+            f"{self.name} was not found in {', '.join(map(str, self.folders))}. "
+            f"Install the package {self.package} (apt install {self.package}) or name the file with {self.option}."
         )
-    for folder in folders:
-        for path in sorted(folder.rglob(name)) if folder.is_dir() else ():
-            return path
-    raise FileNotFoundError(
-        f"{name} was not found in {', '.join(map(str, folders))}. "
-        f"Install the package {package} (apt install {package}) or name the file with {option}."
-    )
 
 
-def find_font(font: Path | None = None) -> Path:
-    """Return the font file, see :func:`find_file`."""
-    return find_file(font, FONT_FILE, FONT_FOLDERS, package=FONT_PACKAGE, argument="font")
+FONT = PackagedFile(
+    "NotoColorEmoji.ttf",
+    "fonts-noto-color-emoji",
+    "--font",
+    (
+        Path("/usr/share/fonts"),
+        Path("/usr/local/share/fonts"),
+        Path.home() / ".local/share/fonts",
+        Path.home() / ".fonts",
+    ),
+)
 
 
 def _name(codepoint: int) -> str:
@@ -250,7 +265,7 @@ def read_glyphs(font: Path) -> list[Glyph]:
     from fontTools.ttLib import TTFont, TTLibError
 
     unusable = ConfigurationError(
-        f"font must hold color bitmaps (a CBDT table), got {font}. Use {FONT_FILE} of {FONT_PACKAGE}."
+        f"font must hold color bitmaps (a CBDT table), got {font}. Use {FONT.name} of {FONT.package}."
     )
     try:
         file = TTFont(font, lazy=True)
@@ -275,20 +290,12 @@ def read_glyphs(font: Path) -> list[Glyph]:
 def _join_equal(glyphs: Iterable[Glyph]) -> Iterator[Glyph]:
     """Yield the glyphs with the families of equal bitmaps joined under the alphabetically first name."""
     glyphs = list(glyphs)
-    parent = {glyph.family: glyph.family for glyph in glyphs}
-
-    def root(family: str) -> str:
-        while parent[family] != family:
-            family = parent[family]
-        return family
-
+    joined = DisjointSet({glyph.family for glyph in glyphs})
     by_bitmap: dict[bytes, str] = {}
     for glyph in glyphs:
-        other = by_bitmap.setdefault(hashlib.sha256(glyph.png).digest(), glyph.family)
-        first, second = sorted((root(other), root(glyph.family)))
-        parent[second] = first
+        joined.merge(glyph.family, by_bitmap.setdefault(glyph.png, glyph.family))
     for glyph in glyphs:
-        yield replace(glyph, family=root(glyph.family))
+        yield replace(glyph, family=min(joined.subset(glyph.family)))
 
 
 def _draw(seed: int, text: str) -> bytes:

@@ -21,12 +21,11 @@ from train.diffusion import emoji
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-GROUPS_PACKAGE = "unicode-data"
-GROUPS_FILE = "emoji-test.txt"
-GROUPS_FOLDERS = (
-    Path("/usr/share/unicode"),
-    Path("/usr/local/share/unicode"),
-    Path.home() / ".local/share/unicode",
+EMOJI_TEST = emoji.PackagedFile(
+    "emoji-test.txt",
+    "unicode-data",
+    "--emoji-test",
+    (Path("/usr/share/unicode"), Path("/usr/local/share/unicode"), Path.home() / ".local/share/unicode"),
 )
 GROUP_LINE = "# group:"
 
@@ -41,11 +40,6 @@ class Groups:
     def of(self, glyph: emoji.Glyph) -> str:
         """Return the group of a glyph, "" if it has none (flags of states and provinces, bare letters and digits)."""
         return self.by_prompt.get(glyph.prompt) or self.by_family.get(glyph.family, "")
-
-
-def find_emoji_test(file: Path | None = None) -> Path:
-    """Return the file of the groups, see :func:`train.diffusion.emoji.find_file`."""
-    return emoji.find_file(file, GROUPS_FILE, GROUPS_FOLDERS, package=GROUPS_PACKAGE, argument="emoji_test")
 
 
 def read_groups(path: Path) -> Groups:
@@ -71,7 +65,7 @@ def read_groups(path: Path) -> Groups:
         names.pop("", None)  # sequences with a character that has no name
     if not by_prompt:
         raise ConfigurationError(
-            f"emoji_test must hold lines {GROUP_LINE!r}, got {path}. Use {GROUPS_FILE} of Unicode."
+            f"emoji_test must hold lines {GROUP_LINE!r}, got {path}. Use {EMOJI_TEST.name} of Unicode."
         )
     return Groups(by_prompt, by_family)
 

@@ -76,15 +76,16 @@ def build_unet(config: Config) -> UNet2DConditionModel:
 
 def build_text_encoder(tokenizer: CLIPTokenizer, config: Config) -> CLIPTextModel:
     """Return an untrained text encoder for a tokenizer."""
+    width = config.text_width
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.text_width,
-            intermediate_size=4 * config.text_width,
-            projection_dim=config.text_width,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
             num_hidden_layers=config.text_layers,
             num_attention_heads=config.text_heads,
             max_position_embeddings=config.text_length,
+            vocab_size=len(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

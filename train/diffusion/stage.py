@@ -14,9 +14,9 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from tqdm import tqdm
 
 from refine_env._files import replacing
-from refine_env.errors import ConfigurationError
+from refine_env.errors import ConfigurationError, describe_error
 from train.diffusion.config import Config, OnStep
-from train.options import reason, unreadable_checkpoint
+from train.options import unreadable_checkpoint
 
 log = logging.getLogger("train.ldm")
 
@@ -49,7 +49,7 @@ def load_checkpoint(path: Path, options: dict[str, Any], device: str) -> dict[st
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         made_with = dict(state["options"])
     except Exception as error:  # torch has no one error for a file that is damaged
-        raise unreadable_checkpoint("--work", path, reason(error)) from None
+        raise unreadable_checkpoint("--work", path, describe_error(error)) from None
     changed = [name for name in options.keys() | made_with.keys() if options.get(name) != made_with.get(name)]
     if changed:
         listed = ", ".join(f"{name} {made_with.get(name)} (now {options.get(name)})" for name in sorted(changed))
@@ -134,7 +134,7 @@ class Stage(ABC):
             try:
                 self._load(state)
             except Exception as error:  # a whole file, but of another version, or made by hand
-                raise unreadable_checkpoint("--work", path, reason(error)) from None
+                raise unreadable_checkpoint("--work", path, describe_error(error)) from None
             log.info("%s: goes on from step %d of %d", self.name, self.step, self.steps)
         started, seconds_before, first_step = time.perf_counter(), self.seconds, self.step
         running = None

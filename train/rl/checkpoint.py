@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from refine_env._files import replacing
-from refine_env.errors import ConfigurationError
-from train.options import reason, unreadable_checkpoint
+from refine_env.errors import ConfigurationError, describe_error
+from train.options import unreadable_checkpoint
 from train.rl.envs import find_wrapper
 from train.rl.reward import RelativeReward
 
@@ -119,7 +119,7 @@ class Checkpoints:
 
     def _refuse(self, path: Path, error: Exception) -> Path:
         """The damaged file, if there is one before it to go on from."""
-        why = reason(error)
+        why = describe_error(error)
         if path == self._previous or not self._previous.exists():
             raise unreadable_checkpoint("--out", path, why) from None
         log.warning("%s cannot be read (%s): going on from the one before it, %s", path, why, self._previous)

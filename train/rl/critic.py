@@ -27,26 +27,32 @@ __all__ = ["AsymmetricPolicy", "MaskableAsymmetricPolicy", "PrivilegedObservatio
 
 @kernel
 def _fill(
-    slots: NDArray[np.int64],
-    server_steps: NDArray[np.int64],
+    starts: NDArray[np.int64],
     rates: NDArray[np.float64],
     latent_dim: int,
     bit_depths: NDArray[np.float64],
     out: NDArray[np.float32],
 ) -> None:
-    """Of the slots to come: what they carry, and how late each bit depth is through, sent now or as clean latent."""
+    """What the slots to come carry, and how late each bit depth is through, sent now or as clean latent.
+
+    Args:
+        starts: the slots from which on the two could be sent, now and with the clean latent (2, N).
+        rates: bits per slot (N, T_d).
+        latent_dim: M.
+        bit_depths: sizes of the messages per dimension (|𝓑|,).
+        out: the columns, overwritten (N, 1 + 2 (|𝓑| + 1)).
+    """
     deadline = rates.shape[1]
     depths = bit_depths.size
-    for i in range(slots.size):
+    for i in range(out.shape[0]):
         total = 0.0
         for k in range(deadline):
             total += rates[i, k]
         out[i, 0] = np.log2(total / latent_dim / 16.0 + 1e-3) / 4.0
         for kind in range(2):
-            start = slots[i] if kind == 0 else min(slots[i] + server_steps[i], deadline + 1)
             column = 1 + kind * (depths + 1)
             carried, b = 0.0, 0
-            for n in range(start, deadline + 1):
+            for n in range(starts[kind, i], deadline + 1):
                 carried += rates[i, n - 1] / latent_dim
                 while b < depths and carried >= bit_depths[b]:
                     out[i, column + b] = (deadline - n + 1.0) / 20.0
@@ -99,14 +105,10 @@ class PrivilegedObservation(AnyVectorWrapper):
         seen = self._encoded.observations
         wide = np.empty((len(observations), self.actor_features + self.num_columns), dtype=np.float32)
         wide[:, : self.actor_features] = observations
-        _fill(
-            np.asarray(seen["slot"]),
-            np.asarray(seen["server_step"]),
-            self.env.unwrapped.episode_rates,  # type: ignore[attr-defined]
-            self._latent_dim,
-            self._depths,
-            wide[:, self.actor_features :],
-        )
+        slots, rates = seen["slot"], self.env.unwrapped.episode_rates  # type: ignore[attr-defined]
+        with_clean_latent = np.minimum(slots + seen["server_step"], rates.shape[1] + 1)
+        starts = np.stack([slots, with_clean_latent])
+        _fill(starts, rates, self._latent_dim, self._depths, wide[:, self.actor_features :])
         return wide
 
 

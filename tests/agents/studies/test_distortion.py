@@ -23,7 +23,7 @@ from refine_env.coding import LloydMax, base_distortion
 from refine_env.evaluation import bootstrap_interval, write_table
 from refine_env.metrics import mean_square_error
 from refine_env.trajectories import generate_gaussian
-from tests.processes import assert_refused, run_module
+from tests.processes import run_module
 
 ROOT = Path(__file__).parents[3]
 
@@ -138,21 +138,3 @@ def test_command_line(gaussian_cache: Path, tmp_path: Path) -> None:
     assert (run["split"], run["trajectories"], run["model"]) == ("test", 5, None)
     table = read_distortion_table(out / "fig2a.csv", DIFFUSION_COLUMNS)
     assert table == tabulate_diffusion(TrajectoryCache.open(gaussian_cache), range(8, 13))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("--bit-depths", "4,3"), 2, "`--bit-depths` must be ascending integers in 1 … 15"),
-        (("--bit-depths", "8,16"), 2, "`--bit-depths` must be ascending integers in 1 … 15"),
-        (("--trajectories", "0"), 2, "`--trajectories` must be an integer >= 1, got 0"),
-        (("--split", "both"), 2, "`split` must be one of"),
-        (("--cache", "nowhere"), 3, "nowhere"),
-    ],
-)
-def test_bad_arguments_end_in_one_sentence(
-    arguments: tuple[str, ...], code: int, message: str, tmp_path: Path, gaussian_cache: Path
-) -> None:
-    base = () if "--cache" in arguments else ("--cache", str(gaussian_cache))
-    assert_refused(run_module("agents.distortion", *arguments, *base, "--out", str(tmp_path / "out")), code, message)
-    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def emoji_test(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def installed_groups() -> Groups:
     try:
-        return groups.read_groups(groups.find_emoji_test())
+        return groups.read_groups(groups.EMOJI_TEST.find())
     except FileNotFoundError as error:
         pytest.skip(str(error))
 
@@ -86,18 +87,17 @@ def test_installed_groups_hold_the_prompts_of_the_trajectories(installed_groups:
     assert installed_groups.of(by_prompt["mouse face"]) == "Animals & Nature"
 
 
-def test_missing_emoji_test_is_one_sentence_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match=r"got .*none\.txt\. Install unicode-data or correct --emoji-test"):
-        groups.find_emoji_test(tmp_path / "none.txt")
-    monkeypatch.setattr(groups, "GROUPS_FOLDERS", (tmp_path,))
+def test_missing_emoji_test_is_one_sentence_with_the_package(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"`--emoji-test` must .* got .*none\.txt\. Install unicode-data or"):
+        groups.EMOJI_TEST.find(tmp_path / "none.txt")
     with pytest.raises(FileNotFoundError, match=r"apt install unicode-data\) or name the file with --emoji-test"):
-        groups.find_emoji_test()
+        replace(groups.EMOJI_TEST, folders=(tmp_path,)).find()
 
 
-def test_emoji_test_is_found_below_its_folder(emoji_test: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "GROUPS_FOLDERS", (emoji_test.parent / "none", emoji_test.parent.parent))
-    assert groups.find_emoji_test().name == "emoji-test.txt"
-    assert groups.find_emoji_test(emoji_test) == emoji_test
+def test_emoji_test_is_found_below_its_folder(emoji_test: Path) -> None:
+    packaged = replace(groups.EMOJI_TEST, folders=(emoji_test.parent / "none", emoji_test.parent.parent))
+    assert packaged.find().name == "emoji-test.txt"
+    assert packaged.find(emoji_test) == emoji_test
 
 
 def test_a_file_without_groups_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,11 +144,11 @@ def test_diverse_prompts_are_of_different_families_and_few_flags() -> None:
 
 
 def test_missing_font_is_one_sentence_with_the_package(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"Install fonts-noto-color-emoji or correct --font"):
-        emoji.find_font(tmp_path / "none.ttf")
+    with pytest.raises(FileNotFoundError, match=r"`--font` must be .* Install fonts-noto-color-emoji or correct it"):
+        emoji.FONT.find(tmp_path / "none.ttf")
 
 
-def test_missing_font_in_the_font_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emoji, "FONT_FOLDERS", (tmp_path,))
+def test_missing_font_in_the_font_folders(tmp_path: Path) -> None:
+    font = replace(emoji.FONT, folders=(tmp_path,))
     with pytest.raises(FileNotFoundError, match=r"apt install fonts-noto-color-emoji\) or name the file with --font"):
-        emoji.find_font()
+        font.find()
