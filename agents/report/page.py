@@ -200,6 +200,7 @@ def command_of(run: Mapping[str, Any]) -> str:
         "--payload": kwargs.get("payload"),
         "--latency-quantile": kwargs.get("latency_quantile"),
         "--moments": kwargs.get("moments"),
+        "--device-decoder": kwargs.get("device_decoder"),
         "--target-mse": run.get("target_mse"),
     }
     if images:

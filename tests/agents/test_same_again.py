@@ -17,6 +17,7 @@ from agents import evaluate
 from agents.report import command_of, read_run
 from refine_env import TrajectoryCache
 from refine_env.metrics import psnr
+from refine_env.trajectories.denoising import measure_decoder, open_denoiser, record_decoder
 
 BASE = {
     "agent_names": "lookahead-closed-loop,persistent-q3",
@@ -38,6 +39,7 @@ OTHER = {
     "moments": "measured",
     "anytime": "yes",
     "target_mse": "0.05",
+    "device_decoder": "denoise",
     "images": "yes",
     "metrics": "psnr",
     "image_episodes": "1",
@@ -91,14 +93,18 @@ def tables(words: list[str], out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def places(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     from refine_env.trajectories import generate_gaussian
 
     monkeypatch.setattr(evaluate, "open_decoder", Decoder)
     monkeypatch.setattr(evaluate, "open_metrics", open_metrics)
-    other = tmp_path / "another cache"
-    generate_gaussian(other, num_trajectories=8, latent_shape=(4, 4, 4), num_steps=50, seed=1)
-    return {"CACHE": str(gaussian_cache), "OTHER": str(other)}
+    # A decoder of another model, or on another device, would give other errors, too; that of ideal trajectories is one.
+    monkeypatch.setattr(evaluate, "open_denoiser", lambda cache, model=None, *, device="cpu": open_denoiser(cache))
+    caches = {"CACHE": tmp_path / "a cache", "OTHER": tmp_path / "another cache"}
+    for seed, folder in enumerate(caches.values()):
+        cache = generate_gaussian(folder, num_trajectories=8, latent_shape=(4, 4, 4), num_steps=50, seed=seed)
+        record_decoder(cache, measure_decoder(cache, open_denoiser(cache)))
+    return {name: str(folder) for name, folder in caches.items()}
 
 
 @pytest.mark.parametrize("changed", [[], *([name] for name in OTHER), list(OTHER)], ids="+".join)
