@@ -28,6 +28,9 @@ FOREIGN = ("apt", "build", "dask", "hf", "pip", "pytest", "ulimit", "venv")
 ONLY_READ = {
     "agents.benchmark": "minutes of an idle machine; tests/agents/test_benchmark.py runs it small",
     "refine-env decoder": "writes into a cache's manifest; tests/trajectories/test_denoising.py runs it",
+    "agents.evaluate --study assumptions": "minutes of generation; tests/agents/studies/test_assumptions.py",
+    "agents.evaluate --study sensitivity": "27 systems; tests/agents/studies/test_sensitivity.py runs eight",
+    "agents.evaluate --study sequential": "20 minutes of generation; tests/agents/studies/test_sequential.py",
     "refine-env generate diffusers --model stable-diffusion-v1-5": "gigabytes of weights; see test_sd15.py",
     "refine-env generate diffusers …": "a Dask cluster; tests/trajectories/test_workers.py has a local one",
     "refine-env verify sd15": "what the command before it would have made",
