@@ -38,10 +38,7 @@ def draw_assumptions(tables: Mapping[str, Table], folder: Path) -> list[Path]:
 
     Args:
         tables: as :func:`agents.studies.assumptions.read_assumptions` reads them.
-        folder: folder for the figure.
-
-    Returns:
-        The files written.
+        folder: folder for the files, which are returned.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.

@@ -21,10 +21,7 @@ def draw_sensitivity(cells: Table, folder: Path) -> list[Path]:
 
     Args:
         cells: rows of :data:`agents.studies.sensitivity.SENSITIVITY_COLUMNS`.
-        folder: folder for the figures.
-
-    Returns:
-        The files written.
+        folder: folder for the files, which are returned.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.

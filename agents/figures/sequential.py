@@ -40,10 +40,7 @@ def draw_sequential(cells: Table, folder: Path) -> list[Path]:
 
     Args:
         cells: rows of :data:`agents.studies.sequential.CURVE_COLUMNS`.
-        folder: folder for the figure.
-
-    Returns:
-        The files written.
+        folder: folder for the files, which are returned.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.base import Agent
+from agents.policies.fixed import PersistentQ
 from refine_env import SystemConfig
 from refine_env.coding import LOSSLESS_BITS, base_distortion
 
 __all__ = ["ClosedLoopFinalAdaptive", "FinalAdaptive", "FinalOnly", "FinalQ"]
 
 
-class FinalQ(Agent):
+class FinalQ(PersistentQ):
     """TRANSMIT(b) as soon as x_0 is there, once.
 
     Args:
@@ -27,13 +28,13 @@ class FinalQ(Agent):
     """
 
     def __init__(self, config: SystemConfig, *, bits: int) -> None:
-        super().__init__(config, name=f"final-q{bits}")
-        self.bits = bits
-        self._action = config.action_of(bits)
+        super().__init__(config, bits=bits)
+        self.name = f"final-q{bits}"
 
     def decide(self, observation: Mapping[str, NDArray[Any]], legal: NDArray[np.bool_]) -> NDArray[np.int64]:
         """TRANSMIT(b) where t(n) = 0 and the device does not hold x_0 yet."""
-        return np.where((observation["server_step"] == 0) & (observation["device_step"] > 0), self._action, 0)
+        first = (observation["server_step"] == 0) & (observation["device_step"] > 0)
+        return np.where(first, super().decide(observation, legal), 0)
 
 
 class FinalOnly(FinalQ):
