@@ -479,6 +479,7 @@ def _run_comparison(
     columns, summary_columns = dict(EPISODE_COLUMNS), dict(SUMMARY_COLUMNS)
     if decoding is not None:
         score = DecodingScorer(decoding.open(env_kwargs["cache"]), scorer)
+        run["device_decoder"] = decoding._asdict()
         columns[DECODED_COLUMN] = float
         summary_columns |= dict.fromkeys(interval_columns(DECODED_COLUMN), float)
     _make_folder(out)

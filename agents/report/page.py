@@ -187,7 +187,7 @@ def command_of(run: Mapping[str, Any]) -> str:
     Args:
         run: as :func:`read_run` gives it.
     """
-    kwargs, images = run["env_kwargs"], run.get("images")
+    kwargs, images, decoder = run["env_kwargs"], run.get("images"), run.get("device_decoder") or {}
     options = {
         "--agents": ",".join(map(str, run["agents"])),
         "--snr-db": ",".join(str(snr_db).removesuffix(".0") for snr_db in run["snr_db"]),
@@ -200,6 +200,9 @@ def command_of(run: Mapping[str, Any]) -> str:
         "--payload": kwargs.get("payload"),
         "--latency-quantile": kwargs.get("latency_quantile"),
         "--moments": kwargs.get("moments"),
+        "--device-decoder": kwargs.get("device_decoder"),
+        "--model": decoder.get("model"),
+        "--device": decoder.get("device"),
     }
     if images:
         options |= {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from agents import evaluate
 from agents.report import command_of, read_run
 from refine_env import TrajectoryCache
 from refine_env.metrics import psnr
+from refine_env.trajectories.denoising import LinearDenoiser, measure_decoder, record_decoder
 
 BASE = {
     "agent_names": "lookahead-closed-loop,persistent-q3",
@@ -36,6 +38,7 @@ OTHER = {
     "latency_quantile": "0.999999999999",
     "payload": "posterior_mean",
     "moments": "measured",
+    "device_decoder": "denoise",
     "images": "yes",
     "metrics": "psnr",
     "image_episodes": "1",
@@ -68,6 +71,17 @@ class Decoder:
         return values.transpose(0, 2, 3, 1)
 
 
+class Denoiser(LinearDenoiser):
+    """Stands in for a network: other models, and other devices, denoise differently."""
+
+    def __init__(self, cache: TrajectoryCache, model: str | None = None, *, device: str = "cpu") -> None:
+        super().__init__()
+        self.strength = 1.0 + hashlib.sha256(f"{model} {device}".encode()).digest()[0] / 1024
+
+    def __call__(self, samples: Any, noise_to_signal: Any, prompts: Any) -> Any:
+        return super().__call__(samples, self.strength * np.asarray(noise_to_signal), prompts)
+
+
 def open_metrics(names: tuple[str, ...], weights: Path | None = None, *, device: str = "cpu") -> Any:
     """PSNR, and for LPIPS what depends on the weights."""
     return {name: psnr if name != "lpips" else lambda a, b: psnr(a, b) / len(str(weights)) for name in names}, []
@@ -94,9 +108,24 @@ def places(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(evaluate, "open_decoder", Decoder)
     monkeypatch.setattr(evaluate, "open_metrics", open_metrics)
+    monkeypatch.setattr(evaluate, "open_denoiser", Denoiser)
     other = tmp_path / "another cache"
     generate_gaussian(other, num_trajectories=8, latent_shape=(4, 4, 4), num_steps=50, seed=1)
-    return {"CACHE": str(gaussian_cache), "OTHER": str(other)}
+    places = {"CACHE": shutil.copytree(gaussian_cache, tmp_path / "cache"), "OTHER": other}
+    for folder in places.values():
+        cache = TrajectoryCache.open(folder)
+        record_decoder(cache, measure_decoder(cache, LinearDenoiser()))
+    return {name: str(folder) for name, folder in places.items()}
+
+
+def test_the_decoder_s_model_and_device_are_repeated(places: dict[str, str], tmp_path: Path) -> None:
+    """Without images, too."""
+    options = {**BASE, "snr_db": "-3", "device_decoder": "denoise", "cache": places["CACHE"]}
+    first = tables(as_words({**options, "model": "another", "device": "meta"}), tmp_path / "first")
+    assert first != tables(as_words(options), tmp_path / "base")
+    run = read_run(tmp_path / "first")
+    assert run is not None
+    assert tables(shlex.split(command_of(run))[3:], tmp_path / "again") == first
 
 
 @pytest.mark.parametrize("changed", [[], *([name] for name in OTHER), list(OTHER)], ids="+".join)
