@@ -23,7 +23,7 @@ import typer
 import agents
 from agents.figures import draw_fig3a, draw_images, draw_studies, rows_by_policy
 from agents.figures.series import summary_cells
-from agents.studies.base import Request, Study
+from agents.studies.base import Request, Study, common_settings
 from agents.studies.images import ImageScorer, open_decoder, open_metrics
 from agents.studies.registry import STUDIES
 from refine_env import CacheError, ConfigurationError, MissingExtraError, SystemConfig, TrajectoryCache, __version__
@@ -32,22 +32,20 @@ from refine_env.commands import command, parse_list, run
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAPER_LATENCY_QUANTILE, PAYLOADS
 from refine_env.dynamics.settings import DEVICE_DECODERS, EnvSettings
 from refine_env.evaluation import (
-    DECODED_COLUMN,
-    EPISODE_COLUMNS,
-    SUMMARY_COLUMNS,
     DecodingScorer,
     DeviceDecoder,
     Entry,
     Score,
     Table,
+    episode_columns,
     episode_seeds,
     roll_out_many,
     summarize,
+    summary_columns,
     write_atomically,
     write_table,
 )
-from refine_env.evaluation.tables import interval_columns
-from refine_env.metrics import LPIPS, MAX_PSNR_DB, METRICS
+from refine_env.metrics import DEFAULT_METRICS, LPIPS, MAX_PSNR_DB, METRICS, GlyphTask, gallery_path
 from refine_env.trajectories.denoising import open_denoiser
 
 __all__ = [
@@ -101,7 +99,7 @@ def make_team(names: tuple[str, ...], snrs_db: tuple[float, ...], env_kwargs: di
         ConfigurationError: if a name or SNR is out of range.
         CacheError: if the cache is missing or damaged.
     """
-    cache = EnvSettings.from_kwargs({**env_kwargs, "snr_db": snrs_db[0]}).open_cache()
+    cache = common_settings({**env_kwargs, "snr_db": snrs_db[0]}).open_cache()
     team: Team = {}
     for name in names:
         for snr_db in snrs_db:
@@ -121,6 +119,8 @@ def evaluate(
     score: Score | None = None,
     workers: int = 1,
     team: Team | None = None,
+    anytime: bool = False,
+    target_mse: float | None = None,
 ) -> Table:
     """Episodes of every policy at every SNR on common draws: row k of every agent at one SNR has the same seed.
 
@@ -134,6 +134,7 @@ def evaluate(
         score: see :func:`refine_env.evaluation.roll_out`.
         workers: see :func:`refine_env.evaluation.roll_out_many`.
         team: the policies, if :func:`make_team` made them already.
+        anytime, target_mse: see :func:`refine_env.evaluation.roll_out_many`.
 
     Raises:
         ConfigurationError: if a name, SNR or count is out of range.
@@ -148,7 +149,16 @@ def evaluate(
         for snr_db in snrs_db
         for name in names
     ]
-    tables = roll_out_many(entries, episodes=episodes, seed=seed, workers=workers, progress=progress, score=score)
+    tables = roll_out_many(
+        entries,
+        episodes=episodes,
+        seed=seed,
+        workers=workers,
+        progress=progress,
+        score=score,
+        anytime=anytime,
+        target_mse=target_mse,
+    )
     return [row for table in tables for row in table]
 
 
@@ -180,7 +190,7 @@ def describe_run(
     Raises:
         ConfigurationError, CacheError: as :func:`evaluate`.
     """
-    settings = EnvSettings.from_kwargs({**env_kwargs, "snr_db": snrs_db[0]})
+    settings = common_settings({**env_kwargs, "snr_db": snrs_db[0]})
     cache = settings.open_cache()
     episode_seeds(seed, episodes)
     made = make_team(names, snrs_db, env_kwargs) if team is None else team
@@ -276,6 +286,12 @@ def main(
     moments: Annotated[
         str, typer.Option(help="What the closed-loop coder predicts with: model, or measured on the train split.")
     ] = "model",
+    anytime: Annotated[
+        bool, typer.Option("--anytime", help="Also the mean over the slots of the latent MSE that the device shows.")
+    ] = False,
+    target_mse: Annotated[
+        float | None, typer.Option(help="Also the slots until that MSE is below this; deadline + 1 where it never is.")
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(help="Threads for the deliveries; the tables do not depend on it.", show_default="one a core"),
@@ -283,7 +299,9 @@ def main(
     figures: Annotated[bool, typer.Option(help="Draw the figure (needs matplotlib).")] = True,
     html: Annotated[bool, typer.Option("--html", help="Write the report, one HTML page (needs plotly).")] = False,
     images: Annotated[bool, typer.Option(help="Decode what the devices hold, and score the images.")] = False,
-    metrics: Annotated[str, typer.Option(help="Comma-separated metrics of the images.")] = ",".join(METRICS),
+    metrics: Annotated[
+        str, typer.Option(help=f"Comma-separated metrics of the images, among {', '.join(METRICS)}.")
+    ] = ",".join(DEFAULT_METRICS),
     image_episodes: Annotated[
         int | None, typer.Option(help="Score the first so many episodes of every row.", show_default="all")
     ] = None,
@@ -312,8 +330,10 @@ def main(
             ("--html", html),
             ("--images", images),
             ("--device-decoder", device_decoder if denoising else None),
+            ("--anytime", anytime),
+            ("--target-mse", target_mse),
         ):
-            if given:
+            if given not in (None, False):
                 raise ConfigurationError(
                     f"`{option}` must be left out of --study {study}, got {given!r}. Its policies are fixed; "
                     "use --study fig3a."
@@ -360,12 +380,24 @@ def main(
         figures,
         html,
         scoring,
+        _CourseOptions(anytime, target_mse),
         _DecoderOptions(model, device) if denoising else None,
     )
 
 
 def _parse_snrs(text: str) -> tuple[float, ...]:
     return parse_list("--snr-db", text, float, advice="For example: --snr-db 0,3,6")
+
+
+class _CourseOptions(NamedTuple):
+    """The options of the command that concern what the devices show before the deadline."""
+
+    anytime: bool
+    target_mse: float | None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, which alone stand in ``run.json``."""
+        return {name: value for name, value in self._asdict().items() if value not in (None, False)}
 
 
 class _ImageOptions(NamedTuple):
@@ -381,12 +413,15 @@ class _ImageOptions(NamedTuple):
         """Open the scorer, and describe it so that it can be opened again; print which metrics are missing."""
         cache = TrajectoryCache.open(cache_name)
         names = parse_list("--metrics", self.metrics, str, advice="For example: --metrics psnr,ssim")
-        metrics, missing = open_metrics(names, self.lpips_weights, device=self.device)
+        for name in names:  # before a model is loaded
+            check_choice("metrics", name, METRICS)
         decoder = open_decoder(cache, self.model, device=self.device)
+        gallery = gallery_path(decoder.folder) if "task" in names else None
+        metrics, missing = open_metrics(names, self.lpips_weights, device=self.device, gallery=gallery)
         scorer = ImageScorer(cache, decoder, metrics, image_episodes=self.episodes)
         for sentence in missing:
             typer.echo(sentence)
-        lpips = metrics.get("lpips")
+        lpips, task = metrics.get("lpips"), metrics.get("task")
         return scorer, {
             "metrics": list(metrics),
             "episodes": self.episodes,
@@ -395,6 +430,7 @@ class _ImageOptions(NamedTuple):
             "max_psnr_db": MAX_PSNR_DB,
             "lpips_weights": None if self.lpips_weights is None else str(self.lpips_weights),
             "lpips": {"net": lpips.net, "weights_sha256": lpips.sha256} if isinstance(lpips, LPIPS) else None,
+            **({"task": {"gallery_sha256": task.sha256}} if isinstance(task, GlyphTask) else {}),
             "versions": {
                 package: metadata.version(package)
                 for package in ("torch", "diffusers", "scikit-image", "lpips")
@@ -461,13 +497,14 @@ def _run_comparison(
     figures: bool,
     html: bool,
     images: _ImageOptions | None,
+    course: _CourseOptions,
     decoding: _DecoderOptions | None = None,
 ) -> None:
     """Play, write and show the comparison of policies."""
     from tqdm import tqdm
 
     team = make_team(names, snrs_db, env_kwargs)
-    run = describe_run(names, snrs_db, episodes, seed, env_kwargs, team)
+    run = describe_run(names, snrs_db, episodes, seed, env_kwargs, team) | course.given()
     if html:
         from agents.report import import_libraries, write_report
 
@@ -476,12 +513,9 @@ def _run_comparison(
     if images is not None:
         scorer, run["images"] = images.open(env_kwargs["cache"])
     score: Score | None = scorer
-    columns, summary_columns = dict(EPISODE_COLUMNS), dict(SUMMARY_COLUMNS)
     if decoding is not None:
         score = DecodingScorer(decoding.open(env_kwargs["cache"]), scorer)
         run["device_decoder"] = decoding._asdict()
-        columns[DECODED_COLUMN] = float
-        summary_columns |= dict.fromkeys(interval_columns(DECODED_COLUMN), float)
     _make_folder(out)
     with tqdm(total=len(names) * len(snrs_db) * episodes, unit="episode", desc="evaluate") as bar:
         if scorer is not None:
@@ -496,10 +530,11 @@ def _run_comparison(
             score=score,
             workers=workers,
             team=team,
+            **course._asdict(),
         )
     summary = summarize(table)
-    write_table(out / "episodes.csv", table, columns)
-    write_table(out / "summary.csv", summary, summary_columns)
+    write_table(out / "episodes.csv", table, episode_columns(table))
+    write_table(out / "summary.csv", summary, summary_columns(summary))
     write_atomically(out / "run.json", json.dumps(run, indent=1) + "\n")
     print_table(summary)
     written = [out / name for name in ("episodes.csv", "summary.csv", "run.json")]

@@ -133,6 +133,9 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
     - ``"terminal"`` (default): −(1/M)‖ŷ − x_0‖² after the last slot, 0 before; the return is the paper's objective.
     - ``"improvement"``: the drop of (1/M)‖ŷ − x_0‖² at each delivery.
     - ``"log"``: −10·log10((1/M)‖ŷ − x_0‖² + 1e-8) after the last slot, 0 before.
+    - ``"anytime"``: after every slot −(1/M)‖ŷ − x_0‖²/T_d of what the device then holds; the return is minus the mean
+      over the slots of what the device shows. A step that runs through several slots (``decision_epochs``) pays for
+      all of them, the first step also for those that the reset ran through.
 
     ## Starting State
 

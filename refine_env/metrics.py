@@ -1,8 +1,8 @@
-"""Quality of decoded images against a reference: PSNR, SSIM and LPIPS, over batches.
+"""Quality of decoded images against a reference: PSNR, SSIM, LPIPS and a recognition task, over batches.
 
 Every measure takes ``reference`` and ``images``, two arrays of one shape (N, height, width, 3) with N >= 1, floats in
 [0, 1] or uint8, such as :class:`refine_env.trajectories.pipeline.LatentDecoder` returns. It gives one float64 value per
-image, shape (N,), and raises ConfigurationError for other arrays.
+image, shape (N,), the task two, shape (N, 2), and raises ConfigurationError for other arrays.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,24 @@ from refine_env._validation import check_choice
 from refine_env.errors import ConfigurationError, import_extra
 
 __all__ = [
+    "DEFAULT_METRICS",
     "LPIPS",
     "LPIPS_NETS",
     "MAX_PSNR_DB",
     "METRICS",
     "SSIM_WINDOW",
+    "GlyphTask",
     "MissingWeightsError",
+    "gallery_path",
     "mean_square_error",
+    "nearest",
     "psnr",
+    "shrink",
     "ssim",
 ]
 
-METRICS = ("psnr", "ssim", "lpips")
+DEFAULT_METRICS = ("psnr", "ssim", "lpips")
+METRICS = (*DEFAULT_METRICS, "task")
 
 MAX_PSNR_DB = 100.0
 """PSNR [dB] of identical images, whose PSNR is infinite, and the highest that :func:`psnr` returns.
@@ -143,6 +150,98 @@ class LPIPS:
             distances = self._model(*pair, normalize=True)
         values: NDArray[np.float64] = distances.flatten().double().cpu().numpy()
         return values
+
+
+def gallery_path(model: Path) -> Path:
+    """Where the gallery of a model's glyphs is, beside the model's folder."""
+    return model.with_name(model.name + "-glyphs.npz")
+
+
+def shrink(images: NDArray[Any], side: int) -> NDArray[np.float64]:
+    """Means over equal blocks: images (N, height, width, 3) as float64 (N, side, side, 3).
+
+    Raises:
+        ConfigurationError: if ``side`` does not divide the height and the width.
+    """
+    count, height, width, channels = images.shape
+    if height % side or width % side:
+        raise ConfigurationError(
+            f"`images` must have a height and a width that {side} divides, the side of the gallery's thumbnails, got "
+            f"{height} and {width}. Use the gallery of the model that drew them."
+        )
+    blocks = images.reshape(count, side, height // side, side, width // side, channels)
+    means: NDArray[np.float64] = blocks.mean(axis=(2, 4), dtype=np.float64)
+    return means
+
+
+def nearest(samples: NDArray[Any], candidates: NDArray[Any]) -> NDArray[np.intp]:
+    """For each sample (N, ...) the number of the candidate (K, ...) at the smallest Euclidean distance."""
+    wanted = samples.reshape(len(samples), -1).astype(np.float64)
+    offered = candidates.reshape(len(candidates), -1).astype(np.float64)
+    # |w|² is the same for all candidates, and so left out of |w - o|².
+    closest: NDArray[np.intp] = ((offered**2).sum(axis=1) - 2 * wanted @ offered.T).argmin(axis=1)
+    return closest
+
+
+class GlyphTask:
+    """What a machine makes of an image: which glyph of a gallery it is nearest to, and of which group that is.
+
+    Both images are shrunk to the size of the gallery's thumbnails, and the nearest one in pixel MSE is found for each.
+    The task is done right where the glyph found in the image is the one found in the reference, or at least one of the
+    same Unicode group. So it is the delivery that is judged, not what the model made of its prompt. A glyph without a
+    group, a bare letter for example, is of no other's.
+
+    Args:
+        gallery: file of a model's glyphs, which ``python -m train.diffusion.gallery`` writes.
+
+    Attributes:
+        prompts: the glyphs' names.
+        groups: their groups, empty where they have none.
+        thumbnails: uint8 (K, side, side, 3).
+        sha256: hash of the file.
+
+    Raises:
+        ConfigurationError: if there is no such file, or it is no gallery.
+    """
+
+    def __init__(self, gallery: str | os.PathLike[str]) -> None:
+        path = Path(gallery)
+        advice = "Make it with: python -m train.diffusion.gallery"
+        if not path.is_file():
+            raise ConfigurationError(f"`gallery` must be the file of a model's glyphs, got no file at {path}. {advice}")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                self.prompts: list[str] = file["prompts"].tolist()
+                self.groups: list[str] = file["groups"].tolist()
+                self.thumbnails: NDArray[np.uint8] = file["thumbnails"]
+            count, side, width, channels = self.thumbnails.shape
+            if (
+                (width, channels) != (side, 3)
+                or self.thumbnails.dtype != np.uint8
+                or not len(self.prompts) == len(self.groups) == count > 0
+                or not all(isinstance(text, str) for text in (*self.prompts, *self.groups))
+            ):
+                raise ValueError("arrays that do not belong together")
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ConfigurationError(
+                f"`gallery` must hold thumbnails, prompts and groups, got {path} ({type(error).__name__}: {error}). "
+                f"{advice}"
+            ) from None
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def recognize(self, images: ArrayLike) -> NDArray[np.intp]:
+        """Numbers of the glyphs nearest to images (N, height, width, 3), (N,)."""
+        checked, _ = _check_images(images, images)
+        return nearest(255.0 * shrink(checked, self.thumbnails.shape[1]), self.thumbnails)
+
+    def __call__(self, reference: ArrayLike, images: ArrayLike) -> NDArray[np.float64]:
+        """Whether the image shows the reference's glyph, and one of its group: 1 or 0, (N, 2)."""
+        a, b = _check_images(reference, images)
+        wanted, found = self.recognize(a), self.recognize(b)
+        groups = np.array(self.groups)
+        same = wanted == found
+        of_group = same | ((groups[wanted] == groups[found]) & (groups[wanted] != ""))
+        return np.stack([same, of_group], axis=1).astype(np.float64)
 
 
 def _check_images(reference: ArrayLike, images: ArrayLike, smallest: int = 1) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -20,11 +20,11 @@ from gymnasium.utils.env_checker import check_env
 
 import refine_env
 from refine_env import ActionError, CacheError, ConfigurationError, LatentRefinementEnv
-from refine_env.coding import base_distortion
+from refine_env.coding import CODERS, base_distortion
 from refine_env.dynamics.process import INFO_KEYS
+from refine_env.dynamics.settings import REWARDS
 
 MakeEnv = Callable[..., gym.Env[Any, Any]]
-REWARDS = ("terminal", "improvement", "log")
 
 
 def play(env: gym.Env[Any, Any], policy: Any, **reset: Any) -> list[tuple[Any, float, bool, bool, Any]]:
@@ -142,7 +142,7 @@ def test_replay_changes_nothing_else_that_is_drawn(make_env: MakeEnv) -> None:
     assert np.array_equal(moved[-1][0]["channel_history"], plain[-1][0]["channel_history"])
 
 
-def test_returns_of_the_three_rewards(make_env: MakeEnv) -> None:
+def test_returns_of_all_rewards(make_env: MakeEnv) -> None:
     returns = {}
     for reward in REWARDS:
         steps = play(make_env(reward=reward), lambda o, i: 2, seed=8)
@@ -153,6 +153,21 @@ def test_returns_of_the_three_rewards(make_env: MakeEnv) -> None:
     assert returns["improvement"] == pytest.approx([0.0, *(a - b for a, b in itertools.pairwise(mse))])
     assert sum(returns["improvement"]) == pytest.approx(mse[0] - mse[-1])
     assert sum(value != 0.0 for value in returns["improvement"]) == steps[-1][4]["num_deliveries"] > 1
+    assert returns["anytime"] == pytest.approx([0.0, *(-value / 60 for value in mse[1:])])
+
+
+@pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize("snr_db", [-40.0, 3.0, 12.0])
+def test_anytime_reward_counts_the_slots_that_are_run_through(make_env: MakeEnv, coder: str, snr_db: float) -> None:
+    """Those of the uplink, which the reset runs through, too; at -40 dB it never ends."""
+    kwargs = {"reward": "anytime", "snr_db": snr_db, "coder": coder}
+    for seed in range(4):
+        slots = play(make_env(**kwargs), lambda o, i: 2, seed=seed)
+        epochs = play(make_env(decision_epochs=True, **kwargs), lambda o, i: 2, seed=seed)
+        assert len(epochs) < len(slots) == 61
+        expected = -np.mean([info["latent_mse"] for *_, info in slots[1:]])
+        assert sum(reward for _, reward, *_ in epochs) == pytest.approx(expected, rel=1e-12)
+        assert sum(reward for _, reward, *_ in slots) == pytest.approx(expected, rel=1e-12)
 
 
 def test_observations_by_hand(tiny_kwargs: dict[str, Any]) -> None:

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from refine_env import ConfigurationError, MissingExtraError
-from refine_env.metrics import LPIPS, MAX_PSNR_DB, MissingWeightsError, mean_square_error, psnr, ssim
+from refine_env.metrics import (
+    LPIPS,
+    MAX_PSNR_DB,
+    GlyphTask,
+    MissingWeightsError,
+    mean_square_error,
+    psnr,
+    shrink,
+    ssim,
+)
 
 pytest.importorskip("skimage")
 
@@ -242,3 +251,42 @@ class TestLpips:
         for net, name in (("vgg", "vgg16"), ("squeeze", "squeezenet1_1")):
             torch.save(torchvision.models.get_model(name, weights=None).state_dict(), tmp_path / f"{net}.pth")
             assert LPIPS(tmp_path / f"{net}.pth", net=net)(images, images).tolist() == [0.0]
+
+
+def write_gallery(path: Path, groups: list[str]) -> Path:
+    """Glyphs of one color each: black, dark gray, light gray, white, 2 × 2 pixels."""
+    shades = np.array([0, 80, 170, 255], dtype=np.uint8)
+    thumbnails = np.broadcast_to(shades[:, None, None, None], (4, 2, 2, 3))
+    np.savez(
+        path, thumbnails=thumbnails, prompts=np.array(["black", "dark", "light", "white"]), groups=np.array(groups)
+    )
+    return path
+
+
+def test_task_by_hand(tmp_path: Path) -> None:
+    task = GlyphTask(write_gallery(tmp_path / "gallery.npz", ["ink", "ink", "", ""]))
+    assert task.recognize(np.stack([constant(v)[0] for v in (0.0, 0.3, 0.6, 0.95)])).tolist() == [0, 1, 2, 3]
+    references = np.stack([constant(v)[0] for v in (0.05, 0.05, 0.05, 0.65, 0.65)])
+    images = np.stack([constant(v)[0] for v in (0.1, 0.3, 0.65, 0.7, 0.95)])
+    # The same glyph; another of its group; of no group; the same without group; another without group.
+    assert task(references, images).tolist() == [[1, 1], [0, 1], [0, 0], [1, 1], [0, 0]]
+    assert task(np.rint(references * 255).astype(np.uint8), images).tolist() == task(references, images).tolist()
+
+
+def test_task_shrinks_by_means_of_blocks(rng: np.random.Generator) -> None:
+    images = rng.random((2, 4, 8, 3))
+    assert shrink(images, 2)[1, 1, 0, 2] == pytest.approx(images[1, 2:, :4, 2].mean())
+    with pytest.raises(ConfigurationError, match="height and a width that 3 divides, .*, got 4 and 8. Use the gallery"):
+        shrink(images, 3)
+
+
+def test_what_is_no_gallery(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="`gallery` must be the file of a model's glyphs, got no file"):
+        GlyphTask(tmp_path / "none.npz")
+    text = tmp_path / "text.npz"
+    text.write_text("no gallery")
+    pickled = tmp_path / "pickled.npz"
+    np.savez(pickled, thumbnails=np.array([{}], dtype=object), prompts=np.array(["a"]), groups=np.array([""]))
+    for path in (text, pickled, write_gallery(tmp_path / "short.npz", ["ink"])):
+        with pytest.raises(ConfigurationError, match="`gallery` must hold thumbnails, prompts and groups, got"):
+            GlyphTask(path)

@@ -37,6 +37,7 @@ def test_contents(wheel: zipfile.ZipFile) -> None:
     assert "refine_env/py.typed" in names
     assert "refine_env/cached_trajectories/default/manifest.json" in names
     assert "refine_env/models/emoji/model_index.json" in names
+    assert "refine_env/models/emoji-glyphs.npz" in names
     shards = [path.name for path in (ROOT / "cached_trajectories" / "default").glob("*.safetensors")]
     assert shards
     for shard in shards:

@@ -55,10 +55,11 @@ def sync_env(cache: Path, num_envs: int, mode: str, **kwargs: Any) -> SyncVector
     [
         {},
         {"snr_db": [0, 24], "reward": "improvement", "decision_epochs": True, "history_length": 9},
+        {"snr_db": [0, 24], "reward": "anytime", "decision_epochs": True},
         {"coder": "closed_loop", "payload": "posterior_mean", "moments": "measured"},
         {"coder": "closed_loop", "entropy_coding": True, "bit_depths": [2, 4, 6, 8, 16]},
     ],
-    ids=["default", "epochs", "closed-loop", "entropy-coded"],
+    ids=["default", "epochs", "anytime", "closed-loop", "entropy-coded"],
 )
 def test_equals_sync_vector_env(gaussian_cache: Path, num_envs: int, mode: str, kwargs: dict[str, Any]) -> None:
     ours = gym.make_vec(refine_env.ENV_ID, num_envs=num_envs, cache=str(gaussian_cache), autoreset_mode=mode, **kwargs)

@@ -7,7 +7,9 @@ from agents.figures.distortion import draw_fig2a, draw_fig2b
 from agents.figures.folder import draw_all, draw_images, draw_studies, main
 from agents.figures.images import draw_strip
 from agents.figures.ladder import draw_ladder
+from agents.figures.scores import draw_scores
 from agents.figures.style import rows_by_policy, styles_by_policy
+from agents.figures.timeline import draw_timeline
 
 __all__ = [
     "draw_all",
@@ -18,8 +20,10 @@ __all__ = [
     "draw_fig3b",
     "draw_images",
     "draw_ladder",
+    "draw_scores",
     "draw_strip",
     "draw_studies",
+    "draw_timeline",
     "main",
     "rows_by_policy",
     "save_figure",

@@ -13,7 +13,7 @@ from refine_env import ConfigurationError
 from refine_env.evaluation import Table
 from refine_env.metrics import MAX_PSNR_DB
 
-__all__ = ["IMAGE_PANELS", "draw_fig3a", "draw_fig3b", "image_columns"]
+__all__ = ["IMAGE_PANELS", "draw_fig3a", "draw_fig3b", "draw_policies", "image_columns"]
 
 IMAGE_PANELS = {
     "lpips": "LPIPS at the deadline (lower is better)",
@@ -28,7 +28,7 @@ def image_columns(summary: Table) -> list[str]:
     return [name for name in IMAGE_PANELS if any(row[name] is not None for row in summary)]
 
 
-def _draw_policies(axes: Any, summary: Table, column: str, floor: float = -math.inf) -> None:
+def draw_policies(axes: Any, summary: Table, column: str, floor: float = -math.inf) -> None:
     """Draw a line with error bars for each policy; a value of exactly 0 stands, hollow, at a floor above 0."""
     for curve in policy_curves(summary, column, floor):
         style = curve.style
@@ -63,7 +63,7 @@ def draw_fig3a(summary: Table, out: Path) -> list[Path]:
     """
     floor = zero_floor(row["latent_mse"] for row in summary)
     figure, axes = new_figure(6.4, 4.6)
-    _draw_policies(axes, summary, "latent_mse", floor)
+    draw_policies(axes, summary, "latent_mse", floor)
     axes.set_yscale("log")
     level = no_delivery_level(summary)
     axes.axhline(level, color=GRAY, linewidth=0.8, linestyle=":")
@@ -100,7 +100,7 @@ def draw_fig3b(summary: Table, out: Path) -> list[Path]:
         )
     figure, panels = new_figure(0.4 + 3.3 * len(columns), 3.7, 1, len(columns), squeeze=False)
     for axes, column in zip(panels[0], columns, strict=True):
-        _draw_policies(axes, summary, column)
+        draw_policies(axes, summary, column)
         if column == "psnr_db":
             axes.axhline(MAX_PSNR_DB, color=GRAY, linewidth=0.8)
             axes.set_ylim(top=MAX_PSNR_DB * 1.08)

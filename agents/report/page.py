@@ -21,11 +21,11 @@ from agents.figures.series import summary_cells
 from agents.figures.style import rows_by_policy, styles_by_policy
 from agents.report.player import make_player
 from agents.report.plots import EXTRA, draw_distribution, draw_fig3a, draw_fig3b, import_plotly
+from agents.studies.base import common_settings
 from agents.studies.images import Decoder, open_decoder
 from refine_env import ConfigurationError, TrajectoryCache
 from refine_env._validation import check_integer
 from refine_env.commands import command
-from refine_env.dynamics.settings import EnvSettings
 from refine_env.errors import import_extra
 from refine_env.evaluation import EPISODE_COLUMNS, SUMMARY_COLUMNS, Table, read_table, write_atomically
 from refine_env.metrics import MAX_PSNR_DB
@@ -203,6 +203,7 @@ def command_of(run: Mapping[str, Any]) -> str:
         "--device-decoder": kwargs.get("device_decoder"),
         "--model": decoder.get("model"),
         "--device": decoder.get("device"),
+        "--target-mse": run.get("target_mse"),
     }
     if images:
         options |= {
@@ -213,7 +214,8 @@ def command_of(run: Mapping[str, Any]) -> str:
             "--device": images.get("device"),
         }
     given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return shlex.join(["python", "-m", "agents.evaluate", *given, *(["--images"] if images else [])])
+    flags = [flag for flag, asked in (("--anytime", run.get("anytime")), ("--images", images)) if asked]
+    return shlex.join(["python", "-m", "agents.evaluate", *given, *flags])
 
 
 def _terms(
@@ -265,7 +267,7 @@ def main(
     decoder = None
     if images:
         run = read_run(folder)
-        name = EnvSettings.from_kwargs(run["env_kwargs"] if run else {}).cache
+        name = common_settings(run["env_kwargs"] if run else {}).cache
         decoder = open_decoder(TrajectoryCache.open(name), model, device=device)
     path = write_report(folder, out, player_episodes=player_episodes, decoder=decoder)
     typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -15,9 +15,9 @@ from agents.figures.series import zero_floor
 from agents.figures.style import BLACK, BLUE, GRAY, ORANGE, YELLOW, rows_by_policy, styles_by_policy
 from agents.report.plots import EXTRA, LEGEND_ABOVE, LOG_AXIS, default_snr, import_plotly, make_axis, make_layout
 from agents.report.replay import replay_row
+from agents.studies.base import common_settings
 from agents.studies.images import Decoder, decode
 from refine_env import CacheError, ConfigurationError, TrajectoryCache
-from refine_env.dynamics.settings import EnvSettings
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table
 
@@ -70,7 +70,7 @@ def make_player(
     if run is None:
         return None, ["There is no run.json beside the tables, so the episodes cannot be played again."]
     try:
-        cache = EnvSettings.from_kwargs(run["env_kwargs"]).open_cache()
+        cache = common_settings(run["env_kwargs"]).open_cache()
     except (ConfigurationError, CacheError) as error:
         return None, [f"The episodes cannot be played again. {error}"]
     if cache.sha256 != run["cache"].get("sha256"):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import agents
-from agents.studies.base import Request, Study
+from agents.studies.base import Request, Study, common_settings
 from agents.studies.distortion import tabulate_quantization
 from agents.studies.few_steps import few_step_cache
 from agents.studies.paired import mean_and_interval, resample
@@ -25,7 +25,6 @@ from refine_env import SystemConfig, TrajectoryCache
 from refine_env.coding import CODERS, base_distortion
 from refine_env.commands import print_table
 from refine_env.config import PAPER_BIT_DEPTHS
-from refine_env.dynamics.settings import EnvSettings
 from refine_env.evaluation import Entry, Table, bootstrap_interval, read_table, roll_out_many, write_table
 from refine_env.link import draw_rates, latency_quantiles
 
@@ -274,7 +273,7 @@ def read_assumptions(folder: Path) -> dict[str, Table]:
 
 
 def _run(request: Request) -> tuple[list[Path], dict[str, Any]]:
-    settings = EnvSettings.from_kwargs({**request.env_kwargs, "snr_db": request.snrs_db[0]})
+    settings = common_settings(request.env_kwargs)
     origin = settings.open_cache()
     indices = [int(index) for index in origin.indices(settings.split)]
     number = len(GUIDANCE_SCALES) * len(GUIDED_POLICIES) * len(request.snrs_db) * request.episodes

@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Request", "Study"]
+from refine_env.dynamics.settings import EnvSettings
+
+__all__ = ["Request", "Study", "common_settings"]
+
+
+def common_settings(env_kwargs: Mapping[str, Any]) -> EnvSettings:
+    """The settings that the policies of an evaluation share; a policy's own come on top.
+
+    They are checked for the closed-loop coder, since a payload may be given, which holds for policies on that one.
+
+    Raises:
+        ConfigurationError: if an argument is unknown or out of range.
+    """
+    return EnvSettings.from_kwargs({**env_kwargs, "coder": "closed_loop"})
 
 
 @dataclass(frozen=True)

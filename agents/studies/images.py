@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from refine_env import ConfigurationError, MissingExtraError, TrajectoryCache
 from refine_env._validation import check_choice, check_integer
 from refine_env.errors import import_extra
-from refine_env.evaluation import Table, write_atomically
-from refine_env.metrics import LPIPS, METRICS, MissingWeightsError, psnr, ssim
+from refine_env.evaluation import IMAGE_COLUMNS, Table, write_atomically
+from refine_env.metrics import LPIPS, METRICS, GlyphTask, MissingWeightsError, psnr, ssim
 from refine_env.trajectories.pipeline import LatentDecoder, open_recorded
 
 __all__ = [
@@ -29,18 +29,19 @@ __all__ = [
     "open_decoder",
     "open_metrics",
     "read_tiles",
+    "to_tile",
 ]
 
 Decoder = Callable[[ArrayLike], NDArray[np.float32]]
 """Latents (N, C, H, W) to images (N, height, width, 3) in [0, 1]."""
 
 Metric = Callable[[ArrayLike, ArrayLike], NDArray[np.float64]]
-"""References and images (N, height, width, 3) to values (N,)."""
+"""References and images (N, height, width, 3) to values (N,), or (N, k) where they fill k columns."""
 
 TILE_EPISODES = 4
 """Episodes of every policy and SNR, the first ones, whose images are kept."""
 
-_COLUMNS = dict(zip(METRICS, ("psnr_db", "ssim", "lpips"), strict=True))
+_COLUMNS = dict(zip(METRICS, (("psnr_db",), ("ssim",), ("lpips",), ("task_glyph", "task_group")), strict=True))
 _MAX_BATCH = 16
 _BATCH_VALUES = 1 << 16  # latent values decoded at once; a decoder needs some 100 KB for each
 _REFERENCE_BYTES = 1 << 27
@@ -64,7 +65,11 @@ def open_decoder(cache: TrajectoryCache, model: str | None = None, *, device: st
 
 
 def open_metrics(
-    names: Sequence[str], lpips_weights: Path | None = None, *, device: str = "cpu"
+    names: Sequence[str],
+    lpips_weights: Path | None = None,
+    *,
+    device: str = "cpu",
+    gallery: Path | None = None,
 ) -> tuple[dict[str, Metric], list[str]]:
     """The metrics of those names, as far as they can be had.
 
@@ -72,12 +77,14 @@ def open_metrics(
         names: names among :data:`refine_env.metrics.METRICS`.
         lpips_weights: see :class:`refine_env.metrics.LPIPS`.
         device: torch device of LPIPS.
+        gallery: file of the glyphs that the task is about, see :class:`refine_env.metrics.GlyphTask`.
 
     Returns:
         The metrics by name, and for each that is missing its package or weights one sentence.
 
     Raises:
-        ConfigurationError: if a name is not that of a metric, or weights were given and cannot be used.
+        ConfigurationError: if a name is not that of a metric, weights were given and cannot be used, or there is no
+            gallery for the task.
     """
     metrics: dict[str, Metric] = {}
     missing = []
@@ -89,6 +96,8 @@ def open_metrics(
             elif name == "ssim":
                 import_extra("skimage", "images")
                 metrics[name] = ssim
+            elif name == "task":
+                metrics[name] = _open_task(gallery)
             else:
                 metrics[name] = LPIPS(lpips_weights, device=device)
         except MissingWeightsError as error:
@@ -98,6 +107,15 @@ def open_metrics(
         except MissingExtraError as error:
             missing.append(f"No {name.upper()}: {error}")
     return metrics, missing
+
+
+def _open_task(gallery: Path | None) -> GlyphTask:
+    if gallery is None:
+        raise ConfigurationError(
+            "`metrics` must leave out 'task' where no model is known, whose glyphs it is about, got no gallery. "
+            "Name the gallery's file, or choose other metrics."
+        )
+    return GlyphTask(gallery)
 
 
 def decode(decoder: Decoder, latents: NDArray[Any]) -> NDArray[np.float32]:
@@ -196,15 +214,22 @@ class ImageScorer:
             trajectories = [int(rows[i]["trajectory"]) for i in chosen]
             images = decode(self._decoder, latents[chosen].reshape(-1, *self._cache.latent_shape))
             references = self._decode_references(trajectories)
-            values = {_COLUMNS[name]: metric(references, images) for name, metric in self._metrics.items()}
+            values = {
+                column: column_values
+                for name, metric in self._metrics.items()
+                for column, column_values in zip(
+                    _COLUMNS[name], metric(references, images).reshape(len(images), -1).T, strict=True
+                )
+            }
             for k, key in enumerate(batch):
                 self._scores[key] = {column: float(column_values[k]) for column, column_values in values.items()}
                 if key in wanted:
-                    self._tiles[key] = _to_tile(images[k])
-                    self._clean_tiles[trajectories[k]] = _to_tile(references[k])
+                    self._tiles[key] = to_tile(images[k])
+                    self._clean_tiles[trajectories[k]] = to_tile(references[k])
             if self.progress is not None:
                 self.progress()
-        nothing: dict[str, float | None] = dict.fromkeys(_COLUMNS.values())
+        asked = [column for name in self._metrics for column in _COLUMNS[name]]
+        nothing: dict[str, float | None] = dict.fromkeys((*IMAGE_COLUMNS, *asked))
         return [nothing if key is None else {**nothing, **self._scores[key]} for key in keys]
 
     def _decode_references(self, trajectories: Iterable[int]) -> NDArray[np.float32]:
@@ -280,5 +305,6 @@ def read_tiles(path: Path, episode: int = 0) -> tuple[Table, NDArray[np.uint8], 
     )
 
 
-def _to_tile(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+def to_tile(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """An image in [0, 1] with 8 bits a channel."""
     return np.asarray(np.rint(image * 255.0), dtype=np.uint8)

@@ -40,7 +40,7 @@ INFO_KEYS = (
     "uplink_slots",
 )
 LOG_REWARD_FLOOR = 1e-8
-TERMINAL, IMPROVEMENT = REWARDS.index("terminal"), REWARDS.index("improvement")
+TERMINAL, IMPROVEMENT, ANYTIME = map(REWARDS.index, ("terminal", "improvement", "anytime"))
 _OPTION_KEYS = ("trajectory", "rates")
 
 
@@ -147,6 +147,8 @@ def _reward(s: Any, kind: int, deadline: int) -> float:
         return 0.0
     if kind == IMPROVEMENT:
         return float(s.previous_mse - s.latent_mse)
+    if kind == ANYTIME:
+        return float(-(s.slots_before * s.previous_mse + s.slots_after * s.latent_mse) / deadline)
     if s.slot <= deadline:
         return 0.0
     return float(-s.latent_mse if kind == TERMINAL else -10.0 * np.log10(s.latent_mse + LOG_REWARD_FLOOR))

@@ -26,7 +26,7 @@ __all__ = ["DEVICE_DECODERS", "ILLEGAL_ACTIONS", "MOMENTS", "REWARDS", "EnvSetti
 
 DEVICE_DECODERS = ("none", "denoise")
 MOMENTS = ("model", "measured")
-REWARDS = ("terminal", "improvement", "log")
+REWARDS = ("terminal", "improvement", "log", "anytime")
 ILLEGAL_ACTIONS = ("wait", "raise")
 
 

@@ -43,6 +43,9 @@ STATE_DTYPE = np.dtype(
         ("trajectory", np.int64),  # index in the source
         ("latent_mse", np.float64),  # (1/M)‖ŷ − x_0‖² of what the device holds
         ("previous_mse", np.float64),  # the same before the last step
+        ("forced_slots", np.int64),  # slots that the reset ran through, until a step takes them
+        ("slots_before", np.int64),  # slots of the last step after which the device showed what it had before,
+        ("slots_after", np.int64),  # and those after which it showed what was delivered in it
         ("predecessor", np.int64),  # step that the device held before the last delivery
         ("legal", np.bool_),  # TRANSMIT is legal now
         ("acted", np.bool_),  # what the last step met: it was this episode's,
@@ -134,6 +137,9 @@ def _begin(
         s.message_sent = 0.0
         s.num_deliveries = 0
         s.bits_sent = 0.0
+        s.forced_slots = 0
+        s.slots_before = 0
+        s.slots_after = 0
         s.predecessor = num_steps
         s.legal = False  # nothing is generated in the first slot
         s.acted = False
@@ -168,6 +174,9 @@ def _advance(
         if action < 0 or s.slot > deadline:
             continue
         s.acted = True
+        s.slots_before = s.forced_slots
+        s.slots_after = 0
+        s.forced_slots = 0
         if action > 0:
             if s.legal:
                 s.message_step = s.server_step
@@ -182,10 +191,32 @@ def _advance(
                 s.delivered = True
                 s.predecessor = before
                 deliveries += 1
+            if s.delivered:
+                s.slots_after += 1
+            else:
+                s.slots_before += 1
             s.legal = _is_legal(s, num_steps, deadline, refreshes)
             if not until_decision or s.slot > deadline or s.legal:
                 break
     return deliveries
+
+
+@kernel
+def _skip_forced_slots(
+    state: NDArray[Any],
+    selected: NDArray[np.int64],
+    rates: NDArray[np.float64],
+    num_steps: int,
+    deadline: int,
+    refreshes: bool,
+) -> None:
+    for k in range(selected.size):
+        i = selected[k]
+        s = state[i]
+        while s.slot < deadline and not s.legal:
+            _pass_slot(s, rates[i, s.slot - 1], num_steps)
+            s.forced_slots += 1
+            s.legal = _is_legal(s, num_steps, deadline, refreshes)
 
 
 def _field_of_state(name: str, description: str) -> Any:

@@ -8,16 +8,20 @@ from refine_env.evaluation.statistics import bootstrap_interval, percentile_inte
 from refine_env.evaluation.tables import (
     DECODED_COLUMN,
     EPISODE_COLUMNS,
+    FURTHER_COLUMNS,
     IMAGE_COLUMNS,
     SUMMARY_COLUMNS,
     Table,
+    episode_columns,
     read_table,
+    summary_columns,
     write_table,
 )
 
 __all__ = [
     "DECODED_COLUMN",
     "EPISODE_COLUMNS",
+    "FURTHER_COLUMNS",
     "IMAGE_COLUMNS",
     "SUMMARY_COLUMNS",
     "DecodingScorer",
@@ -28,6 +32,7 @@ __all__ = [
     "Score",
     "Table",
     "bootstrap_interval",
+    "episode_columns",
     "episode_seeds",
     "percentile_interval",
     "play_episode",
@@ -37,6 +42,7 @@ __all__ = [
     "roll_out",
     "roll_out_many",
     "summarize",
+    "summary_columns",
     "write_atomically",
     "write_table",
 ]

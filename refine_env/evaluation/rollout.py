@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
-from refine_env._validation import check_integer
+from refine_env._validation import check_flag, check_integer, check_positive
 from refine_env.coding import LOSSLESS_BITS, Chain, Coder
 from refine_env.config import SystemConfig
 from refine_env.dynamics.process import DecisionProcess, Draws, draw_for_all
@@ -73,6 +73,8 @@ def roll_out(
     batch_size: int = 256,
     progress: Callable[[int], None] | None = None,
     score: Score | None = None,
+    anytime: bool = False,
+    target_mse: float | None = None,
 ) -> Table:
     """Play episodes with one policy; episode k has the same seed whatever the policy, hence the same draws.
 
@@ -89,9 +91,10 @@ def roll_out(
         batch_size: episodes played at once; the table does not depend on it for a deterministic policy.
         progress: called with the number of episodes that have just ended.
         score: fills columns of :data:`IMAGE_COLUMNS`; called with every batch.
+        anytime, target_mse: see :func:`roll_out_many`.
 
     Returns:
-        One row per episode, columns :data:`EPISODE_COLUMNS`.
+        One row per episode, columns :func:`refine_env.evaluation.episode_columns`.
 
     Raises:
         ConfigurationError: if an argument is out of range, the environment has an SNR range, or the policy was
@@ -105,6 +108,8 @@ def roll_out(
         batch_size=batch_size,
         progress=progress,
         score=score,
+        anytime=anytime,
+        target_mse=target_mse,
     )
     return table
 
@@ -118,6 +123,8 @@ def roll_out_many(
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
     score: Score | None = None,
+    anytime: bool = False,
+    target_mse: float | None = None,
 ) -> list[Table]:
     """:func:`roll_out` of many policies, or of one at many SNRs, with nothing done twice; the tables are the same.
 
@@ -140,9 +147,13 @@ def roll_out_many(
         workers: threads that carry out deliveries; with 1 the calling thread does that too.
         progress: called with the number of episodes that have just ended.
         score: fills columns of :data:`IMAGE_COLUMNS`; called, in the calling thread, with every batch of an entry.
+        anytime: also the column ``anytime_mse``: the mean over slots 1 … T_d of the latent MSE that the device shows
+            after each; what is delivered in a slot is shown after it.
+        target_mse: also the column ``slots_to_target``: the first slot after which that MSE is below this value,
+            T_d + 1 if it never is.
 
     Returns:
-        For each entry one row per episode, columns :data:`EPISODE_COLUMNS`.
+        For each entry one row per episode, columns :func:`refine_env.evaluation.episode_columns`.
 
     Raises:
         ConfigurationError: if an argument is out of range, an environment has an SNR range, or a policy was made for
@@ -159,7 +170,11 @@ def roll_out_many(
     size = min(check_integer("batch_size", batch_size, 1, advice="Give for example 256."), episodes)
     threads = _Workers(check_integer("workers", workers, 1, advice="Give the number of processor cores to use."))
     caches: dict[str, TrajectoryCache] = {}
-    runs = [_PolicyRun(entry, caches, size, threads) for entry in entries]
+    check_flag("anytime", anytime)
+    if target_mse is not None:
+        check_positive("target_mse", target_mse, advice="Give a latent MSE, for example 0.01, or leave it out.")
+    course = _CourseScores(anytime, target_mse)
+    runs = [_PolicyRun(entry, caches, size, threads, course) for entry in entries]
     tables: list[Table] = [[] for _ in entries]
     with threads:
         pending: list[_Deliveries] = []  # carried out while the policies decide the next batch
@@ -167,19 +182,19 @@ def roll_out_many(
             batch = seeds[first : first + size]
             started: dict[str, _Deliveries] = {}
             for run, draws, table in zip(runs, _draw(runs, batch), tables, strict=True):
-                rows, chains, devices = run.play(batch, draws, first, keep_devices=score is not None)
+                rows, courses, devices = run.play(batch, draws, first, keep_devices=score is not None)
                 if score is not None:
-                    if chains is not None:
+                    if courses is not None:
                         own = _Deliveries(run)
-                        own.add(rows, chains, devices)
+                        own.add(rows, courses, devices)
                         own.start(threads)
                         own.fill_in(None)
                     for row, columns in zip(rows, score(rows, devices), strict=True):
                         row.update(columns)
                         del row["device_error"]
-                elif chains is not None:
-                    started.setdefault(run.delivery_key, _Deliveries(run)).add(rows, chains, devices)
-                if progress is not None and (score is not None or chains is None):
+                elif courses is not None:
+                    started.setdefault(run.delivery_key, _Deliveries(run)).add(rows, courses, devices)
+                if progress is not None and (score is not None or courses is None):
                     progress(len(rows))
                 table.extend(rows)
             for deliveries in started.values():
@@ -259,6 +274,47 @@ class _ParallelCoder:
             pass
 
 
+class _Course(NamedTuple):
+    """What a device shows in the course of an episode.
+
+    Attributes:
+        slots: the slots from whose ends on it shows each of ``chains``; the first is 1.
+        chains: what had been delivered, as far as it leaves a trace; the last one at the deadline.
+    """
+
+    slots: list[int]
+    chains: list[Chain]
+
+
+class _CourseScores(NamedTuple):
+    """Which columns that depend on the course of an episode are asked for, see :func:`roll_out_many`."""
+
+    anytime: bool
+    target_mse: float | None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any is."""
+        return self.anytime or self.target_mse is not None
+
+    def columns(self, slots: Sequence[int], mse: Sequence[float], deadline: int) -> dict[str, Any]:
+        """The columns of an episode.
+
+        Args:
+            slots: as :class:`_Course` has them.
+            mse: the latent MSE that the device shows from each of these on.
+            deadline: T_d.
+        """
+        columns: dict[str, Any] = {}
+        spans = list(zip(slots, [*slots[1:], deadline + 1], mse, strict=True))
+        if self.anytime:
+            columns["anytime_mse"] = sum((end - start) * value for start, end, value in spans) / deadline
+        if self.target_mse is not None:
+            below = (start for start, end, value in spans if start < end and value < self.target_mse)
+            columns["slots_to_target"] = next(below, deadline + 1)
+        return columns
+
+
 class _PolicyRun:
     """A policy that has been made and checked, with the decision process in which it plays.
 
@@ -267,6 +323,7 @@ class _PolicyRun:
         caches: the open caches by name; a cache that is not among them is opened and added.
         batch_size: episodes that are played at once; the last batch may be smaller.
         workers: carry out the deliveries where episodes are played with latents.
+        course_scores: the columns of the course that are asked for.
 
     Attributes:
         process: the process of a whole batch, without latents.
@@ -274,7 +331,15 @@ class _PolicyRun:
         delivery_key: equal for runs in whose systems the same deliveries leave the same latents.
     """
 
-    def __init__(self, entry: Entry, caches: dict[str, TrajectoryCache], batch_size: int, workers: _Workers) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        caches: dict[str, TrajectoryCache],
+        batch_size: int,
+        workers: _Workers,
+        course_scores: _CourseScores,
+    ) -> None:
+        self.course_scores = course_scores
         self._settings = EnvSettings.from_kwargs({"split": "test", **entry.env_kwargs})
         name = self._settings.cache
         if name not in caches:
@@ -292,7 +357,7 @@ class _PolicyRun:
 
     def play(
         self, seeds: Sequence[int], draws: Draws, first_episode: int, keep_devices: bool
-    ) -> tuple[Table, list[Chain] | None, NDArray[np.float32]]:
+    ) -> tuple[Table, list[_Course] | None, NDArray[np.float32]]:
         """Play one episode per seed to its end.
 
         Args:
@@ -302,9 +367,9 @@ class _PolicyRun:
             keep_devices: whether the latents that the devices hold at the deadline are asked for.
 
         Returns:
-            The rows, without the columns that the latents decide; the deliveries of every episode; and an array for
+            The rows, without the columns that the latents decide; the course of every episode; and an array for
             what the devices hold, float32 (N, M), or (0, M), which :class:`_Deliveries` fills. Where episodes are
-            played with latents, rows and array are complete, and the deliveries are None.
+            played with latents, rows and array are complete, and the courses are None.
         """
         count = len(seeds)
         process = self.process
@@ -318,7 +383,9 @@ class _PolicyRun:
         reset_policy(self._policy, count, draws.rates)
         process.begin(range(count), draws, {})
         nothing_delivered = state["latent_mse"].tolist()
-        chains: list[list[tuple[int, int]]] = [[] for _ in seeds]
+        deliveries: list[list[tuple[int, int]]] = [[] for _ in seeds]
+        slots: list[list[int]] = [[1] for _ in seeds]
+        mse = [[value] for value in nothing_delivered]
         while not process.episodes.finished().all():
             observation, info = process.observe().as_dicts()
             info["latent_mse"][:] = math.nan  # no policy is to know it, not even where it is known
@@ -326,7 +393,13 @@ class _PolicyRun:
             delivered = np.flatnonzero(state["delivered"])
             steps, bits = state["device_step"][delivered].tolist(), state["device_bits"][delivered].tolist()
             for i, delivery in zip(delivered.tolist(), zip(steps, bits, strict=True), strict=True):
-                chains[i].append(delivery)
+                deliveries[i].append(delivery)
+            if self.course_scores.wanted:
+                since = state["slot"][delivered] - state["slots_after"][delivered]
+                values = state["latent_mse"][delivered].tolist()
+                for i, slot, value in zip(delivered.tolist(), since.tolist(), values, strict=True):
+                    slots[i].append(slot)
+                    mse[i].append(value)
         rows: Table = [
             {
                 "agent": self._policy.name,
@@ -345,9 +418,16 @@ class _PolicyRun:
             for row, error in zip(rows, state["device_error"].tolist(), strict=True):
                 row["device_error"] = error
         if self._needs_latents:
+            for row, own_slots, own_mse in zip(rows, slots, mse, strict=True):
+                row.update(self.course_scores.columns(own_slots, own_mse, config.deadline))
             return rows, None, process.episodes.device
         devices = np.empty((count if keep_devices else 0, config.latent_dim), dtype=np.float32)
-        return rows, [tuple(self._from_last_lossless(chain)) for chain in chains], devices
+        return rows, [self._course(*episode) for episode in zip(slots, deliveries, strict=True)], devices
+
+    def _course(self, slots: list[int], deliveries: list[tuple[int, int]]) -> _Course:
+        """The course of an episode, or only what the device shows at the deadline where no more is asked for."""
+        counts = range(len(deliveries) + 1) if self.course_scores.wanted else [len(deliveries)]
+        return _Course(slots, [tuple(self._from_last_lossless(deliveries[:count])) for count in counts])
 
     def _from_last_lossless(self, deliveries: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """The deliveries from the last lossless one on, after which the device holds x_t whatever came before.
@@ -384,22 +464,24 @@ class _Deliveries:
         self._cache = run.process.cache
         self._kind = run.process.config.payload
         self._coder = run.process.episodes.coder
-        self._episodes: dict[int, list[tuple[dict[str, Any], Chain, NDArray[np.float32] | None]]] = {}
+        self._deadline = run.process.config.deadline
+        self._course_scores = run.course_scores
+        self._episodes: dict[int, list[tuple[dict[str, Any], _Course, NDArray[np.float32] | None]]] = {}
         self._keep_devices = False
         self._results: Iterator[_Result] = iter(())
 
-    def add(self, rows: Table, chains: Sequence[Chain], devices: NDArray[np.float32]) -> None:
+    def add(self, rows: Table, courses: Sequence[_Course], devices: NDArray[np.float32]) -> None:
         """Add episodes.
 
         Args:
             rows: their rows; :meth:`fill_in` adds the columns that the latents decide.
-            chains: what was delivered, one chain per row.
+            courses: what was delivered, one course per row.
             devices: an array for what the devices hold at the deadline, float32 (N, M); or (0, M) to leave it out.
         """
         self._keep_devices |= len(devices) > 0
-        for i, (row, chain) in enumerate(zip(rows, chains, strict=True)):
+        for i, (row, course) in enumerate(zip(rows, courses, strict=True)):
             device = devices[i] if len(devices) > 0 else None
-            self._episodes.setdefault(row["trajectory"], []).append((row, chain, device))
+            self._episodes.setdefault(row["trajectory"], []).append((row, course, device))
 
     def start(self, workers: _Workers) -> None:
         """Hand the trajectories to the workers."""
@@ -407,7 +489,7 @@ class _Deliveries:
 
     def _carry_out(self, trajectory: int) -> _Result:
         """Carry out all chains of one trajectory."""
-        chains = sorted({(), *(chain for _, chain, _ in self._episodes[trajectory])})
+        chains = sorted({(), *(chain for _, course, _ in self._episodes[trajectory] for chain in course.chains)})
         latents = self._cache.payload(trajectory, self._kind)
         patterns = latents.reshape(len(latents), -1).view(np.uint16)
         mse, devices = self._coder.score_chains(patterns, chains, keep_devices=self._keep_devices)
@@ -420,9 +502,12 @@ class _Deliveries:
             progress: called with the number of episodes that have just ended.
         """
         for episodes, (scores, devices) in zip(self._episodes.values(), self._results, strict=True):
-            for row, chain, device in episodes:
-                row["latent_mse"], place = scores[chain]
+            for row, course, device in episodes:
+                row["latent_mse"], place = scores[course.chains[-1]]
                 row["no_delivery_mse"] = scores[()][0]
+                if self._course_scores.wanted:
+                    shown = [scores[chain][0] for chain in course.chains]
+                    row.update(self._course_scores.columns(course.slots, shown, self._deadline))
                 if device is not None:
                     device[:] = devices[place]
             if progress is not None:

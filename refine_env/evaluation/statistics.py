@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine_env.errors import ConfigurationError
-from refine_env.evaluation.tables import DECODED_COLUMN, IMAGE_COLUMNS, Table, interval_columns
+from refine_env.evaluation.tables import FURTHER_COLUMNS, IMAGE_COLUMNS, Table, interval_columns
 
 __all__ = ["bootstrap_interval", "percentile_interval", "resampled_means", "summarize"]
 
@@ -66,10 +66,10 @@ def summarize(episodes: Table) -> Table:
     """Mean, interval and averages per agent and SNR, in the order in which they first appear.
 
     Args:
-        episodes: rows with :data:`EPISODE_COLUMNS`.
+        episodes: rows with :data:`EPISODE_COLUMNS`, and with those of :data:`FURTHER_COLUMNS` that were asked for.
 
     Returns:
-        Rows with :data:`SUMMARY_COLUMNS`, and where the episodes have it, mean and interval of ``decoded_latent_mse``.
+        Rows with :func:`refine_env.evaluation.summary_columns`.
     """
     groups: dict[tuple[Any, ...], Table] = {}
     for row in episodes:
@@ -97,19 +97,21 @@ def summarize(episodes: Table) -> Table:
                 "mean_bits_sent": mean("bits_sent"),
                 "coder": coder,
                 "payload": payload,
-                **_summarize_images(rows),
-                **(_interval_of(DECODED_COLUMN, rows) if DECODED_COLUMN in rows[0] else {}),
+                **_summarize_scores(rows),
             }
         )
     return summary
 
 
-def _summarize_images(rows: Table) -> dict[str, Any]:
-    """Means and intervals of the image metrics; None of what no row has."""
+_OF_IMAGES = (*IMAGE_COLUMNS, *(name for name in FURTHER_COLUMNS if name.startswith("task_")))
+
+
+def _summarize_scores(rows: Table) -> dict[str, Any]:
+    """Means and intervals of the image metrics and of what else was asked for; None of what no row has."""
     columns: dict[str, Any] = {
-        "scored_episodes": sum(any(row.get(name) is not None for name in IMAGE_COLUMNS) for row in rows)
+        "scored_episodes": sum(any(row.get(name) is not None for name in _OF_IMAGES) for row in rows)
     }
-    for name in IMAGE_COLUMNS:
+    for name in (*IMAGE_COLUMNS, *(name for name in FURTHER_COLUMNS if name in rows[0])):
         columns |= _interval_of(name, rows)
     return columns
 

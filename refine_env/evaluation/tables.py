@@ -15,10 +15,13 @@ from refine_env.errors import ConfigurationError
 __all__ = [
     "DECODED_COLUMN",
     "EPISODE_COLUMNS",
+    "FURTHER_COLUMNS",
     "IMAGE_COLUMNS",
     "SUMMARY_COLUMNS",
     "Table",
+    "episode_columns",
     "read_table",
+    "summary_columns",
     "write_table",
 ]
 
@@ -32,6 +35,19 @@ were not computed. Tables without these columns are read as if they were empty."
 DECODED_COLUMN = "decoded_latent_mse"
 """What the device scores with its decoder, in tables that were asked for it: see :class:`DecodingScorer`."""
 
+FURTHER_COLUMNS: dict[str, type] = {
+    DECODED_COLUMN: float,
+    "anytime_mse": float,
+    "slots_to_target": int,
+    "task_glyph": float,
+    "task_group": float,
+}
+"""Columns that a table of episodes and, as means, a summary have only where they were asked for, after all others.
+
+``anytime_mse`` is the mean over the slots of the latent MSE that the device shows after each; ``slots_to_target`` the
+first slot after which that is below the target, T_d + 1 if it never is; ``task_glyph`` and ``task_group`` are 1 where
+:class:`refine_env.metrics.GlyphTask` recognizes in the decoded image what it does in the clean one, else 0."""
+
 
 def interval_columns(name: str) -> tuple[str, str, str]:
     """A summary's columns of a mean and the ends of its interval."""
@@ -40,7 +56,7 @@ def interval_columns(name: str) -> tuple[str, str, str]:
 
 _OPTIONAL_COLUMNS = (
     "scored_episodes",
-    *(column for name in (*IMAGE_COLUMNS, DECODED_COLUMN) for column in interval_columns(name)),
+    *(column for name in (*IMAGE_COLUMNS, *FURTHER_COLUMNS) for column in interval_columns(name)),
 )
 
 EPISODE_COLUMNS: dict[str, type] = {
@@ -83,6 +99,17 @@ SUMMARY_COLUMNS: dict[str, type] = {
 """Columns of a summary: one row per agent, SNR, coder and payload, ``ci_low`` … ``ci_high`` a 95 % bootstrap interval
 of the mean ``latent_mse``; and likewise the image metrics' means over the ``scored_episodes``, with ``_low`` and
 ``_high``."""
+
+
+def episode_columns(rows: Table) -> dict[str, type]:
+    """:data:`EPISODE_COLUMNS`, and those of :data:`FURTHER_COLUMNS` that a table of episodes has."""
+    return {**EPISODE_COLUMNS, **{name: kind for name, kind in FURTHER_COLUMNS.items() if rows and name in rows[0]}}
+
+
+def summary_columns(rows: Table) -> dict[str, type]:
+    """:data:`SUMMARY_COLUMNS`, and those of :data:`FURTHER_COLUMNS` that a summary has, with their intervals' ends."""
+    further = [name for name in FURTHER_COLUMNS if rows and name in rows[0]]
+    return {**SUMMARY_COLUMNS, **{column: float for name in further for column in interval_columns(name)}}
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, type]) -> None:

@@ -189,6 +189,7 @@ class LatentDecoder:
 
     Attributes:
         model_id, revision: as those of :class:`LatentSampler`.
+        folder: where the model is on this machine.
 
     Raises:
         ConfigurationError, ModelNotFoundError, MissingExtraError: as :class:`LatentSampler` does.
@@ -204,6 +205,7 @@ class LatentDecoder:
     ) -> None:
         torch_device, torch_dtype = _torch_device(device), _torch_dtype(dtype)
         folder, self.model_id, self.revision = _find_checked_model(model, revision)
+        self.folder = folder
         diffusers = import_extra("diffusers", EXTRA)
         class_name = _read_index(folder)["vae"][1]
         with _loading(self.model_id):

@@ -35,10 +35,12 @@ OTHER = {
     "split": "all",
     "bit_depths": "3,6,8,16",
     "deadline": "57",
-    "latency_quantile": "0.999999999999",
+    "latency_quantile": "1e-12",
     "payload": "posterior_mean",
     "moments": "measured",
     "device_decoder": "denoise",
+    "anytime": "yes",
+    "target_mse": "0.05",
     "images": "yes",
     "metrics": "psnr",
     "image_episodes": "1",
@@ -82,17 +84,17 @@ class Denoiser(LinearDenoiser):
         return super().__call__(samples, self.strength * np.asarray(noise_to_signal), prompts)
 
 
-def open_metrics(names: tuple[str, ...], weights: Path | None = None, *, device: str = "cpu") -> Any:
+def open_metrics(names: tuple[str, ...], weights: Path | None = None, *, device: str = "cpu", **_: Any) -> Any:
     """PSNR, and for LPIPS what depends on the weights."""
     return {name: psnr if name != "lpips" else lambda a, b: psnr(a, b) / len(str(weights)) for name in names}, []
 
 
 def as_words(options: dict[str, str]) -> list[str]:
-    flags = {"agent_names": "--agents", "images": "--images"}
+    flags = {"agent_names": "--agents"}
     words: list[str] = []
     for name, value in options.items():
         words.append(flags.get(name, "--" + name.replace("_", "-")))
-        words += [] if name == "images" else [value]
+        words += [] if name in ("anytime", "images") else [value]
     return words
 
 

@@ -23,7 +23,7 @@ from refine_env import CacheError, ConfigurationError, SystemConfig, TrajectoryC
 from refine_env.coding import CODERS, ForwardCoder, base_distortion
 from refine_env.dynamics.process import DecisionProcess, draw_for_all
 from refine_env.dynamics.settings import EnvSettings
-from refine_env.evaluation import IMAGE_COLUMNS, Entry, Table, roll_out, roll_out_many
+from refine_env.evaluation import IMAGE_COLUMNS, Entry, Table, play_episode, roll_out, roll_out_many
 from refine_env.link.channel import ChannelModel
 from refine_env.model.distortion import total_distortion
 from refine_env.trajectories import generate_gaussian
@@ -139,6 +139,55 @@ def test_rows_are_the_environment_s_episodes(gaussian_cache: Path, coder: str, s
         assert info["latent_mse"] == row["latent_mse"]
         assert info["bits_sent"] == row["bits_sent"]
     assert middle > 3
+
+
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "forward": {},
+    "closed-loop": {"coder": "closed_loop"},
+    "model-scale": {"coder": "closed_loop", "sent_scale": False},
+    "no-rotation": {"coder": "closed_loop", "sent_scale": False, "rotation": False},
+    "posterior-mean": {"coder": "closed_loop", "payload": "posterior_mean", "sent_scale": False},
+    "entropy-coded": {"coder": "closed_loop", "entropy_coding": True},
+}
+"""Coders and payloads, with latents in play and without."""
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("name", agents.names())
+def test_what_is_shown_before_the_deadline_is_the_environment_s(gaussian_cache: Path, name: str, system: str) -> None:
+    kwargs = {"cache": str(gaussian_cache), **agents.env_kwargs(name), **SYSTEMS[system], "snr_db": 9.0}
+    if name.startswith("lookahead") and kwargs.get("coder") == "closed_loop" and name != "lookahead-closed-loop":
+        kwargs["decision_epochs"] = True  # slots that are run through count, too
+    target = 0.02
+    make = partial(agents.make, name, neglect_errors=True)
+    table = roll_out(make, env_kwargs=kwargs, episodes=3, seed=2, batch_size=1, anytime=True, target_mse=target)
+    plain = roll_out(make, env_kwargs=kwargs, episodes=3, seed=2, batch_size=1)
+    assert [{key: row[key] for key in other} for row, other in zip(table, plain, strict=True)] == plain
+    env = gym.make(refine_env.ENV_ID, split="test", **{**kwargs, "decision_epochs": False})
+    agent = make(env.unwrapped.config)  # type: ignore[attr-defined]
+    for row in table:
+        shown = [step.info["latent_mse"] for step in play_episode(env, agent, seed=row["seed"])][1:]
+        assert len(shown) == 60
+        assert shown[-1] == row["latent_mse"]
+        assert row["anytime_mse"] == pytest.approx(np.mean(shown), rel=1e-12)
+        assert row["slots_to_target"] == next((n for n, mse in enumerate(shown, 1) if mse < target), 61)
+
+
+def test_slots_to_an_easy_and_to_a_hopeless_target(gaussian_cache: Path) -> None:
+    for target, slots in ((1e3, 1), (1e-30, 61)):
+        (rows,) = roll_out_many([entry("persistent-q3", cache=str(gaussian_cache))], episodes=4, target_mse=target)
+        assert [row["slots_to_target"] for row in rows] == [slots] * 4
+        assert "anytime_mse" not in rows[0]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_many_courses_at_once_are_each_alone(entries: list[Entry], workers: int) -> None:
+    run = partial(roll_out_many, episodes=9, seed=4, batch_size=4, anytime=True, target_mse=0.01, workers=workers)
+    alone = [run([one])[0] for one in entries]
+    assert run(entries) == alone
+    kept: list[NDArray[np.float32]] = []
+    scored = run(entries, score=keep_devices(kept))
+    assert [[{**row, **dict.fromkeys(IMAGE_COLUMNS)} for row in table] for table in scored] == alone
 
 
 def test_no_policy_learns_the_latent_mse(gaussian_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,6 +342,11 @@ def test_arguments_out_of_range(gaussian_cache: Path) -> None:
         roll_out_many([good], episodes=3, workers=0)
     with pytest.raises(ConfigurationError, match="`batch_size` must be an integer >= 1, got 0"):
         roll_out_many([good], episodes=3, batch_size=0)
+    for target in (0.0, -1.0):
+        with pytest.raises(ConfigurationError, match=f"`target_mse` must be > 0, got {target}. Give a latent MSE"):
+            roll_out_many([good], episodes=3, target_mse=target)
+    with pytest.raises(ConfigurationError, match="`anytime` must be True or False, got 1"):
+        roll_out_many([good], episodes=3, anytime=1)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="`env_kwargs` must leave `num_envs` to the roll-out, got 3"):
         roll_out_many([good, entry("random", num_envs=3)], episodes=3)
 

@@ -27,6 +27,7 @@ import typer
 from refine_env.commands import command, run
 from refine_env.errors import ConfigurationError
 from refine_env.evaluation import write_atomically, write_table
+from refine_env.metrics import nearest
 from train.diffusion import emoji
 from train.diffusion.config import (
     EXTRA,
@@ -39,7 +40,7 @@ from train.diffusion.config import (
     GroupsOption,
     SheetOption,
 )
-from train.diffusion.groups import EMOJI_TEST, Groups, chance, match_rate, nearest, read_groups
+from train.diffusion.groups import EMOJI_TEST, Groups, chance, match_rate, read_groups
 from train.options import require_extra, show_log
 
 if TYPE_CHECKING:
@@ -76,28 +77,33 @@ def sources(font: Path | None, emoji_test: Path | None) -> tuple[list[emoji.Glyp
     return emoji.read_glyphs(font), read_groups(emoji_test)
 
 
+def read_prompts(path: Path, glyphs: Sequence[emoji.Glyph]) -> list[emoji.Glyph]:
+    """Return the glyphs whose prompts a file lists, one a line.
+
+    Raises:
+        ConfigurationError: if a prompt is not one of the glyphs': the model belongs to another version of the font.
+    """
+    by_prompt = {glyph.prompt: glyph for glyph in glyphs}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        if line not in by_prompt:
+            raise ConfigurationError(
+                f"prompts must be those of the font's glyphs, got {line!r} in {path}. "
+                f"Use the version of {emoji.FONT.package} that the model was trained on."
+            )
+    return [by_prompt[line] for line in lines]
+
+
 def read_parts(model: Path, prompts: Path, glyphs: Sequence[emoji.Glyph]) -> tuple[list[emoji.Glyph], dict[str, Part]]:
     """Return the glyphs that the model was trained on, and the prompts of both parts with their candidates.
 
     Of a train prompt all train glyphs are candidates, of a held-out one all glyphs.
 
     Raises:
-        ConfigurationError: if a prompt is not one of the glyphs': the model belongs to another version of the font.
+        ConfigurationError: see :func:`read_prompts`.
     """
-    by_prompt = {glyph.prompt: glyph for glyph in glyphs}
-
-    def read(path: Path) -> list[emoji.Glyph]:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            if line not in by_prompt:
-                raise ConfigurationError(
-                    f"prompts must be those of the font's glyphs, got {line!r} in {path}. "
-                    f"Use the version of {emoji.FONT.package} that the model was trained on."
-                )
-        return [by_prompt[line] for line in lines]
-
-    train, held = read(model / "prompts_train.txt"), read(model / "prompts_heldout.txt")
-    known, chosen = {glyph.prompt for glyph in train}, read(prompts)
+    train, held = (read_prompts(model / f"prompts_{part}.txt", glyphs) for part in ("train", "heldout"))
+    known, chosen = {glyph.prompt for glyph in train}, read_prompts(prompts, glyphs)
     return train, {
         "train": Part([glyph for glyph in chosen if glyph.prompt in known], train),
         "held_out": Part([glyph for glyph in chosen if glyph.prompt not in known], [*train, *held]),

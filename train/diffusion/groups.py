@@ -11,15 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from refine_env.errors import ConfigurationError
 from train.diffusion import emoji
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 EMOJI_TEST = emoji.PackagedFile(
     "emoji-test.txt",
@@ -68,15 +62,6 @@ def read_groups(path: Path) -> Groups:
             f"emoji_test must hold lines {GROUP_LINE!r}, got {path}. Use {EMOJI_TEST.name} of Unicode."
         )
     return Groups(by_prompt, by_family)
-
-
-def nearest(samples: NDArray[Any], candidates: NDArray[Any]) -> NDArray[np.intp]:
-    """Return for each sample (N, ...) the number of the candidate (K, ...) at the smallest Euclidean distance."""
-    wanted = samples.reshape(len(samples), -1).astype(np.float64)
-    offered = candidates.reshape(len(candidates), -1).astype(np.float64)
-    # |w|² is the same for all candidates, and so left out of |w - o|².
-    closest: NDArray[np.intp] = ((offered**2).sum(axis=1) - 2 * wanted @ offered.T).argmin(axis=1)
-    return closest
 
 
 def match_rate(found: Sequence[str], wanted: Sequence[str]) -> float:

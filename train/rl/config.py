@@ -61,8 +61,8 @@ class Config(Options):
     decision_epochs: Annotated[bool, typer.Option(help="Run through the slots in which only WAIT is legal.")] = True
 
     reward: Annotated[
-        Literal["relative", "terminal", "improvement", "log"],
-        typer.Option(help="Reward: the environment's own three, or the MSE relative to its running mean at that SNR."),
+        Literal["relative", "terminal", "improvement", "log", "anytime"],
+        typer.Option(help="Reward: the environment's own, or the MSE relative to its running mean at that SNR."),
     ] = "relative"
     relative_cap: Annotated[
         float, typer.Option(help="Largest relative MSE that is paid for (relative reward).", min=1.0)

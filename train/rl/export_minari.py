@@ -177,7 +177,7 @@ def main(
     cache: Annotated[str, typer.Option(help="Name or folder of a trajectory cache.")] = "default",
     split: Annotated[str, typer.Option(help="Trajectories: train, test or all.")] = "train",
     decision_epochs: Annotated[bool, typer.Option(help="Run through the slots in which only WAIT is legal.")] = False,
-    reward: Annotated[str, typer.Option(help="Reward: terminal, improvement or log.")] = "terminal",
+    reward: Annotated[str, typer.Option(help="Reward: terminal, improvement, log or anytime.")] = "terminal",
     out: Annotated[Path | None, typer.Option(help="Folder of datasets.", show_default="Minari's own")] = None,
 ) -> None:
     """Write roll-outs of a policy as a Minari dataset.

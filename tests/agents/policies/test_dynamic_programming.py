@@ -28,6 +28,7 @@ from refine_env.coding import LOSSLESS_BITS, base_distortion
 from refine_env.dynamics.simulator import EpisodeBatch
 from refine_env.evaluation import roll_out
 from refine_env.link import RateChain, RateLevels
+from refine_env.model.decoding import DecoderCurve
 from refine_env.model.distortion import SecondMoments
 from refine_env.trajectories import generate_gaussian
 from tests.agents.policies.distortion_level import draw_channel, observe, play
@@ -69,7 +70,7 @@ def plain_value(
     @cache
     def value(uplink_slots: int, n: int, p: int, error: float, lossy: bool) -> tuple[float, int]:
         if n > deadline:
-            return objective.terminal * plain_rules.distortion(model, p, error), 0
+            return objective.terminal * float(config.final_distortion(p, error)), 0
         t = plain_rules.server_step(n, uplink_slots, num_steps)
         held = plain_rules.distortion(model, p, error)
         best, action = value(uplink_slots, n + 1, p, error, lossy)[0] + objective.running * held, 0
@@ -79,7 +80,8 @@ def plain_value(
         for i, bits in enumerate(config.bit_depths):
             left = plain_rules.residual_variance(model, t, p, error) * base_distortion(bits)
             slots_left = deadline + 1 - n
-            late = (objective.terminal + objective.running * slots_left) * held
+            final = float(config.final_distortion(p, error))
+            late = objective.terminal * final + objective.running * slots_left * held
             expected = tail[i, slots_left] * late
             for k in range(1, slots_left + 1):
                 probability = tail[i, k - 1] - tail[i, k]
@@ -91,8 +93,8 @@ def plain_value(
                 best, action = expected, i + 1
         return best, action
 
-    clean = float(model.clean[-1])
-    start = (1.0 - uplink.sum()) * clean * (objective.terminal + objective.running * deadline)
+    clean, final = float(model.clean[-1]), float(config.final_distortion(num_steps, 0.0))
+    start = (1.0 - uplink.sum()) * (objective.terminal * final + objective.running * deadline * clean)
     for uplink_slots in range(1, deadline + 1):
         waited = objective.running * uplink_slots * clean
         start += uplink[uplink_slots] * (value(uplink_slots, uplink_slots + 1, num_steps, 0.0, False)[0] + waited)
@@ -114,6 +116,27 @@ def test_equals_the_recursion_without_tables(name: str, bits_per_slot: float, ob
     value, _ = plain_value(config, tail, uplink, wanted)
     assert Solution(config, knowledge, objective=wanted).predicted_value == pytest.approx(value, rel=1e-4)
     assert Solution(config, knowledge, 60, wanted).predicted_value == pytest.approx(value, rel=2e-6)
+
+
+def decoder_of(config: SystemConfig) -> DecoderCurve:
+    """A decoder that makes much of what is noisy and nothing of what is nearly clean."""
+    shares = np.linspace(0.0, 0.95, 12)
+    steps = np.arange(config.num_steps + 1)
+    held = np.maximum(0.0, config.refinement_model.distortion(steps[:, None], shares[None, :]))
+    return DecoderCurve(np.ones(steps.size), shares, held, 0.01 + 0.5 * held / (1.0 + held))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_decoder_s_curve_is_the_cost_at_the_deadline(objective: str) -> None:
+    config = tiny("closed_loop", link=LinkConfig(symbols_per_slot=0.8, uplink_bits=50.0, reference_latent_dim=None))
+    config = replace(config, decoder_curve=decoder_of(config))
+    law, wanted = config.rate_law, OBJECTIVES[objective]
+    tail, uplink = law.latency_sf(config.message_bits, 8), law.latency_pmf(config.uplink_bits, 8)
+    value, _ = plain_value(config, tail, uplink, wanted)
+    solved = Solution(config, independent_slots(law, config, 1), 60, wanted).predicted_value
+    assert solved == pytest.approx(value, rel=1e-4)
+    without, _ = plain_value(replace(config, decoder_curve=None), tail, uplink, wanted)
+    assert (value < 0.999 * without) == (wanted.terminal > 0.0)
 
 
 def small_systems(count: int, seed: int) -> Iterator[SystemConfig]:

@@ -30,12 +30,14 @@ from refine_env.evaluation import (
     SUMMARY_COLUMNS,
     Table,
     bootstrap_interval,
+    episode_columns,
     read_table,
     roll_out,
     summarize,
+    summary_columns,
     write_table,
 )
-from refine_env.metrics import MAX_PSNR_DB, psnr, ssim
+from refine_env.metrics import MAX_PSNR_DB, psnr, shrink, ssim
 from tests.trajectories.manifests import read_values, write_values
 
 pytest.importorskip("skimage")
@@ -89,6 +91,34 @@ def test_scores_are_those_of_what_the_device_holds(cache: TrajectoryCache, score
         assert row["psnr_db"] == pytest.approx(psnr(*pair)[0], rel=1e-6)
         assert row["ssim"] == pytest.approx(ssim(*pair)[0], rel=1e-6)
         assert row["lpips"] is None
+
+
+def test_the_task_fills_two_columns_where_it_is_asked_for(cache: TrajectoryCache, tmp_path: Path) -> None:
+    """A gallery of the clean samples themselves, in two groups: recognized is what is delivered well."""
+    decoder = StandInDecoder()
+    thumbnails = np.rint(255 * shrink(decoder(np.stack([cache.latents(i)[0] for i in range(len(cache))])), 8))
+    names = np.array([f"sample {i}" for i in range(len(cache))])
+    groups = np.array(["even", "odd"] * (len(cache) // 2))
+    np.savez(tmp_path / "g.npz", thumbnails=thumbnails.astype(np.uint8), prompts=names, groups=groups)
+    metrics, missing = open_metrics(("task",), gallery=tmp_path / "g.npz")
+    assert missing == []
+    rows = play(cache, ImageScorer(cache, decoder, metrics, image_episodes=5), snrs=(3.0, 9.0))
+    plain = play(cache, None, snrs=(3.0, 9.0))
+    assert [{key: row[key] for key in other} for row, other in zip(rows, plain, strict=True)] == plain
+    scored = [row for row in rows if row["episode"] < 5]
+    assert {row["task_glyph"] for row in rows if row["episode"] == 5} == {None}
+    assert {(row["task_glyph"], row["task_group"]) for row in scored} >= {(0.0, 0.0), (1.0, 1.0)}
+    assert all(row["task_glyph"] <= row["task_group"] for row in scored)
+    assert {row["task_glyph"] for row in scored if row["latent_mse"] < 0.01} == {1.0}
+    summary = summarize(rows)
+    assert {"task_glyph", "task_group_low", "task_group_high"} <= set(summary_columns(summary))
+    assert [row["scored_episodes"] for row in summary] == [5] * 6
+    for path, table, columns in (
+        (tmp_path / "episodes.csv", rows, episode_columns(rows)),
+        (tmp_path / "summary.csv", summary, summary_columns(summary)),
+    ):
+        write_table(path, table, columns)
+        assert read_table(path, columns) == [{name: row[name] for name in columns} for row in table]
 
 
 def test_nothing_but_the_columns_changes(cache: TrajectoryCache, scorer: ImageScorer) -> None:
@@ -285,8 +315,14 @@ class TestTiles:
 class TestMetrics:
     def test_names(self) -> None:
         assert open_metrics(("psnr", "ssim")) == (METRICS, [])
-        with pytest.raises(ConfigurationError, match="`metrics` must be one of 'psnr', 'ssim', 'lpips', got 'mse'"):
+        with pytest.raises(
+            ConfigurationError, match="`metrics` must be one of 'psnr', 'ssim', 'lpips', 'task', got 'mse'"
+        ):
             open_metrics(("psnr", "mse"))
+        with pytest.raises(ConfigurationError, match="`metrics` must leave out 'task' where no model is known"):
+            open_metrics(("psnr", "task"))
+        with pytest.raises(ConfigurationError, match="`gallery` must be the file of .*, got no file at none"):
+            open_metrics(("task",), gallery=Path("none.npz"))
 
     def test_what_is_missing_is_said_and_the_rest_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for module in ("skimage", "lpips"):
@@ -413,7 +449,7 @@ class TestCommand:
         [
             ({}, "error: `cache` must hold latents of a model to be decoded"),
             ({"metrics": "psnr,psnr"}, "error: `--metrics` must be a comma-separated list without repetition"),
-            ({"metrics": "mse"}, "error: `metrics` must be one of 'psnr', 'ssim', 'lpips', got 'mse'"),
+            ({"metrics": "mse"}, "error: `metrics` must be one of 'psnr', 'ssim', 'lpips', 'task', got 'mse'"),
         ],
     )
     def test_what_cannot_work_costs_no_episodes(

@@ -154,7 +154,7 @@ def test_ordering_of_all_policies_on_one_system(gaussian_cache: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--study", "steps"], "`--study` must be one of 'fig3a', 'ladder', 'ordering', got 'steps'"),
+        (["--study", "steps"], "`--study` must be one of 'fig3a', 'ladder', 'ordering', 'scores', 'fig1', got 'steps'"),
         (["--study", "ladder", "--agents", "dp"], "`--agents` must be left out of --study ladder, got 'dp'"),
         (["--study", "ladder", "--html"], "`--html` must be left out of --study ladder, got True"),
         (["--study", "ladder", "--snr-db", "x"], "`--snr-db` must be a comma-separated list"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from refine_env.errors import ConfigurationError
+from refine_env.metrics import nearest
 from tests.train.conftest import synthetic_glyphs, tiny
 from train.diffusion import assess, emoji, groups
 from train.diffusion.emoji import Glyph
@@ -114,12 +115,12 @@ def test_a_file_without_groups_is_refused(tmp_path: Path) -> None:
 
 def test_nearest_of_a_hand_case_and_of_noisy_copies() -> None:
     candidates = np.array([[0, 0], [10, 0], [0, 10]], dtype=np.uint8)
-    assert groups.nearest(np.array([[1, 2], [9, 3], [2, 200]], dtype=np.uint8), candidates).tolist() == [0, 1, 2]
+    assert nearest(np.array([[1, 2], [9, 3], [2, 200]], dtype=np.uint8), candidates).tolist() == [0, 1, 2]
     rng = np.random.default_rng(0)
     many = rng.standard_normal((50, 4, 3, 3)).astype(np.float32)
     order = rng.permutation(50)
     noisy = many[order] + 0.1 * rng.standard_normal((50, 4, 3, 3)).astype(np.float32)
-    assert groups.nearest(noisy, many).tolist() == order.tolist()
+    assert nearest(noisy, many).tolist() == order.tolist()
 
 
 def test_match_rate_counts_no_group_as_no_match() -> None:
@@ -320,6 +321,6 @@ def test_bundled_cache_shows_what_the_table_says(ldm, bundled: Path, measured: d
     offered = assess.embeddings(vae, images, "cpu")
     cache = TrajectoryCache.open("default")
     x_0 = np.stack([np.asarray(cache.latents(k)[0], dtype=np.float32) for k in range(len(cache))])
-    found = [named[k] for k in groups.nearest(x_0.reshape(len(x_0), -1), offered)]
+    found = [named[k] for k in nearest(x_0.reshape(len(x_0), -1), offered)]
     same = np.mean([found[k] == row["nearest_latents"] for k, row in enumerate(rows)])
     assert same >= 0.98  # float16 latents may tip a close call
