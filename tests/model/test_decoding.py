@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from refine_env import ConfigurationError, NoiseSchedule, SystemConfig
-from refine_env.coding import CoderConfig, make_coder
+from refine_env.coding import CoderConfig, Transmission, make_coder
 from refine_env.model.decoding import DecoderCurve, DeviceObservation
 from refine_env.model.distortion import RefinementModel, SecondMoments
 from refine_env.trajectories.forward_process import forward_process
@@ -67,7 +67,8 @@ def test_prediction_on_ideal_trajectories(ideal: Ideal, chain: tuple[tuple[int, 
     for clean, sent in zip(ideal.clean, ideal.sent, strict=True):
         device, step, error = sent[-1].astype(np.float32), SCHEDULE.num_steps, 0.0
         for number, (new_step, bits) in enumerate(chain):
-            error = coder.deliver(sent.view(np.uint16), device, new_step, step, bits, error, number)
+            transmission = Transmission(new_step, step, bits, error, number)
+            error = coder.deliver(sent.view(np.uint16), device, transmission)
             step = new_step
         noise = float(observation.noise_to_signal(step, error))
         scaled = device * observation.normalization(step, error)
