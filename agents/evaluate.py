@@ -515,6 +515,7 @@ def _run_comparison(
     score: Score | None = scorer
     if decoding is not None:
         score = DecodingScorer(decoding.open(env_kwargs["cache"]), scorer)
+        run["device_decoder"] = decoding._asdict()
     _make_folder(out)
     with tqdm(total=len(names) * len(snrs_db) * episodes, unit="episode", desc="evaluate") as bar:
         if scorer is not None:

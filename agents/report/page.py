@@ -187,7 +187,7 @@ def command_of(run: Mapping[str, Any]) -> str:
     Args:
         run: as :func:`read_run` gives it.
     """
-    kwargs, images = run["env_kwargs"], run.get("images")
+    kwargs, images, decoder = run["env_kwargs"], run.get("images"), run.get("device_decoder") or {}
     options = {
         "--agents": ",".join(map(str, run["agents"])),
         "--snr-db": ",".join(str(snr_db).removesuffix(".0") for snr_db in run["snr_db"]),
@@ -201,6 +201,8 @@ def command_of(run: Mapping[str, Any]) -> str:
         "--latency-quantile": kwargs.get("latency_quantile"),
         "--moments": kwargs.get("moments"),
         "--device-decoder": kwargs.get("device_decoder"),
+        "--model": decoder.get("model"),
+        "--device": decoder.get("device"),
         "--target-mse": run.get("target_mse"),
     }
     if images:

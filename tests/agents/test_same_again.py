@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from agents import evaluate
 from agents.report import command_of, read_run
 from refine_env import TrajectoryCache
 from refine_env.metrics import psnr
-from refine_env.trajectories.denoising import measure_decoder, open_denoiser, record_decoder
+from refine_env.trajectories.denoising import LinearDenoiser, measure_decoder, record_decoder
 
 BASE = {
     "agent_names": "lookahead-closed-loop,persistent-q3",
@@ -37,9 +38,9 @@ OTHER = {
     "latency_quantile": "1e-12",
     "payload": "posterior_mean",
     "moments": "measured",
+    "device_decoder": "denoise",
     "anytime": "yes",
     "target_mse": "0.05",
-    "device_decoder": "denoise",
     "images": "yes",
     "metrics": "psnr",
     "image_episodes": "1",
@@ -72,6 +73,17 @@ class Decoder:
         return values.transpose(0, 2, 3, 1)
 
 
+class Denoiser(LinearDenoiser):
+    """Stands in for a network: other models, and other devices, denoise differently."""
+
+    def __init__(self, cache: TrajectoryCache, model: str | None = None, *, device: str = "cpu") -> None:
+        super().__init__()
+        self.strength = 1.0 + hashlib.sha256(f"{model} {device}".encode()).digest()[0] / 1024
+
+    def __call__(self, samples: Any, noise_to_signal: Any, prompts: Any) -> Any:
+        return super().__call__(samples, self.strength * np.asarray(noise_to_signal), prompts)
+
+
 def open_metrics(names: tuple[str, ...], weights: Path | None = None, *, device: str = "cpu", **_: Any) -> Any:
     """PSNR, and for LPIPS what depends on the weights."""
     return {name: psnr if name != "lpips" else lambda a, b: psnr(a, b) / len(str(weights)) for name in names}, []
@@ -93,18 +105,29 @@ def tables(words: list[str], out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def places(gaussian_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     from refine_env.trajectories import generate_gaussian
 
     monkeypatch.setattr(evaluate, "open_decoder", Decoder)
     monkeypatch.setattr(evaluate, "open_metrics", open_metrics)
-    # A decoder of another model, or on another device, would give other errors, too; that of ideal trajectories is one.
-    monkeypatch.setattr(evaluate, "open_denoiser", lambda cache, model=None, *, device="cpu": open_denoiser(cache))
-    caches = {"CACHE": tmp_path / "a cache", "OTHER": tmp_path / "another cache"}
-    for seed, folder in enumerate(caches.values()):
-        cache = generate_gaussian(folder, num_trajectories=8, latent_shape=(4, 4, 4), num_steps=50, seed=seed)
-        record_decoder(cache, measure_decoder(cache, open_denoiser(cache)))
-    return {name: str(folder) for name, folder in caches.items()}
+    monkeypatch.setattr(evaluate, "open_denoiser", Denoiser)
+    other = tmp_path / "another cache"
+    generate_gaussian(other, num_trajectories=8, latent_shape=(4, 4, 4), num_steps=50, seed=1)
+    places = {"CACHE": shutil.copytree(gaussian_cache, tmp_path / "cache"), "OTHER": other}
+    for folder in places.values():
+        cache = TrajectoryCache.open(folder)
+        record_decoder(cache, measure_decoder(cache, LinearDenoiser()))
+    return {name: str(folder) for name, folder in places.items()}
+
+
+def test_the_decoder_s_model_and_device_are_repeated(places: dict[str, str], tmp_path: Path) -> None:
+    """Without images, too."""
+    options = {**BASE, "snr_db": "-3", "device_decoder": "denoise", "cache": places["CACHE"]}
+    first = tables(as_words({**options, "model": "another", "device": "meta"}), tmp_path / "first")
+    assert first != tables(as_words(options), tmp_path / "base")
+    run = read_run(tmp_path / "first")
+    assert run is not None
+    assert tables(shlex.split(command_of(run))[3:], tmp_path / "again") == first
 
 
 @pytest.mark.parametrize("changed", [[], *([name] for name in OTHER), list(OTHER)], ids="+".join)

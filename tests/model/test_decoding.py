@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from refine_env import ConfigurationError, NoiseSchedule, SystemConfig
-from refine_env.coding import make_coder
+from refine_env.coding import CoderConfig, Transmission, make_coder
 from refine_env.model.decoding import DecoderCurve, DeviceObservation
 from refine_env.model.distortion import RefinementModel, SecondMoments
 from refine_env.trajectories.forward_process import forward_process
@@ -60,21 +60,15 @@ def test_prediction_on_ideal_trajectories(ideal: Ideal, chain: tuple[tuple[int, 
 
     98,304 values: a mean square has the standard error 0.45 %, less where many trajectories have one noise.
     """
-    coder = make_coder(
-        "closed_loop",
-        SCHEDULE,
-        tuple(range(1, 17)),
-        model=RefinementModel.closed_loop(ideal.moments),
-        rotation=True,
-        sent_scale=sent_scale,
-        same_step_refinement=True,
-    )
+    options = CoderConfig(coder="closed_loop", sent_scale=sent_scale)
+    coder = make_coder(options, SCHEDULE, tuple(range(1, 17)), RefinementModel.closed_loop(ideal.moments))
     observation = DeviceObservation.of_moments(ideal.moments)
     found, expected, products, errors, powers = [], [], [], [], []
     for clean, sent in zip(ideal.clean, ideal.sent, strict=True):
         device, step, error = sent[-1].astype(np.float32), SCHEDULE.num_steps, 0.0
         for number, (new_step, bits) in enumerate(chain):
-            error = coder.deliver(sent.view(np.uint16), device, new_step, step, bits, error, number)
+            transmission = Transmission(new_step, step, bits, error, number)
+            error = coder.deliver(sent.view(np.uint16), device, transmission)
             step = new_step
         noise = float(observation.noise_to_signal(step, error))
         scaled = device * observation.normalization(step, error)
