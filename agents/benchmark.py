@@ -220,7 +220,7 @@ def is_met(target: str, value: float, ratio: float) -> bool:
         sign, number, unit = _BOUND.fullmatch(bound).groups()  # type: ignore[union-attr]
         return bool(_SIGNS[sign](ratio if unit == "×" else value, float(number) * _MULTIPLES.get(unit, 1.0)))
 
-    return any(all(map(holds, alternative.split(", "))) for alternative in target.split(" or "))
+    return any(all(map(holds, re.split(r", ", alternative))) for alternative in target.split(" or "))
 
 
 def measure_reconstruct(options: Options) -> Iterator[Measurement]:

@@ -147,6 +147,7 @@ def _begin(
         s.delivered = False
         while until_decision and s.slot < deadline and not s.legal:
             _pass_slot(s, rates[i, s.slot - 1], num_steps)
+            s.forced_slots += 1
             s.legal = _is_legal(s, num_steps, deadline, refreshes)
 
 
@@ -199,24 +200,6 @@ def _advance(
             if not until_decision or s.slot > deadline or s.legal:
                 break
     return deliveries
-
-
-@kernel
-def _skip_forced_slots(
-    state: NDArray[Any],
-    selected: NDArray[np.int64],
-    rates: NDArray[np.float64],
-    num_steps: int,
-    deadline: int,
-    refreshes: bool,
-) -> None:
-    for k in range(selected.size):
-        i = selected[k]
-        s = state[i]
-        while s.slot < deadline and not s.legal:
-            _pass_slot(s, rates[i, s.slot - 1], num_steps)
-            s.forced_slots += 1
-            s.legal = _is_legal(s, num_steps, deadline, refreshes)
 
 
 def _field_of_state(name: str, description: str) -> Any:

@@ -11,7 +11,7 @@ from agents.evaluate import main
 from agents.figures import draw_all
 from agents.studies import assumptions, few_steps
 from agents.studies.assumptions import QUANTILES, read_assumptions, tabulate_chains, tabulate_coverage
-from refine_env.coding import CODERS, LloydMax
+from refine_env.coding import CODERS, LloydMax, Transmission
 from refine_env.trajectories import generate_diffusers, generate_gaussian
 from tests.processes import run
 
@@ -43,7 +43,7 @@ def test_realized_errors_are_those_of_the_devices(tmp_path: Path) -> None:
     coder, latents = config.make_coder(), np.ascontiguousarray(cache.latents(1)).reshape(21, -1)
     device, held, error = latents[20].astype(np.float32), 20, 0.0
     for number, step in enumerate((18, 13, 8)):
-        error = coder.deliver(latents.view(np.uint16), device, step, held, 4, error, number)
+        error = coder.deliver(latents.view(np.uint16), device, Transmission(step, held, 4, error, number))
         held = step
     coding = device - latents[8].astype(np.float64)
     missing = latents[8].astype(np.float64) - latents[0]

@@ -15,6 +15,7 @@ import agents
 from agents.figures import draw_all
 from agents.studies import ladder
 from agents.studies.ladder import LADDER_COLUMNS, RUNG_COLUMNS, RUNGS, Rung
+from agents.studies.registry import STUDIES
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.evaluation import read_table
 
@@ -154,7 +155,7 @@ def test_ordering_of_all_policies_on_one_system(gaussian_cache: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--study", "steps"], "`--study` must be one of 'fig3a', 'ladder', 'ordering', 'scores', 'fig1', got 'steps'"),
+        (["--study", "steps"], f"`--study` must be one of 'fig3a', {', '.join(map(repr, STUDIES))}, got 'steps'"),
         (["--study", "ladder", "--agents", "dp"], "`--agents` must be left out of --study ladder, got 'dp'"),
         (["--study", "ladder", "--html"], "`--html` must be left out of --study ladder, got True"),
         (["--study", "ladder", "--snr-db", "x"], "`--snr-db` must be a comma-separated list"),

@@ -366,7 +366,8 @@ def test_command_line_has_help_and_one_sentence_errors(
     font.touch()
     failed = run("--font", str(font), file, str(tmp_path / "none"))  # of a repeated option the last one counts
     assert failed.returncode == 3
-    assert f"Install {package} or correct {file}." in failed.stderr
+    assert f"`{file}` must be an existing file" in failed.stderr
+    assert f"Install {package} or correct it." in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
@@ -378,5 +379,6 @@ def test_missing_groups_are_said_before_the_training(tmp_path: Path, font: Path)
         [sys.executable, "-m", "train.ldm", *options], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert failed.returncode == 3
-    assert "Install unicode-data or correct --emoji-test." in failed.stderr
+    assert "`--emoji-test` must be an existing file" in failed.stderr
+    assert "Install unicode-data or correct it." in failed.stderr
     assert list(tmp_path.iterdir()) == []
