@@ -1,4 +1,4 @@
-"""The command line `refine-env`: generate trajectory caches, describe them, check them."""
+"""The command line `refine-env`: generate trajectory caches, describe them, check them; and the store of midpoints."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from refine_env.trajectories import (
 )
 from refine_env.trajectories.denoising import measure_decoder, open_denoiser, record_decoder
 from refine_env.trajectories.manifest import MANIFEST_FILE
+from refine_env.trajectories.midpoints import MidpointStore
 from refine_env.trajectories.pipeline import DTYPES, SCHEDULERS
 from refine_env.trajectories.workers import ENGINES
 
@@ -67,6 +68,16 @@ generate = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(generate, name="generate")
+midpoints = typer.Typer(
+    help="""The store of midpoints, from which a generation with --reuse-ratio starts.
+
+    It is `midpoints` in the folder of the user's cached files, or the one that --midpoints names.
+    """,
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.add_typer(midpoints, name="midpoints")
 
 Out = Annotated[
     Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the new cache.", show_default=False)
@@ -79,6 +90,10 @@ Cache = Annotated[
         help="A cache's folder, or its name in `cached_trajectories/` (`default` is bundled).",
         show_default=False,
     ),
+]
+Midpoints = Annotated[
+    Path | None,
+    typer.Option("--midpoints", metavar="FOLDER", help="Store of midpoints.", show_default="in the user's cache"),
 ]
 
 
@@ -399,6 +414,41 @@ def _decoder(
     written = record_decoder(opened, record)
     if not quiet:
         _say(f"{written.path / MANIFEST_FILE} holds the decoder's curves (manifest SHA-256 {written.sha256}).")
+
+
+@midpoints.command("info", epilog=_EXIT_CODES)
+@command
+def _midpoints_info(folder: Midpoints = None) -> None:
+    """Say where the midpoints are, how many, and how large; they are not read."""
+    store = MidpointStore(folder)
+    sizes = store.sizes().values()
+    _say(f"{len(sizes)} midpoints of {sum(sizes):,} bytes in {store.folder}.")
+
+
+@midpoints.command("verify", epilog=_EXIT_CODES)
+@command
+def _midpoints_verify(folder: Midpoints = None, quiet: Quiet = False) -> None:
+    """Read every midpoint, compare it with its hash and its name, and name those that are damaged."""
+    store = MidpointStore(folder)
+    with _progress(quiet) as progress:
+        damage = store.find_damage(partial(progress, "verifying"))
+    for sentence in damage:
+        _say(sentence, error=True)
+    if damage:
+        _say(f"{len(damage)} midpoints in {store.folder} are damaged. The next run makes them again.", error=True)
+        raise typer.Exit(EXIT_DAMAGED)
+    if not quiet:
+        _say(f"All {len(store.sizes())} midpoints in {store.folder} are whole.")
+
+
+@midpoints.command("clear", epilog=_EXIT_CODES)
+@command
+def _midpoints_clear(folder: Midpoints = None, quiet: Quiet = False) -> None:
+    """Delete all midpoints of the store, and nothing else in its folder."""
+    store = MidpointStore(folder)
+    count = store.clear()
+    if not quiet:
+        _say(f"{count} midpoints deleted in {store.folder}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 
 import refine_env
 from refine_env import TrajectoryCache, cli
+from refine_env.trajectories.midpoints import MidpointStore
+from tests.trajectories.test_midpoints import KEY
+from tests.trajectories.test_midpoints import make as make_midpoint
 
 SMALL = ["-n", "4", "--latent-shape", "1,2,3", "--num-steps", "5", "--shard-size", "2"]
 
@@ -230,6 +234,26 @@ class TestVerify:
     def test_missing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("verify", tmp_path) == 3
         assert "must be the name or the folder" in error(capsys)
+
+
+def test_midpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = MidpointStore(tmp_path / "store")
+    for seed in (1, 2):
+        store.save(make_midpoint(replace(KEY, seed=seed)))
+    size = sum(store.sizes().values())
+    assert run("midpoints", "info", "--midpoints", store.folder) == 0
+    assert capsys.readouterr().out == f"2 midpoints of {size:,} bytes in {store.folder}.\n"
+    assert run("midpoints", "verify", "--midpoints", store.folder) == 0
+    assert capsys.readouterr().out == f"All 2 midpoints in {store.folder} are whole.\n"
+    file = next(iter(store.sizes()))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert run("midpoints", "verify", "--midpoints", store.folder, "--quiet") == 1
+    assert f"{file} is damaged (its hash" in capsys.readouterr().err
+    assert run("midpoints", "clear", "--midpoints", store.folder) == 0
+    assert capsys.readouterr().out == f"2 midpoints deleted in {store.folder}.\n"
+    assert run("midpoints", "info", "--midpoints", file) == 0  # nothing is there
+    file.touch()
+    assert run("midpoints", "info", "--midpoints", file) == 2
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:

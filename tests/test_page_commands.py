@@ -52,6 +52,7 @@ SMALL = {
     "refine-env generate diffusers --model emoji": "--num-prompts 2 --num-train 1 --num-steps 2 --batch-size 2",
     "refine-env generate gaussian": "--num-trajectories 4 --latent-shape 4,4,4",
     "refine-env info": "",
+    "refine-env midpoints": "",
     "refine-env verify": "",
     "refine_env.receive": "--port 0",
     "train.rl.export_minari": "--episodes 2 --out datasets",
