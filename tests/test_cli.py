@@ -102,12 +102,30 @@ class TestGenerate:
             "shard_size": 6,
             "note": "CC BY 4.0",
         }
-        flags = [str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+        reuse = {
+            "reuse_ratio": 0.5,
+            "reuse_mode": "two-stage",
+            "static_prompts": tmp_path / "prompts.txt",
+            "stage_one_model": "c/d",
+            "mean_runs": 3,
+            "midpoints": tmp_path / "store",
+            "midpoints_limit": 7,
+        }
+        values = {**options, **reuse}
+        flags = [str(part) for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
         arguments = ["--model", "a/b", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "new", *flags]
-        assert run("generate", "diffusers", *arguments, "--overwrite") == 0
+        assert run("generate", "diffusers", *arguments, "--overwrite", "--with-full") == 0
         ((out, model, prompts), kwargs) = calls.pop()
         assert (out, model, list(prompts)) == (tmp_path / "new", "a/b", ["a cat", "ein Bär"])
+        given = vars(kwargs.pop("reuse"))
+        assert list(given.pop("static_prompts")) == ["a cat", "ein Bär"]
+        assert given == {
+            "ratio": 0.5, "mode": "two-stage", "stage_one_model": "c/d", "mean_runs": 3,
+            "midpoints": tmp_path / "store", "max_bytes": 7, "with_full": True,
+        }  # fmt: skip
         assert kwargs == {**options, "device": ("cuda:0", "cuda:1"), "overwrite": True}
+        assert run("generate", "diffusers", *arguments[:6]) == 0
+        assert calls.pop()[1]["reuse"] is None
 
     def test_goes_on_and_does_not_replace(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         before = TrajectoryCache.open(folder).sha256
@@ -239,7 +257,7 @@ class TestVerify:
 def test_midpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = MidpointStore(tmp_path / "store")
     for seed in (1, 2):
-        store.save(make_midpoint(replace(KEY, seed=seed)))
+        store.write(make_midpoint(replace(KEY, seed=seed)))
     size = sum(store.sizes().values())
     assert run("midpoints", "info", "--midpoints", store.folder) == 0
     assert capsys.readouterr().out == f"2 midpoints of {size:,} bytes in {store.folder}.\n"

@@ -29,6 +29,7 @@ ONLY_READ = {
     "agents.benchmark": "minutes of an idle machine; tests/agents/test_benchmark.py runs it small",
     "refine-env decoder": "writes into a cache's manifest; tests/trajectories/test_denoising.py runs it",
     "refine-env generate diffusers --model stable-diffusion-v1-5": "gigabytes of weights; see test_sd15.py",
+    "refine-env generate diffusers --model emoji --reuse-ratio": "prompts in pairs; tests/trajectories/test_reuse.py",
     "refine-env generate diffusers …": "a Dask cluster; tests/trajectories/test_workers.py has a local one",
     "refine-env verify sd15": "what the command before it would have made",
     "tests": "what runs this test",

@@ -40,8 +40,9 @@ _SUFFIX = ".safetensors"
 _NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 _TEMPORARY_NAME = re.compile(r"[0-9a-f]{64}\.safetensors.*\.tmp")
 _TEMPORARY_SECONDS = 3600.0
+_METADATA = "midpoint"
 _NO_HASH = "0" * 64
-_HASH = re.compile(rb'"sha256":"([0-9a-f]{64})"')  # within the key, which is a text, quotes are escaped
+_HASH = re.compile(rb'{\\"sha256\\":\\"([0-9a-f]{64})\\"')  # a text within a text: of the key, quotes are escaped twice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class MidpointKey:
     @property
     def text(self) -> str:
         """The fields as canonical JSON."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return _canonical(asdict(self))
 
     @property
     def file(self) -> str:
@@ -127,11 +128,11 @@ class MidpointStore:
                     f"`midpoints` must be a folder, got the file {printable(self.folder)}. Choose another place."
                 )
 
-    def load(self, key: MidpointKey) -> Midpoint | None:
+    def read(self, key: MidpointKey) -> Midpoint | None:
         """A midpoint, which counts as used from now on.
 
         Returns:
-            None if it is not there, or damaged: then a warning names the file, and `save` puts another in its place.
+            None if it is not there, or damaged: then a warning names the file, and `write` puts another in its place.
 
         Raises:
             CacheError: if the file cannot be read.
@@ -153,7 +154,7 @@ class MidpointStore:
             os.utime(file)
         return Midpoint(key=key, tensors=tensors)
 
-    def save(self, midpoint: Midpoint) -> None:
+    def write(self, midpoint: Midpoint) -> None:
         """Write a midpoint, whole or not at all, and delete the longest unused ones beyond the limit.
 
         Raises:
@@ -227,15 +228,24 @@ class MidpointStore:
                 total -= size
 
 
+def _canonical(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
 def _file_name(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest() + _SUFFIX
 
 
 def _encode(midpoint: Midpoint) -> bytes:
-    """A safetensors file: its header's metadata hold the key, and the SHA-256 of the file with zeros for that hash."""
+    """A safetensors file: its header's metadata hold the SHA-256 of the file with zeros for that hash, and the key.
+
+    Of several metadata the library writes now one, now the other first, so they are one text.
+    """
     tensors = {name: np.ascontiguousarray(values) for name, values in midpoint.tensors.items()}
-    blank = save(tensors, {"key": midpoint.key.text, "sha256": _NO_HASH})
-    return blank.replace(f'"{_NO_HASH}"'.encode(), f'"{hashlib.sha256(blank).hexdigest()}"'.encode(), 1)
+    blank = save(tensors, {_METADATA: f'{{"sha256":"{_NO_HASH}","key":{midpoint.key.text}}}'})
+    found = _HASH.search(blank)
+    assert found is not None
+    return blank[: found.start(1)] + hashlib.sha256(blank).hexdigest().encode() + blank[found.end(1) :]
 
 
 def _decode(content: bytes) -> tuple[str, dict[str, NDArray[Any]]]:
@@ -252,6 +262,7 @@ def _decode(content: bytes) -> tuple[str, dict[str, NDArray[Any]]]:
     if hashlib.sha256(blank).hexdigest().encode() != found[1]:
         raise ValueError("its hash does not fit its content")
     try:
-        return str(json.loads(content[8 : 8 + length])["__metadata__"]["key"]), load(content)
+        metadata = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_METADATA])
+        return _canonical(metadata["key"]), load(content)
     except Exception:  # a forger's hash may fit whatever stands there
         raise ValueError("it is no safetensors file with a key") from None

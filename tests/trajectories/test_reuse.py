@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refine_env import ConfigurationError
+from refine_env import CacheError, CacheFormatError, ConfigurationError, LatentRefinementEnv, TrajectoryCache
+from refine_env.trajectories import Reuse, generate_diffusers, sample_seed
 from refine_env.trajectories.midpoints import MidpointStore
 from refine_env.trajectories.pipeline import LatentSampler
 
 from .conftest import LATENT_SHAPE
+from .manifests import read_values, write_values
+from .test_writer import content
 
 pytest.importorskip("diffusers")
 
@@ -42,9 +47,9 @@ class TestSampler:
         store = MidpointStore(tmp_path)
         for step in range(1, STEPS):
             for midpoint in sampler.sample_midpoints(PROMPTS, SEEDS, step):
-                store.save(midpoint)
+                store.write(midpoint)
             keys = [sampler.midpoint_key(prompt, seed, step, 2) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
-            start = [midpoint for midpoint in map(store.load, keys) if midpoint is not None]
+            start = [midpoint for midpoint in map(store.read, keys) if midpoint is not None]
             reported: list[float] = []
             found = sampler.sample(PROMPTS, SEEDS, reported.append, start)
             np.testing.assert_array_equal(found[0], latents[:, : step + 1])
@@ -125,3 +130,210 @@ class TestSampler:
         noise = ddpm.initial_noise(SEEDS)
         assert noise.shape == (2, *LATENT_SHAPE)
         np.testing.assert_array_equal(noise.astype(np.float16), ddpm.sample(PROMPTS, SEEDS)[0][:, STEPS])
+
+
+TARGETS = ["a cat", "dog", "the sun", "moon", "a red fish"]
+STATIC = ["cat", "x", "x", "moon", "cat"]
+
+
+def generate(path: Path, model: Path, reuse: Reuse | None, **kwargs: Any) -> TrajectoryCache:
+    settings = {"num_steps": STEPS, "guidance_scale": 2.0, "seed": 3, "batch_size": 2, "shard_size": 2, **kwargs}
+    return generate_diffusers(path, model, TARGETS, reuse=reuse, **settings)
+
+
+def latents(cache: TrajectoryCache) -> Any:
+    return np.stack([cache.latents(index) for index in cache.indices("all")])
+
+
+@pytest.fixture(scope="module")
+def full(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> TrajectoryCache:
+    return generate(tmp_path_factory.mktemp("full") / "cache", tiny_model, None)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> dict[str, Any]:
+    return {"ratio": 0.6, "static_prompts": STATIC, "midpoints": tmp_path / "store"}
+
+
+class TestGeneration:
+    def test_without_reuse_the_bytes_are_the_same(
+        self, tiny_model: Path, tmp_path: Path, full: TrajectoryCache, options: dict[str, Any]
+    ) -> None:
+        cache = generate(tmp_path / "cache", tiny_model, Reuse(**{**options, "ratio": 0.0, "mode": "switch"}))
+        assert content(cache.path) == content(full.path)
+        assert b"reuse" not in (full.path / "manifest.json").read_bytes()
+        assert not (tmp_path / "store").exists()
+
+    @pytest.mark.parametrize("mode", ["vanilla", "switch"])
+    @pytest.mark.parametrize("ratio", [0.2, 0.4, 0.8])
+    def test_with_the_same_prompt_it_is_the_full_run(
+        self, tiny_model: Path, tmp_path: Path, full: TrajectoryCache, options: dict[str, Any], ratio: float, mode: str
+    ) -> None:
+        reuse = Reuse(**{**options, "ratio": ratio, "mode": mode, "static_prompts": TARGETS})
+        cache = generate(tmp_path / "cache", tiny_model, reuse)
+        step = reuse.step(STEPS)
+        assert cache.num_steps == step == round((1 - ratio) * STEPS)
+        np.testing.assert_array_equal(latents(cache), latents(full)[:, : step + 1])
+        for index in range(len(full)):
+            expected = full.clean_estimates(index)[:step]
+            np.testing.assert_array_equal(cache.clean_estimates(index), expected)
+        cache.verify(deep=True)
+
+    def test_modes(self, tiny_model: Path, tmp_path: Path, full: TrajectoryCache, options: dict[str, Any]) -> None:
+        """m = 2. Switching begins with the target's own noise; a static prompt's runs are shared by its targets."""
+        caches = {
+            mode: generate(tmp_path / mode, tiny_model, Reuse(**options, mode=mode, mean_runs=3))
+            for mode in ("vanilla", "switch", "mean", "mean-plain")
+        }
+        x = {mode: latents(cache).astype(np.float64) for mode, cache in caches.items()}
+        static_runs = generate_diffusers(
+            tmp_path / "runs", tiny_model, STATIC, num_steps=STEPS, guidance_scale=2.0, seed=3, batch_size=2
+        )
+        np.testing.assert_array_equal(x["switch"][:, 2], latents(static_runs)[:, 2])
+        np.testing.assert_array_equal(x["vanilla"][:, 2], latents(static_runs)[[0, 1, 1, 3, 0], 2])
+        np.testing.assert_array_equal(x["vanilla"][[0, 1, 3]], x["switch"][[0, 1, 3]])
+        assert (x["vanilla"][:, 0] != x["switch"][:, 0]).any(axis=(1, 2, 3)).tolist() == [
+            False,
+            False,
+            True,
+            False,
+            True,
+        ]
+        recorded = caches["mean"].manifest.recipe.reuse
+        assert recorded is not None
+        first = sample_seed(3, 1)
+        assert recorded["sources"][2] == {"prompt": "x", "seeds": [first, sample_seed(first, 1), sample_seed(first, 2)]}
+        sampler = load(tiny_model, "ddpm")
+        runs = sampler.sample_midpoints(["x", "x"], recorded["sources"][2]["seeds"][:2], 2)
+        runs += sampler.sample_midpoints(["x", "x"], recorded["sources"][2]["seeds"][1:], 2)[1:]
+        mean = np.mean([run.tensors["latent"].astype(np.float64) for run in runs], axis=0)
+        np.testing.assert_allclose(x["mean-plain"][2, 2], mean, atol=2e-3)
+        added = np.sqrt((1 - 1 / 3) * (1 - full.schedule.alpha_bar[2])) * full.latents(2)[STEPS].astype(np.float64)
+        np.testing.assert_allclose(x["mean"][2, 2], mean + added, atol=4e-3)
+        for cache in caches.values():
+            cache.verify(deep=True)
+
+    def test_two_stages(self, tiny_model: Path, tmp_path: Path, full: TrajectoryCache, options: dict[str, Any]) -> None:
+        other = tmp_path / "other"
+        shutil.copytree(tiny_model, other)
+        import diffusers
+
+        network = diffusers.UNet2DConditionModel.from_pretrained(other / "unet")
+        for value in network.parameters():
+            value.data.mul_(0.9)
+        network.save_pretrained(other / "unet")
+        reuse = Reuse(**options, mode="two-stage", stage_one_model=other)
+        cache = generate(tmp_path / "cache", tiny_model, reuse)
+        record = cache.manifest.recipe.reuse
+        assert record is not None
+        first = LatentSampler(other, num_steps=STEPS, guidance_scale=2.0)
+        assert record["stage_one_model"] == {"id": "other", "revision": first.revision}
+        assert cache.manifest.recipe.model == full.manifest.recipe.model
+        static_runs, _ = first.sample(STATIC[:2], [cache.seed(0), cache.seed(1)])
+        np.testing.assert_array_equal(latents(cache)[:2, 2], static_runs[:, 2])
+        again = generate(
+            tmp_path / "again", tiny_model, replace(reuse, stage_one_model=tiny_model, midpoints=tmp_path / "b")
+        )
+        switched = generate(tmp_path / "switched", tiny_model, Reuse(**options, mode="switch"))
+        np.testing.assert_array_equal(latents(again), latents(switched))
+        wide = tmp_path / "wide"
+        shutil.copytree(tiny_model, wide)
+        config = json.loads((wide / "scheduler" / "scheduler_config.json").read_text())
+        (wide / "scheduler" / "scheduler_config.json").write_text(json.dumps({**config, "beta_end": 0.02}))
+        with pytest.raises(ConfigurationError, match=r"`stage_one_model` must have the same schedule as the model"):
+            generate(tmp_path / "wrong", tiny_model, replace(reuse, stage_one_model=wide))
+
+    def test_the_manifest_says_it(self, tiny_model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+        cache = generate(tmp_path / "cache", tiny_model, Reuse(**options))
+        recipe = cache.manifest.recipe
+        assert recipe.reuse is not None
+        runs = [0, 1, 1, 3, 0]
+        assert recipe.reuse == {
+            "mode": "vanilla", "ratio": 0.6, "num_steps": STEPS, "step": 2, "stage_one_model": None, "with_full": False,
+            "prompt_source": None,
+            "sources": [{"prompt": text, "seeds": [cache.seed(run)]} for text, run in zip(STATIC, runs, strict=True)],
+        }  # fmt: skip
+        assert recipe.num_steps == 2
+        assert [cache.seed(index) for index in range(5)] == [sample_seed(3, index) for index in range(5)]
+        assert len(MidpointStore(tmp_path / "store").sizes()) == 3
+        values = read_values(cache.path)
+        for field, value in (("mode", "other"), ("step", 3), ("num_steps", 2), ("ratio", 1.5), ("sources", []),
+                             ("with_full", None)):  # fmt: skip
+            write_values(cache.path, {**values, "reuse": {**values["reuse"], field: value}})
+            with pytest.raises(CacheFormatError, match=rf"`reuse\.{field}` in .* must be"):
+                TrajectoryCache.open(cache.path)
+
+    def test_with_full(self, tiny_model: Path, tmp_path: Path, full: TrajectoryCache, options: dict[str, Any]) -> None:
+        plain = generate(tmp_path / "plain", tiny_model, Reuse(**options))
+        cache = generate(tmp_path / "cache", tiny_model, Reuse(**options, with_full=True))
+        np.testing.assert_array_equal(latents(cache), latents(plain))
+        for index in range(len(cache)):
+            np.testing.assert_array_equal(cache.full_latent(index), full.latents(index)[0])
+        cache.verify(deep=True)
+        with pytest.raises(ConfigurationError, match=r"`cache` must hold the x_0 of full runs, got 'plain'"):
+            plain.full_latent(0)
+
+    def test_a_damaged_midpoint_is_made_again(self, tiny_model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+        whole = content(generate(tmp_path / "a", tiny_model, Reuse(**options)).path)
+        store = MidpointStore(tmp_path / "store")
+        stored = content(store.folder)
+        file = next(iter(store.sizes()))
+        file.write_bytes(file.read_bytes()[:-4] + b"\0\1\2\3")
+        with pytest.warns(RuntimeWarning, match=f"{file.name} is damaged"):
+            cache = generate(tmp_path / "b", tiny_model, Reuse(**options))
+        assert content(cache.path) == whole
+        assert content(store.folder) == stored
+
+    def test_the_environment_takes_it(self, tiny_model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+        cache = generate(tmp_path / "cache", tiny_model, Reuse(**options), num_train=3)
+        env = LatentRefinementEnv(cache=str(cache.path), deadline=12, snr_db=20.0)
+        observation, _ = env.reset(seed=0)
+        assert observation["server_step"] == observation["device_step"] == 2
+        terminated = False
+        while not terminated:
+            observation, _, terminated, _, _ = env.step(1)
+        assert observation["device_step"] == 0
+
+    def test_bad_input(self, tiny_model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+        for ratio in (-0.1, 1.0, 2):
+            with pytest.raises(ConfigurationError, match=rf"`reuse_ratio` must be in \[0, 1\), got {ratio}\. Give"):
+                Reuse(**{**options, "ratio": ratio})
+        with pytest.raises(ConfigurationError, match=r"`reuse_ratio` must be a finite number, got nan"):
+            Reuse(**{**options, "ratio": float("nan")})
+        for ratio, step in ((0.95, 0), (0.01, 5)):
+            with pytest.raises(
+                ConfigurationError, match=rf"must leave m = .* in 1 … 4 of T = 5 steps, .* m = {step}\."
+            ):
+                generate(tmp_path / "cache", tiny_model, Reuse(**{**options, "ratio": ratio}))
+        with pytest.raises(ConfigurationError, match=r"`reuse_mode` must be one of 'vanilla', .* got 'other'"):
+            Reuse(**options, mode="other")
+        with pytest.raises(ConfigurationError, match=r"`stage_one_model` must go with .* got 'vanilla' with it"):
+            Reuse(**options, stage_one_model="emoji")
+        with pytest.raises(ConfigurationError, match=r"`stage_one_model` must go with .* got 'two-stage' without it"):
+            Reuse(**options, mode="two-stage")
+        with pytest.raises(ConfigurationError, match=r"`with_full` must go with a reuse ratio above 0"):
+            Reuse(**{**options, "ratio": 0.0, "with_full": True})
+        with pytest.raises(
+            ConfigurationError, match=r"`static_prompts` must be a sequence of at least one text, got \(\)"
+        ):
+            Reuse(**{**options, "static_prompts": ()})
+        with pytest.raises(
+            ConfigurationError, match=r"`static_prompts` must be one for each of the 5 prompts, .* got 2"
+        ):
+            generate(tmp_path / "cache", tiny_model, Reuse(**{**options, "static_prompts": ["x", "y"]}))
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigurationError, match=r"`midpoints` must be a folder, got the file"):
+            generate(tmp_path / "cache", tiny_model, Reuse(**{**options, "midpoints": tmp_path / "file"}))
+        with pytest.raises(ConfigurationError, match=r"`reuse_mode` must be another than 'mean' for DPMSolver"):
+            generate(tmp_path / "cache", tiny_model, Reuse(**options, mode="mean"), scheduler="dpmsolver++")
+        generate(tmp_path / "cache", tiny_model, Reuse(**options))
+        with pytest.raises(CacheError, match=r"differs from the finished cache there: reuse"):
+            generate(tmp_path / "cache", tiny_model, Reuse(**options, mode="switch"))
+
+    def test_several_workers(self, tiny_model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+        """Two processes that share a store and make its midpoints: the same bytes as one with a store of its own."""
+        here = generate(tmp_path / "here", tiny_model, Reuse(**options, with_full=True))
+        reuse = Reuse(**{**options, "midpoints": tmp_path / "shared"}, with_full=True)
+        there = generate(tmp_path / "there", tiny_model, reuse, workers=2)
+        assert content(there.path) == content(here.path)
+        assert content(tmp_path / "shared") == content(tmp_path / "store")
