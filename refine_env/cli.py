@@ -1,4 +1,4 @@
-"""The command line `refine-env`: generate trajectory caches, describe them, check them."""
+"""The command line `refine-env`: generate trajectory caches, describe them, check them; and the store of midpoints."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from refine_env.commands import command, parse_list, run, set_parameters
 from refine_env.errors import printable
 from refine_env.trajectories import (
+    Reuse,
     TrajectoryCache,
     find_cache,
     find_damage,
@@ -31,7 +32,8 @@ from refine_env.trajectories import (
     read_prompts,
 )
 from refine_env.trajectories.denoising import measure_decoder, open_denoiser, record_decoder
-from refine_env.trajectories.manifest import MANIFEST_FILE
+from refine_env.trajectories.manifest import MANIFEST_FILE, REUSE_MODES
+from refine_env.trajectories.midpoints import DEFAULT_MAX_BYTES, MidpointStore
 from refine_env.trajectories.pipeline import DTYPES, SCHEDULERS
 from refine_env.trajectories.workers import ENGINES
 
@@ -67,6 +69,16 @@ generate = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(generate, name="generate")
+midpoints = typer.Typer(
+    help="""The store of midpoints, from which a generation with --reuse-ratio starts.
+
+    It is `midpoints` in the folder of the user's cached files, or the one that --midpoints names.
+    """,
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.add_typer(midpoints, name="midpoints")
 
 Out = Annotated[
     Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the new cache.", show_default=False)
@@ -79,6 +91,10 @@ Cache = Annotated[
         help="A cache's folder, or its name in `cached_trajectories/` (`default` is bundled).",
         show_default=False,
     ),
+]
+Midpoints = Annotated[
+    Path | None,
+    typer.Option("--midpoints", metavar="FOLDER", help="Store of midpoints.", show_default="in the user's cache"),
 ]
 
 
@@ -270,6 +286,33 @@ def _diffusers(
         int | None,
         typer.Option(help="Trajectories in one file.", show_default="least multiple of the batch size >= 16"),
     ] = None,
+    reuse_ratio: Annotated[
+        float,
+        typer.Option(help="R: start at the midpoint x_m of another run, m = round((1 - R)·T); 0 is a full run."),
+    ] = 0.0,
+    reuse_mode: Annotated[
+        str, typer.Option(metavar="|".join(REUSE_MODES), help="Where the midpoint comes from, see docs/reuse.md.")
+    ] = "vanilla",
+    static_prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts of the runs that make the midpoints: one for each prompt, or one for all.",
+            show_default=False,
+        ),
+    ] = None,
+    stage_one_model: Annotated[
+        str | None,
+        typer.Option(metavar="ID|FOLDER", help="Model that makes the midpoints of `two-stage`.", show_default=False),
+    ] = None,
+    mean_runs: Annotated[int, typer.Option(help="Runs of which `mean` and `mean-plain` take the average.")] = 4,
+    midpoints: Midpoints = None,
+    midpoints_limit: Annotated[
+        int, typer.Option(help="Size of that store [bytes], beyond which what was not used for longest is deleted.")
+    ] = DEFAULT_MAX_BYTES,
+    with_full: Annotated[
+        bool, typer.Option("--with-full", help="Record x_0 of the full run with the same seed beside, for its cost.")
+    ] = False,
 ) -> _Generator:
     """Trajectories of a diffusion model: any text-to-image latent pipeline of diffusers.
 
@@ -279,6 +322,18 @@ def _diffusers(
 
     Example: refine-env generate diffusers --model emoji --prompts prompts.txt --out cached_trajectories/mine
     """
+    reuse = None
+    if reuse_ratio or reuse_mode != "vanilla" or static_prompts or stage_one_model or midpoints or with_full:
+        reuse = Reuse(
+            ratio=reuse_ratio,
+            static_prompts=() if static_prompts is None else read_prompts(static_prompts, unique=False),
+            mode=reuse_mode,
+            stage_one_model=stage_one_model,
+            mean_runs=mean_runs,
+            midpoints=midpoints,
+            max_bytes=midpoints_limit,
+            with_full=with_full,
+        )
     texts = read_prompts(
         prompts, column=prompt_column, num_prompts=num_prompts, seed=prompt_seed, max_nsfw=max_nsfw, unique=unique
     )
@@ -298,6 +353,7 @@ def _diffusers(
         engine=engine,
         address=address,
         shard_size=shard_size,
+        reuse=reuse,
     )
 
 
@@ -401,6 +457,41 @@ def _decoder(
         _say(f"{written.path / MANIFEST_FILE} holds the decoder's curves (manifest SHA-256 {written.sha256}).")
 
 
+@midpoints.command("info", epilog=_EXIT_CODES)
+@command
+def _midpoints_info(folder: Midpoints = None) -> None:
+    """Say where the midpoints are, how many, and how large; they are not read."""
+    store = MidpointStore(folder)
+    sizes = store.sizes().values()
+    _say(f"{len(sizes)} midpoints of {sum(sizes):,} bytes in {store.folder}.")
+
+
+@midpoints.command("verify", epilog=_EXIT_CODES)
+@command
+def _midpoints_verify(folder: Midpoints = None, quiet: Quiet = False) -> None:
+    """Read every midpoint, compare it with its hash and its name, and name those that are damaged."""
+    store = MidpointStore(folder)
+    with _progress(quiet) as progress:
+        damage = store.find_damage(partial(progress, "verifying"))
+    for sentence in damage:
+        _say(sentence, error=True)
+    if damage:
+        _say(f"{len(damage)} midpoints in {store.folder} are damaged. The next run makes them again.", error=True)
+        raise typer.Exit(EXIT_DAMAGED)
+    if not quiet:
+        _say(f"All {len(store.sizes())} midpoints in {store.folder} are whole.")
+
+
+@midpoints.command("clear", epilog=_EXIT_CODES)
+@command
+def _midpoints_clear(folder: Midpoints = None, quiet: Quiet = False) -> None:
+    """Delete all midpoints of the store, and nothing else in its folder."""
+    store = MidpointStore(folder)
+    count = store.clear()
+    if not quiet:
+        _say(f"{count} midpoints deleted in {store.folder}.")
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, see `refine_env.commands.run`.
 
@@ -474,6 +565,7 @@ def _summary(cache: TrajectoryCache) -> dict[str, Any]:
         "sha256": cache.sha256,
         **{name: getattr(recipe, name) for name in _SHOWN_FIELDS},
         "scheduler": None if recipe.scheduler is None else recipe.scheduler["class"],
+        "reuse": None if recipe.reuse is None else {**recipe.reuse, "sources": len(recipe.reuse["sources"])},
         "num_steps": cache.num_steps,
         "latent_shape": list(cache.latent_shape),
         "latent_dim": cache.latent_dim,

@@ -50,6 +50,9 @@ BASE = {
     "refine_env.cli info": "tiny",
     "refine_env.cli verify": "tiny",
     "refine_env.cli decoder": "tiny",
+    "refine_env.cli midpoints info": "--midpoints {out}",
+    "refine_env.cli midpoints verify": "--midpoints {out}",
+    "refine_env.cli midpoints clear": "--midpoints {out}",
     "refine_env.receive": "--port 0 --timeout 0.01",
     "agents.benchmark": "--rows reconstruct --repetitions 1 --seconds 0.001 --num-envs 1 --episodes 1 --workers 1 "
     "--fig3-cache fig3 --twin-episodes 1",

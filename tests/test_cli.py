@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 
 import refine_env
 from refine_env import TrajectoryCache, cli
+from refine_env.trajectories.midpoints import MidpointStore
+from tests.trajectories.test_midpoints import KEY
+from tests.trajectories.test_midpoints import make as make_midpoint
 
 SMALL = ["-n", "4", "--latent-shape", "1,2,3", "--num-steps", "5", "--shard-size", "2"]
 
@@ -98,12 +102,30 @@ class TestGenerate:
             "shard_size": 6,
             "note": "CC BY 4.0",
         }
-        flags = [str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+        reuse = {
+            "reuse_ratio": 0.5,
+            "reuse_mode": "two-stage",
+            "static_prompts": tmp_path / "prompts.txt",
+            "stage_one_model": "c/d",
+            "mean_runs": 3,
+            "midpoints": tmp_path / "store",
+            "midpoints_limit": 7,
+        }
+        values = {**options, **reuse}
+        flags = [str(part) for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
         arguments = ["--model", "a/b", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "new", *flags]
-        assert run("generate", "diffusers", *arguments, "--overwrite") == 0
+        assert run("generate", "diffusers", *arguments, "--overwrite", "--with-full") == 0
         ((out, model, prompts), kwargs) = calls.pop()
         assert (out, model, list(prompts)) == (tmp_path / "new", "a/b", ["a cat", "ein Bär"])
+        given = vars(kwargs.pop("reuse"))
+        assert list(given.pop("static_prompts")) == ["a cat", "ein Bär"]
+        assert given == {
+            "ratio": 0.5, "mode": "two-stage", "stage_one_model": "c/d", "mean_runs": 3,
+            "midpoints": tmp_path / "store", "max_bytes": 7, "with_full": True,
+        }  # fmt: skip
         assert kwargs == {**options, "device": ("cuda:0", "cuda:1"), "overwrite": True}
+        assert run("generate", "diffusers", *arguments[:6]) == 0
+        assert calls.pop()[1]["reuse"] is None
 
     def test_goes_on_and_does_not_replace(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         before = TrajectoryCache.open(folder).sha256
@@ -230,6 +252,26 @@ class TestVerify:
     def test_missing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("verify", tmp_path) == 3
         assert "must be the name or the folder" in error(capsys)
+
+
+def test_midpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = MidpointStore(tmp_path / "store")
+    for seed in (1, 2):
+        store.write(make_midpoint(replace(KEY, seed=seed)))
+    size = sum(store.sizes().values())
+    assert run("midpoints", "info", "--midpoints", store.folder) == 0
+    assert capsys.readouterr().out == f"2 midpoints of {size:,} bytes in {store.folder}.\n"
+    assert run("midpoints", "verify", "--midpoints", store.folder) == 0
+    assert capsys.readouterr().out == f"All 2 midpoints in {store.folder} are whole.\n"
+    file = next(iter(store.sizes()))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert run("midpoints", "verify", "--midpoints", store.folder, "--quiet") == 1
+    assert f"{file} is damaged (its hash" in capsys.readouterr().err
+    assert run("midpoints", "clear", "--midpoints", store.folder) == 0
+    assert capsys.readouterr().out == f"2 midpoints deleted in {store.folder}.\n"
+    assert run("midpoints", "info", "--midpoints", file) == 0  # nothing is there
+    file.touch()
+    assert run("midpoints", "info", "--midpoints", file) == 2
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:

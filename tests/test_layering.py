@@ -34,7 +34,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "link": BASE | {"_store"},
         "coding": BASE | {"model"},
         "config": BASE | {"model", "link", "coding"},
-        "trajectories": BASE | {"model", "_files"},
+        "trajectories": BASE | {"model", "_files", "_store"},
         "dynamics": MODELS | {"trajectories"},
         "evaluation": MODELS | {"dynamics", "trajectories", "_files"},
         "render": BASE | {"config", "dynamics", "trajectories"},

@@ -9,12 +9,14 @@ from refine_env.trajectories.generate import (
 )
 from refine_env.trajectories.manifest import Manifest, Recipe, Shard, Trajectory
 from refine_env.trajectories.prompts import PromptSelection, read_prompts
+from refine_env.trajectories.reuse import Reuse
 
 __all__ = [
     "SPLITS",
     "Manifest",
     "PromptSelection",
     "Recipe",
+    "Reuse",
     "Shard",
     "Trajectory",
     "TrajectoryCache",

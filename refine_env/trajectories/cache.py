@@ -63,7 +63,7 @@ class TrajectoryCache:
         clean_second_moments: E⟨y_t, y_t'⟩/M of the clean-sample estimates over the train split, shape (T, T).
     """
 
-    def __init__(self, path: Path, manifest: Manifest, sha256: str, offsets: tuple[tuple[int, int], ...]) -> None:
+    def __init__(self, path: Path, manifest: Manifest, sha256: str, offsets: tuple[tuple[int, ...], ...]) -> None:
         self.path: Final = path
         self.manifest: Final = manifest
         self.sha256: Final = sha256
@@ -198,6 +198,22 @@ class TrajectoryCache:
         view: NDArray[np.float16] = self._map(shard)[1][row]
         return view
 
+    def full_latent(self, index: int) -> NDArray[np.float16]:
+        """Return x_0 of the full run beside a trajectory that starts at a midpoint: float16 (C, H, W).
+
+        Raises:
+            IndexError: if ``index`` is not in 0 … N−1.
+            ConfigurationError: if none was recorded.
+        """
+        shard, row = self._locate(index)
+        if not self.manifest.recipe.has_full:
+            raise ConfigurationError(
+                f"`cache` must hold the x_0 of full runs, got {self.path.name!r}, which does not. Generate it from "
+                "midpoints with --with-full."
+            )
+        view: NDArray[np.float16] = self._map(shard)[2][row, 0]
+        return view
+
     def payload(self, index: int, kind: str) -> NDArray[np.float16]:
         """Return what the server sends, indexed by t: the latents, or with ``"posterior_mean"`` the clean estimates.
 
@@ -274,9 +290,9 @@ class TrajectoryCache:
 
 
 def _map_shard(
-    folder: Path, manifest: Manifest, offsets: Sequence[tuple[int, int]], number: int
-) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-    """Map the latents and the clean estimates of a shard."""
+    folder: Path, manifest: Manifest, offsets: Sequence[tuple[int, ...]], number: int
+) -> tuple[NDArray[np.float16], ...]:
+    """Map the tensors of a shard: the latents, the clean estimates, and x_0 of the full runs where it has them."""
     shard = manifest.shards[number]
     file = folder / shard.file
     with open_file(file) as handle:
@@ -286,11 +302,10 @@ def _map_shard(
             f"{file} must have {shard.bytes} bytes, got {len(buffer)}. It changed since the cache was "
             "opened; open it again."
         )
-    latents, estimates = (
+    return tuple(
         np.frombuffer(buffer, dtype="<f2", count=prod(shape), offset=offset).reshape(shape)
         for offset, shape in zip(offsets[number], tensor_shapes(shard, manifest.recipe).values(), strict=True)
     )
-    return latents, estimates
 
 
 def find_cache(cache: str | os.PathLike[str]) -> Path:
@@ -433,12 +448,13 @@ def summarize_shard(folder: Path, recipe: Recipe, span: Span, *, sha256: str | N
 
 
 def tensor_shapes(span: Span, recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of a shard's two tensors, both float16."""
+    """Return the names and shapes of a shard's tensors, all float16; x_0 of the full runs where it has them."""
     count, steps, latent = span.stop - span.start, recipe.num_steps, recipe.latent_shape
-    return {"latents": (count, steps + 1, *latent), "clean_estimates": (count, steps, *latent)}
+    full = {"full_latents": (count, 1, *latent)} if recipe.has_full else {}
+    return {"latents": (count, steps + 1, *latent), "clean_estimates": (count, steps, *latent), **full}
 
 
-def check_shard(folder: Path, span: Span, recipe: Recipe, *, num_bytes: int | None = None) -> tuple[int, int]:
+def check_shard(folder: Path, span: Span, recipe: Recipe, *, num_bytes: int | None = None) -> tuple[int, ...]:
     """Check a shard's size and safetensors header, without reading its data.
 
     A safetensors file is the header's length (8 bytes, little-endian), a JSON header, and the tensors' bytes,
@@ -451,7 +467,7 @@ def check_shard(folder: Path, span: Span, recipe: Recipe, *, num_bytes: int | No
         num_bytes: the size that the file must have, where it is known.
 
     Returns:
-        Where in the file the latents and the clean estimates begin [bytes].
+        Where in the file the tensors begin [bytes], in the order of `tensor_shapes`.
 
     Raises:
         CacheFormatError: if something does not match, by name.
@@ -488,7 +504,7 @@ def check_shard(folder: Path, span: Span, recipe: Recipe, *, num_bytes: int | No
                 f"`{name}` in {file} must lie within the file's {size} bytes, got offsets {shorten(offsets)}. {REMEDY}"
             )
         begin.append(8 + length + offsets[0])
-    return begin[0], begin[1]
+    return tuple(begin)
 
 
 def _reopen(path: str, sha256: str) -> TrajectoryCache:

@@ -22,7 +22,9 @@ from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories.cache import TrajectoryCache
 from refine_env.trajectories.forward_process import clean_generator, forward_process, noise_generator
 from refine_env.trajectories.manifest import Recipe, Span, Trajectory, sample_seed
+from refine_env.trajectories.midpoints import MidpointStore
 from refine_env.trajectories.prompts import PromptSelection
+from refine_env.trajectories.reuse import MidpointSource, Reuse, describe_reuse
 from refine_env.trajectories.statistics import ShardSummary
 from refine_env.trajectories.workers import Chunk, Sampler, WorkerPool, draw_shards
 from refine_env.trajectories.writer import CacheWriter
@@ -200,6 +202,7 @@ def generate_diffusers(
     engine: str = "loky",
     address: str | None = None,
     shard_size: int | None = None,
+    reuse: Reuse | None = None,
     **writing: Unpack[_Writing],
 ) -> TrajectoryCache:
     """Generate trajectories of a diffusion model: any text-to-image latent pipeline of diffusers.
@@ -233,6 +236,8 @@ def generate_diffusers(
         address: of a running Dask scheduler or Ray cluster, whose hosts see ``path`` and ``model`` at the same
             place and have the same versions of the libraries.
         shard_size: trajectories in a file; default the least multiple of ``batch_size`` that is at least 16.
+        reuse: the midpoints at which trajectories start; the cache has their steps m … 0. Default, and with a ratio
+            of 0: none, and the cache is the same bytes.
         writing: as in `generate_gaussian`.
 
     Returns:
@@ -258,15 +263,29 @@ def generate_diffusers(
         address=address,
     )
     source = _DiffusionSource(model, num_steps, scheduler, guidance_scale, dtype, revision)
+    store = reuse.store() if reuse is not None and reuse.ratio > 0.0 else None
     # Where others draw, this process loads the model only to describe it, and not onto a device of theirs.
-    sampler = source.load(pool.devices[0] if pool.is_here else "cpu")
+    device_here = pool.devices[0] if pool.is_here else "cpu"
+    sampler = source.load(device_here)
     described = sampler.describe()
     draw: _Draw
-    if pool.is_here:
-        draw = partial(_draw_here, sampler)
+    if reuse is not None and store is not None:
+        stage_one = static = None
+        if reuse.stage_one_model is not None:
+            stage_one = replace(source, model=reuse.stage_one_model, revision=None)
+            static = stage_one.load(device_here)
+            stage_one = stage_one.pinned(static)
+        from_midpoints = _MidpointSource(source.pinned(sampler), stage_one, store)
+        described |= describe_reuse(reuse, sampler, static, texts, seed)
+        draw = partial(pool.draw_shards, from_midpoints)
+        if pool.is_here:
+            draw = partial(_draw_here, partial(from_midpoints.sampler, sampler, static))
+        del static
+    elif pool.is_here:
+        draw = partial(_draw_here, partial(partial, _sample, sampler))
     else:
         draw = partial(pool.draw_shards, source.pinned(sampler))
-        del sampler  # its memory is the workers' from here on
+    del sampler  # where others draw, its memory is the workers' from here on
     return _generate(
         path,
         draw,
@@ -312,9 +331,13 @@ class _DiffusionSource:
 
     def open(self, recipe: Recipe, device: str) -> Sampler:
         """Make the sampler, if the model and the libraries are those of the recipe."""
+        return partial(_sample, self.load_checked(recipe, recipe.model, device), recipe)
+
+    def load_checked(self, recipe: Recipe, model: Mapping[str, str] | None, device: str) -> LatentSampler:
+        """Load the model onto a device, if it and the libraries are those of the recipe."""
         sampler = self.load(device)
         here = {"model": sampler.revision, **sampler.versions}
-        wanted = {"model": (recipe.model or {}).get("revision"), **recipe.generator}
+        wanted = {"model": (model or {}).get("revision"), **recipe.generator}
         for name, value in here.items():
             if value != wanted[name]:
                 raise CacheError(
@@ -322,24 +345,65 @@ class _DiffusionSource:
                     f"{value} instead of {wanted[name]} on {socket.gethostname()}. Install the same versions, and "
                     "give the model's folder or commit."
                 )
-        return partial(_sample, sampler, recipe)
+        return sampler
+
+
+@dataclass(frozen=True)
+class _MidpointSource:
+    """What a worker needs to start at midpoints.
+
+    Args:
+        target: the model of the steps t <= m.
+        stage_one: that of the steps t > m, where it is another.
+        store: the store of midpoints.
+    """
+
+    target: _DiffusionSource
+    stage_one: _DiffusionSource | None
+    store: MidpointStore
+
+    def open(self, recipe: Recipe, device: str) -> Sampler:
+        """Make the sampler, if the models and the libraries are those of the recipe."""
+        assert recipe.reuse is not None
+        static = None
+        if self.stage_one is not None:
+            static = self.stage_one.load_checked(recipe, recipe.reuse["stage_one_model"], device)
+        return self.sampler(self.target.load_checked(recipe, recipe.model, device), static, recipe)
+
+    def sampler(self, target: LatentSampler, static: LatentSampler | None, recipe: Recipe) -> Sampler:
+        """Make the sampler of models that are loaded."""
+        midpoints = MidpointSource(target, target if static is None else static, self.store, recipe)
+        return partial(_sample, target, recipe, midpoints=midpoints)
 
 
 def _sample(
-    sampler: LatentSampler, recipe: Recipe, start: int, stop: int, report: Callable[[float], None]
+    sampler: LatentSampler,
+    recipe: Recipe,
+    start: int,
+    stop: int,
+    report: Callable[[float], None],
+    *,
+    midpoints: MidpointSource | None = None,
 ) -> Iterator[Chunk]:
     """Draw trajectories of a diffusion model, in batches."""
     assert recipe.batch_size is not None
     for first in range(start, stop, recipe.batch_size):
-        batch = list(recipe.trajectories[first : min(first + recipe.batch_size, stop)])
-        count = len(batch)
-        batch += batch[-1:] * (recipe.batch_size - count)  # an equal batch size keeps the last bits equal
-        latents, estimates = sampler.sample(
-            [trajectory.prompt or "" for trajectory in batch],
-            [trajectory.seed for trajectory in batch],
-            partial(_scaled, report, count),
-        )
-        yield latents[:count], estimates[:count]
+        indices = list(range(first, min(first + recipe.batch_size, stop)))
+        count = len(indices)
+        indices += indices[-1:] * (recipe.batch_size - count)  # an equal batch size keeps the last bits equal
+        prompts = [recipe.trajectories[index].prompt or "" for index in indices]
+        seeds = [recipe.trajectories[index].seed for index in indices]
+        scaled = partial(_scaled, report, count)
+        if midpoints is None:
+            chunk: Chunk = sampler.sample(prompts, seeds, scaled)
+        else:
+            found = midpoints.start(indices, partial(report, 0.0))
+            other = midpoints.of_another_model
+            chunk = sampler.sample(prompts, seeds, scaled, found, of_another_model=other)
+            if recipe.has_full:
+                full, _ = sampler.sample(prompts, seeds, partial(_scaled, report, 0))
+                chunk = (*chunk, full[:, :1])
+        yield tuple(values[:count] for values in chunk)
 
 
 def _scaled(report: Callable[[float], None], count: int, fraction: float) -> None:
@@ -347,10 +411,14 @@ def _scaled(report: Callable[[float], None], count: int, fraction: float) -> Non
 
 
 def _draw_here(
-    sampler: LatentSampler, folder: Path, recipe: Recipe, spans: Sequence[Span], report: Callable[[float], None]
+    make_sampler: Callable[[Recipe], Sampler],
+    folder: Path,
+    recipe: Recipe,
+    spans: Sequence[Span],
+    report: Callable[[float], None],
 ) -> list[ShardSummary]:
     """Draw shards in this process, with a model that it has loaded."""
-    return draw_shards(partial(_sample, sampler, recipe), folder, recipe, spans, report)
+    return draw_shards(make_sampler(recipe), folder, recipe, spans, report)
 
 
 def _draw_ideal(

@@ -33,6 +33,7 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "MANIFEST_FILE",
+    "REUSE_MODES",
     "DecoderRecord",
     "Manifest",
     "Recipe",
@@ -53,6 +54,9 @@ DTYPE = "float16"
 SOURCES = ("gaussian", "forward-process", "diffusers")
 CLEAN_ESTIMATE_KINDS = ("denoiser", "linear-mmse")
 """``denoiser``: the network's own `pred_original_sample`. ``linear-mmse``: √ᾱ_{t+1} x_{t+1}."""
+
+REUSE_MODES = ("vanilla", "switch", "two-stage", "mean", "mean-plain")
+"""Where the midpoint comes from that a trajectory starts at, see :class:`refine_env.trajectories.reuse.Reuse`."""
 
 DECODED_PAYLOADS = ("latent", "posterior_mean")
 """The payloads of which a device's decoder is measured."""
@@ -135,6 +139,8 @@ class Recipe:
         clean_latents: ``name`` and ``sha256`` of the clean latents that a forward process started from.
         prompt_source: what chose the prompts from a file, see `read_prompts`; absent where they were given.
         note: free text, for instance the license of the samples.
+        reuse: for trajectories that start at a midpoint x_m, where that comes from, as
+            :meth:`refine_env.trajectories.reuse.Reuse.record` has it. Then everything here is of the steps t <= m.
     """
 
     source: str
@@ -157,6 +163,7 @@ class Recipe:
     clean_latents: Mapping[str, str] | None = None
     prompt_source: Mapping[str, Any] | None = None
     note: str | None = None
+    reuse: Mapping[str, Any] | None = None
 
     @property
     def num_trajectories(self) -> int:
@@ -165,8 +172,13 @@ class Recipe:
 
     @property
     def num_steps(self) -> int:
-        """T, the number of reverse diffusion steps."""
+        """T, the number of reverse diffusion steps; m of trajectories that start at a midpoint."""
         return len(self.alpha_bar) - 1
+
+    @property
+    def has_full(self) -> bool:
+        """Whether x_0 of the full run is recorded beside every trajectory that starts at a midpoint."""
+        return self.reuse is not None and bool(self.reuse["with_full"])
 
     @property
     def latent_dim(self) -> int:
@@ -201,7 +213,9 @@ class Recipe:
             "splits": {"train": [0, self.num_train], "test": [self.num_train, self.num_trajectories]},
             "trajectories": [dict(vars(sample)) for sample in self.trajectories],
         }
-        return {name: derived[name] if name in derived else _plain(getattr(self, name)) for name in _RECIPE_FIELDS}
+        reuse = {} if self.reuse is None else {"reuse": dict(self.reuse)}
+        fields = {name: derived[name] if name in derived else _plain(getattr(self, name)) for name in _RECIPE_FIELDS}
+        return fields | reuse
 
     def to_bytes(self) -> bytes:
         """Write the recipe as JSON text with a hash of itself, the same bytes for the same recipe.
@@ -308,6 +322,7 @@ class Recipe:
             clean_latents=fields.optional("clean_latents", fields.texts, "name", "sha256"),
             prompt_source=fields.optional("prompt_source", fields.mapping),
             note=fields.optional("note", fields.text),
+            reuse=fields.optional("reuse", fields.reuse, num_steps, len(trajectories)),
         )
 
 
@@ -584,6 +599,28 @@ class _Fields:
     def scheduler(self, name: str) -> dict[str, Any]:
         entry = self.entry(name)
         return {**entry.values, "class": entry.text("class"), "config": entry.mapping("config")}
+
+    def reuse(self, name: str, step: int, count: int) -> dict[str, Any]:
+        """Read where the midpoints x_m of so many trajectories come from."""
+        entry = self.entry(name)
+        entry.choice("mode", REUSE_MODES)
+        if not 0.0 < entry.number("ratio") < 1.0:
+            entry.fail("ratio", "a number between 0 and 1", entry.values["ratio"])
+        if entry.integer("step", 1) != step:
+            entry.fail("step", f"{step}, the number of steps of the cache", entry.values["step"])
+        entry.integer("num_steps", step + 1)
+        entry.optional("stage_one_model", entry.texts, "id", "revision")
+        entry.optional("prompt_source", entry.mapping)
+        if not isinstance(entry.values.get("with_full"), bool):
+            entry.fail("with_full", "true or false", entry.values.get("with_full"))
+        sources = entry.entries("sources")
+        for source in sources:
+            source.text("prompt")
+            if not source.integers("seeds"):
+                source.fail("seeds", "at least one seed", [])
+        if len(sources) != count:
+            entry.fail("sources", f"a list of {count} objects, one a trajectory", sources)
+        return dict(entry.values)
 
     def entry(self, name: str) -> _Fields:
         return _Fields(self.mapping(name), self.where, f"{name}.")

@@ -24,6 +24,7 @@ from refine_env._validation import check_choice, check_finite, check_integer
 from refine_env.errors import CacheError, ConfigurationError, ModelNotFoundError, describe_error, import_extra
 from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories.cache import TrajectoryCache
+from refine_env.trajectories.midpoints import Midpoint, MidpointKey
 
 __all__ = ["BUNDLED_MODEL", "LatentDecoder", "LatentDenoiser", "LatentSampler", "ModelNotFoundError", "open_recorded"]
 
@@ -88,6 +89,7 @@ class LatentSampler:
         num_steps = check_integer("num_steps", num_steps, 1, advice="[K] takes 50.")
         self.guidance_scale = check_finite("guidance_scale", guidance_scale, advice="1 is no guidance.")
         torch_device, torch_dtype = _torch_device(device), _torch_dtype(dtype)
+        self._dtype = dtype
         self.device_kind: str = torch_device.type
         folder, self.model_id, self.revision = _find_checked_model(model, revision)
         self._pipeline = _load_pipeline(folder, self.model_id, torch_dtype).to(torch_device)
@@ -121,23 +123,32 @@ class LatentSampler:
         prompts: Sequence[str],
         seeds: Sequence[int],
         report: Callable[[float], None] | None = None,
+        start: Sequence[Midpoint] | None = None,
+        *,
+        of_another_model: bool = False,
     ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         """Sample one batch.
 
-        Sample k's x_T and then the noise of each step come from its own CPU generator, seeded ``seeds[k]``.
+        Sample k's x_T and then the noise of each step come from its own CPU generator, seeded ``seeds[k]``. A sample
+        that starts at a midpoint draws for its last m steps what it would draw for them without.
 
         Args:
             prompts: one prompt for each sample.
             seeds: one seed for each sample.
             report: called with the part of the steps that is done.
+            start: one midpoint for each sample, all of one step m; default x_T.
+            of_another_model: whether the midpoints may be of another model and scheduler, of the same schedule.
 
         Returns:
             Latents (B, T+1, C, H, W) and clean estimates (B, T, C, H, W), float16, indexed by t, in the
-            model's own units. Schedulers that keep x_t/√ᾱ_t (Euler, LMS) are recorded as x_t. y_0 = x_0. A
-            value beyond float16's range is ±inf; the caller checks.
+            model's own units; from midpoints, of m + 1 and m steps. Schedulers that keep x_t/√ᾱ_t (Euler, LMS) are
+            recorded as x_t. y_0 = x_0. A value beyond float16's range is ±inf; the caller checks.
+
+        Raises:
+            ConfigurationError: if the pipeline's latents have another shape, or the midpoints are of another model, T,
+                step or shape than can be.
         """
-        torch = import_extra("torch", EXTRA)
-        num_steps = self.schedule.num_steps
+        num_steps = self.schedule.num_steps if start is None else self._check_start(start, seeds, of_another_model)
         samples: list[Any] = []
         estimates: list[Any] = []
 
@@ -149,14 +160,7 @@ class LatentSampler:
             if report is not None:
                 report(len(estimates) / num_steps)
 
-        with _watched(self._scheduler, record), _one_thread(self.device_kind), _without_copy_warning():
-            self._pipeline(
-                prompt=list(prompts),
-                num_inference_steps=num_steps,
-                guidance_scale=self.guidance_scale,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                output_type="latent",
-            )
+        self._run(prompts, seeds, record, start)
         expected = (len(prompts), *self.latent_shape)
         if len(estimates) != num_steps or tuple(samples[0].shape) != expected:
             raise ConfigurationError(
@@ -171,6 +175,162 @@ class LatentSampler:
         clean = _stack(estimates)
         clean[:, 0] = latents[:, 0]
         return latents, clean
+
+    def midpoint_key(self, prompt: str, seed: int, step: int, batch_size: int) -> MidpointKey:
+        """All that the midpoint x_m of a run depends on.
+
+        Args:
+            prompt: the condition of the run.
+            seed: of its x_T and noise.
+            step: m.
+            batch_size: samples at once.
+        """
+        return MidpointKey(
+            model=self.revision,
+            scheduler=json.dumps(self.scheduler_config, sort_keys=True),
+            num_steps=self.schedule.num_steps,
+            guidance_scale=self.guidance_scale,
+            prompt=prompt,
+            seed=seed,
+            step=step,
+            dtype=self._dtype,
+            device=self.device_kind,
+            batch_size=batch_size,
+            versions=json.dumps(self.versions, sort_keys=True),
+        )
+
+    def sample_midpoints(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        step: int,
+        report: Callable[[], None] | None = None,
+    ) -> list[Midpoint]:
+        """Run one batch as far as x_m, by T − m evaluations of the network for each.
+
+        Args:
+            prompts: one prompt for each sample.
+            seeds: one seed for each sample.
+            step: m, 1 … T − 1.
+            report: called after every step.
+
+        Raises:
+            ConfigurationError: if the scheduler keeps something else than x_t, which has no midpoint.
+        """
+        self.check_midpoints()
+        num_steps = self.schedule.num_steps
+        done = 0
+        tensors: dict[str, Any] = {}
+
+        def record(sample: Any, previous: Any, estimate: Any) -> None:
+            nonlocal done
+            done += 1
+            if report is not None:
+                report()
+            if done == num_steps - step:
+                tensors.update(latent=previous, **_history(self._scheduler, previous.shape))
+                raise _ArrivedError
+
+        with contextlib.suppress(_ArrivedError):
+            self._run(prompts, seeds, record)
+        arrays = {name: _lossless(tensor) for name, tensor in tensors.items()}
+        return [
+            Midpoint(
+                key=self.midpoint_key(prompt, seed, step, len(prompts)),
+                tensors={name: values[index] for name, values in arrays.items()},
+            )
+            for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+
+    def check_midpoints(self) -> None:
+        """Check that the scheduler's runs have midpoints that others may start from.
+
+        Raises:
+            ConfigurationError: if it keeps something else than x_t (Euler, LMS).
+        """
+        if self._scale() is not None:
+            raise ConfigurationError(
+                f"`scheduler` must keep x_t itself for midpoints to be reused, got {self.scheduler_config['class']}, "
+                "which keeps x_t/√ᾱ_t. Choose ddpm, ddim or dpmsolver++."
+            )
+
+    def initial_noise(self, seeds: Sequence[int]) -> NDArray[np.float32]:
+        """The x_T of samples: the first that their generators draw, float32 (B, C, H, W)."""
+        array: NDArray[np.float32] = self._draw_initial(self._generators(seeds)).float().numpy()
+        return array
+
+    def _run(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        record: Callable[[Any, Any, Any], None],
+        start: Sequence[Midpoint] | None = None,
+    ) -> None:
+        """Run the pipeline, with ``record(x_{t+1}, x_t, y_t)`` called at every step."""
+        torch = import_extra("torch", EXTRA)
+        generators = self._generators(seeds)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_one_thread(self.device_kind))
+            stack.enter_context(_without_copy_warning())
+            initial: dict[str, Any] = {}
+            before = None
+            if start is not None:
+                tensors = {
+                    name: torch.from_numpy(np.stack([midpoint.tensors[name] for midpoint in start]))
+                    for name in start[0].tensors
+                }
+                drawn = self._draw_initial(generators)  # and not used: what is drawn later is to be the same
+                initial["latents"] = tensors.pop("latent").to(drawn.dtype)
+                skipped = self.schedule.num_steps - start[0].key.step
+                device = self._pipeline.device
+                before = stack.enter_context(
+                    _begun(self._scheduler, skipped, torch.zeros_like(drawn), generators, tensors, device)
+                )
+            stack.enter_context(_watched(self._scheduler, record, before))
+            self._pipeline(
+                prompt=list(prompts),
+                num_inference_steps=self.schedule.num_steps,
+                guidance_scale=self.guidance_scale,
+                generator=generators,
+                output_type="latent",
+                **initial,
+            )
+
+    def _generators(self, seeds: Sequence[int]) -> list[Any]:
+        torch = import_extra("torch", EXTRA)
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def _draw_initial(self, generators: Sequence[Any]) -> Any:
+        """Draw x_T as pipelines do, (B, C, H, W)."""
+        torch = import_extra("torch", EXTRA)
+        shape, dtype = (1, *self.latent_shape), _torch_dtype(self._dtype)
+        return torch.cat([torch.randn(shape, generator=generator, dtype=dtype) for generator in generators])
+
+    def _check_start(self, start: Sequence[Midpoint], seeds: Sequence[int], of_another_model: bool) -> int:
+        """Check that samples can start at these midpoints; return their m."""
+        self.check_midpoints()
+        if len(start) != len(seeds):
+            raise ConfigurationError(
+                f"`start` must be one midpoint for each sample, {len(seeds)}, got {len(start)}. Give as many."
+            )
+        own = self.midpoint_key("", 0, start[0].key.step, 1)
+        fields = ("num_steps", "step") if of_another_model else ("model", "num_steps", "step", "scheduler")
+        names = {"latent", *start[0].tensors}
+        for midpoint in start:
+            for field in fields:
+                wanted, given = getattr(own, field), getattr(midpoint.key, field)
+                if wanted != given:
+                    raise ConfigurationError(
+                        f"`start` must be midpoints with the {field} {wanted!r:.200}, got {given!r:.200}. Make them "
+                        "with the same model, scheduler and number of steps, at one step m."
+                    )
+            shapes = {name: midpoint.tensors[name].shape for name in names if name in midpoint.tensors}
+            if set(shapes.values()) != {self.latent_shape} or names != shapes.keys():
+                raise ConfigurationError(
+                    f"`start` must be midpoints with {', '.join(sorted(names))} of shape {self.latent_shape}, got "
+                    f"{shapes}. Make them with the same model and scheduler."
+                )
+        return check_integer("start", own.step, 1, own.num_steps - 1, advice="Give midpoints of a step m in between.")
 
     def _scale(self) -> list[float] | None:
         """Return factors √ᾱ_t = 1/√(1 + σ_t²) from the scheduler's own samples to x_T … x_0; None if these are x_t."""
@@ -389,14 +549,22 @@ def _one_thread(device_kind: str) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+class _ArrivedError(Exception):
+    """A run is where it was to go, and the pipeline need not go on."""
+
+
 @contextlib.contextmanager
-def _watched(scheduler: Any, record: Callable[[Any, Any, Any], None]) -> Iterator[None]:
-    """Have ``record(x_{t+1}, x_t, y_t)`` called at every step of a scheduler."""
+def _watched(
+    scheduler: Any, record: Callable[[Any, Any, Any], None], before: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Have ``before()`` and ``record(x_{t+1}, x_t, y_t)`` called at every step of a scheduler."""
     original = scheduler.step
 
     @functools.wraps(original)  # pipelines look up the signature, to see whether to pass a generator
     def step(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         as_output = kwargs.pop("return_dict", True)
+        if before is not None:
+            before()
         output = original(model_output, timestep, sample, *args, return_dict=True, **kwargs)
         estimate = getattr(output, "pred_original_sample", None)
         if estimate is None:
@@ -409,6 +577,89 @@ def _watched(scheduler: Any, record: Callable[[Any, Any, Any], None]) -> Iterato
         yield
     finally:
         del scheduler.step
+
+
+@contextlib.contextmanager
+def _begun(
+    scheduler: Any, skipped: int, nothing: Any, generators: list[Any], history: dict[str, Any], device: Any
+) -> Iterator[Callable[[], None]]:
+    """Have a pipeline find its scheduler with the first steps behind it.
+
+    The scheduler goes these steps itself, on zeros: so its counters are as after a run, and the generators have drawn
+    what they draw in one. Then it gets the tensors that it had kept in the run to the midpoint.
+
+    Args:
+        scheduler: whose `set_timesteps` the pipeline will call.
+        skipped: T − m.
+        nothing: zeros (B, C, H, W) on the CPU, in the pipeline's number format.
+        generators: of the samples.
+        history: what the scheduler had kept, (B, C, H, W) each.
+        device: of the pipeline.
+
+    Gives:
+        What is to be called before every step: a scheduler looks up its steps among all T, while the pipeline has m.
+
+    Raises:
+        ConfigurationError: in the pipeline, if the scheduler keeps other tensors than those of the midpoints.
+    """
+    original, step = scheduler.set_timesteps, scheduler.step
+    every: list[Any] = []
+
+    @functools.wraps(original)
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        every[:] = [scheduler.timesteps]
+        drawing = {"generator": generators} if "generator" in inspect.signature(step).parameters else {}
+        for timestep in scheduler.timesteps[:skipped]:
+            step(nothing, timestep, nothing, **drawing)
+        kept = _history(scheduler, nothing.shape)
+        if kept.keys() != history.keys():
+            raise ConfigurationError(
+                f"`start` must be midpoints with what {type(scheduler).__name__} keeps, {sorted(kept)}, got "
+                f"{sorted(history)}. Make them with the same scheduler."
+            )
+        _put_history(scheduler, {name: history[name].to(device, values.dtype) for name, values in kept.items()})
+        scheduler.timesteps = every[0][skipped:]
+
+    def before() -> None:
+        scheduler.timesteps = every[0]
+
+    scheduler.set_timesteps = set_timesteps
+    try:
+        yield before
+    finally:
+        del scheduler.set_timesteps
+
+
+def _history(scheduler: Any, shape: Any) -> dict[str, Any]:
+    """The tensors (B, C, H, W) that a scheduler keeps from one step to the next, by attribute and place in a list."""
+    torch = import_extra("torch", EXTRA)
+    found = {}
+    for name, value in vars(scheduler).items():
+        items = (
+            {f"{name}.{place}": item for place, item in enumerate(value)} if isinstance(value, list) else {name: value}
+        )
+        found.update(
+            {key: item for key, item in items.items() if isinstance(item, torch.Tensor) and item.shape == shape}
+        )
+    return found
+
+
+def _put_history(scheduler: Any, tensors: dict[str, Any]) -> None:
+    for key, tensor in tensors.items():
+        name, _, place = key.partition(".")
+        if place:
+            getattr(scheduler, name)[int(place)] = tensor
+        else:
+            setattr(scheduler, name, tensor)
+
+
+def _lossless(tensor: Any) -> NDArray[Any]:
+    """A tensor as an array of the same numbers; NumPy has no bfloat16, of which each is a float32."""
+    torch = import_extra("torch", EXTRA)
+    tensor = tensor.detach().cpu()
+    array: NDArray[Any] = (tensor if tensor.dtype == torch.float16 else tensor.float()).numpy()
+    return array
 
 
 @contextlib.contextmanager

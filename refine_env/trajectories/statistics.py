@@ -43,7 +43,7 @@ def summarize(
     Args:
         recipe: the recipe of the cache.
         span: the place of the shard in the cache.
-        tensors: the shard's latents (n, T+1, …) and clean estimates (n, T, …), in this order.
+        tensors: the shard's ``latents`` (n, T+1, …) and ``clean_estimates`` (n, T, …).
         size: the size of the shard's file [bytes].
         sha256: the hash of that file.
     """
@@ -52,7 +52,10 @@ def summarize(
     moments = np.zeros((steps + 1, steps + 1))
     clean_moments = np.zeros((steps, steps))
     for index in range(span.start, span.stop):
-        latents, estimates = (values[index - span.start].reshape(len(values[0]), -1) for values in tensors.values())
+        latents, estimates = (
+            values[index - span.start].reshape(len(values[0]), -1)
+            for values in (tensors["latents"], tensors["clean_estimates"])
+        )
         if index < recipe.num_train:
             products = gram(latents)
             moments += products

@@ -37,10 +37,11 @@ EXTRA = "generate"
 _POLL_SECONDS = 0.5
 _IDLE_SECONDS = 5
 
-Chunk = tuple[NDArray[np.float16], NDArray[np.float16]]
+Chunk = tuple[NDArray[np.float16], ...]
 Sampler = Callable[[int, int, Callable[[float], None]], Iterator[Chunk]]
-"""(start, stop, report) -> latents (n, T+1, …) and clean estimates (n, T, …) of the trajectories start … stop
-− 1 in order, n at a time; ``report`` takes the share of work done on the next n, in trajectories."""
+"""(start, stop, report) -> latents (n, T+1, …), clean estimates (n, T, …), and where the recipe has full runs
+their x_0 (n, 1, …), of the trajectories start … stop − 1 in order, n at a time; ``report`` takes the share of work done
+on the next n, in trajectories."""
 
 
 class Source(Protocol):

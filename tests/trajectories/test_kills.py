@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from refine_env import TrajectoryCache
+from refine_env.trajectories.midpoints import MidpointStore
 
 from .test_writer import content
 
@@ -26,10 +27,10 @@ import functools, json, os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from refine_env.trajectories import generate_diffusers, pipeline
+from refine_env.trajectories import Reuse, generate_diffusers, pipeline
 pipeline._load_pipeline = functools.cache(pipeline._load_pipeline)  # loaded before the forks
 
-FOLDER, MODEL = Path(sys.argv[1]), sys.argv[2]
+FOLDER, MODEL, MODE = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 PROMPTS = ["a cat", "dog", "the sun", "moon", "a red fish", "x", "y"]
 
 class Clock:
@@ -58,7 +59,14 @@ class Clock:
             file.write(data)
 
 def generate(path, progress=None):
-    generate_diffusers(path, MODEL, PROMPTS, num_steps=3, batch_size=2, shard_size=2, seed=3, progress=progress)
+    reuse = None
+    if MODE != "full":  # with a store of its own, so that the midpoints are to be made
+        store = path.with_name("store-" + path.name)
+        static = PROMPTS[:3] + PROMPTS[:4]
+        reuse = Reuse(ratio=0.4, static_prompts=static, mode=MODE, mean_runs=2, midpoints=store, with_full=True)
+    generate_diffusers(
+        path, MODEL, PROMPTS, num_steps=3, batch_size=2, shard_size=2, seed=3, reuse=reuse, progress=progress
+    )
 
 def run(path, life, fraction):
     clock = Clock(life, fraction)
@@ -114,11 +122,12 @@ print(json.dumps({"events": events, "report": report}))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_killed_at_random_points(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["full", "vanilla", "mean"])
+def test_killed_at_random_points(tiny_model: Path, tmp_path: Path, mode: str) -> None:
     pytest.importorskip("diffusers")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path), str(tiny_model)],
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path), str(tiny_model), mode],
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -129,9 +138,15 @@ def test_killed_at_random_points(tiny_model: Path, tmp_path: Path) -> None:
     for name, points, _, _, last in result["report"]:
         assert last == 0
         assert content(tmp_path / name) == whole, f"killed at {points}"
-    assert {entry.name for entry in tmp_path.iterdir()} == {
-        "whole", "cache", "events", *(name for name, *_ in result["report"]),
-    }  # fmt: skip
+    names = {"whole", "cache", *(name for name, *_ in result["report"])}
+    stores = set() if mode == "full" else {f"store-{name}" for name in names}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"events", *names, *stores}
+    for name in stores:
+        store = MidpointStore(tmp_path / name)
+        assert store.find_damage() == []
+        assert {file.name for file in store.sizes()} == {
+            file.name for file in MidpointStore(tmp_path / "store-whole").sizes()
+        }
     by_event = [(points, signals, shards) for name, points, signals, shards, _ in result["report"] if name[1] == "a"]
     assert sum(len(points) for points, _, _ in by_event) >= 24
     assert all(signal == 9 for _, signals, _ in by_event for signal in signals)
