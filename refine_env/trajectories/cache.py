@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.resources
 import mmap
@@ -362,7 +363,13 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     """
     file = folder / MANIFEST_FILE
     raw = read_file(file)
-    return Manifest.from_bytes(raw, str(file)), hashlib.sha256(raw).hexdigest()
+    read = _read_again if len(raw) <= _KEPT_BYTES else Manifest.from_bytes
+    return read(raw, str(file)), hashlib.sha256(raw).hexdigest()
+
+
+# Environments open their cache one by one, and the same bytes are the same manifest, which nothing changes.
+_KEPT_BYTES = 1 << 20
+_read_again = functools.lru_cache(maxsize=8)(Manifest.from_bytes)
 
 
 def find_damage(

@@ -384,6 +384,8 @@ class DecoderRecord:
         errors = {
             name: np.stack([curve.array(name, (len(shares),)) for curve in curves]) for name in ("held", "decoded")
         }
+        for values in errors.values():
+            values.setflags(write=False)
         if min(values.min() for values in errors.values()) < 0.0:
             fields.fail("decoder_curves", "mean squared errors, none below 0", "others")
         tables = {
