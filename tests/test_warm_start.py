@@ -18,6 +18,8 @@ from refine_env import ConfigurationError, LatentRefinementEnv, SystemConfig, Tr
 from refine_env.config import WarmStart
 from refine_env.errors import BitstreamError
 from refine_env.evaluation import roll_out
+from refine_env.receive import describe
+from refine_env.transport import Reception
 from refine_env.wrappers import ObservationEncoder
 from tests.test_vector_env import assert_equal
 
@@ -233,3 +235,13 @@ def test_a_picture_names_the_midpoint(gaussian_cache: Path) -> None:
     env.render()
     painter = env.unwrapped._viewer._painter  # type: ignore[attr-defined]
     assert painter.fields["device"].get_text() == "x₂₀ (midpoint)"
+
+
+def test_a_device_says_what_it_holds_at_the_deadline() -> None:
+    for start, held in ((SHARED, "x_20"), (OPEN, r"x_50 (only the noise)")):
+        config = SystemConfig(snr_db=6.0, warm_start=start)  # type: ignore[arg-type]
+        step = config.first_device_step
+        reception = Reception(
+            latent=np.zeros(4, np.float32), device_step=step, device_bits=0, deliveries=(), config=config
+        )
+        assert describe(reception) == f"deadline: the device holds {held}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,11 @@ def test_nothing_is_promised_by_the_step_held_first() -> None:
     variance = float(model.innovation[0, 1])
     assert agent.predicted_values[0] == pytest.approx(float(model.clean[0]) + variance * base_distortion(1), rel=1e-12)
     assert agent.predicted_values[1] == model.clean[1]
+
+
+@pytest.mark.parametrize("name", [name for name in agents.names() if name != "learned"])
+def test_every_policy_plays(gaussian_cache: Path, name: str) -> None:
+    """But for the one that was trained for another system."""
+    kwargs = {**agents.env_kwargs(name), "cache": str(gaussian_cache), "warm_start": {"step": 25, "shared": True}}
+    rows = roll_out(partial(agents.make, name), env_kwargs={**kwargs, "snr_db": 6.0}, episodes=3)
+    assert all(row["latent_mse"] < row["no_delivery_mse"] for row in rows)
