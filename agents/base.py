@@ -116,9 +116,10 @@ class Agent(ABC):
             )
         if "device_bits" in batch:
             bits, step = batch["device_bits"], batch["device_step"]
-            if ((bits == 0) != (step == config.num_steps)).any() or not np.isin(bits, (0, *config.bit_depths)).all():
+            first = config.first_device_step
+            if ((bits == 0) != (step == first)).any() or not np.isin(bits, (0, *config.bit_depths)).all():
                 raise ConfigurationError(
-                    f"`device_bits` must be 0 just where `device_step` is {config.num_steps}, and else one of the bit "
+                    f"`device_bits` must be 0 just where `device_step` is {first}, and else one of the bit "
                     f"depths {list(config.bit_depths)} that {self.name} was made for, got {bits.tolist()[:4]} at "
                     f"steps {step.tolist()[:4]}. Make the agent with env.unwrapped.config."
                 )

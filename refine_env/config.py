@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from refine_env._validation import (
     check_choice,
+    check_flag,
     check_integer,
     check_positive,
     check_quantile,
@@ -20,7 +22,15 @@ from refine_env._validation import (
     did_you_mean,
     shown,
 )
-from refine_env.coding import LOSSLESS_BITS, PAYLOADS, Coder, CoderConfig, base_distortion, make_coder
+from refine_env.coding import (
+    LOSSLESS_BITS,
+    PAYLOADS,
+    Coder,
+    CoderConfig,
+    RefinementCodec,
+    base_distortion,
+    make_coder,
+)
 from refine_env.errors import ConfigurationError
 from refine_env.link import (
     ChannelModel,
@@ -45,6 +55,7 @@ __all__ = [
     "PAYLOADS",
     "LinkConfig",
     "SystemConfig",
+    "WarmStart",
 ]
 
 PAPER_BIT_DEPTHS = (3, 4, 8, 10, 16)
@@ -52,6 +63,10 @@ PAPER_DEADLINE = 60
 PAPER_LATENCY_QUANTILE = 0.9
 """[K] §V-A: 𝓑, T_d [slots] and q, the defaults everywhere."""
 
+DEFAULT_NAME_BITS = 32.0
+"""Bits of a midpoint's name: a store of 10⁴ midpoints has two of the same name with probability 0.01."""
+
+_MOST_NAME_BITS = 65536  # what a message's side information can hold
 _SMALLEST, _LARGEST = 1e-30, 1e30
 _MOST_SLOTS = 100_000
 
@@ -135,6 +150,55 @@ class LinkConfig(ChannelModel):
         return cls(**settings)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """Generation that starts from a stored midpoint x_m in place of noise (``docs/warm-start.md``).
+
+    Args:
+        step: m; the server has x_m as soon as the prompt has arrived. 1 … T − 1.
+        shared: whether the device has the midpoint in its own store: it then starts with x_m, without error.
+        name_bits: of the midpoint's name, by which the device looks it up; the first message is longer by them. Counts
+            only where the midpoint is shared.
+
+    Raises:
+        ConfigurationError: if a value is out of range.
+    """
+
+    step: int
+    shared: bool = False
+    name_bits: float = DEFAULT_NAME_BITS
+
+    def __post_init__(self) -> None:
+        step = check_integer("warm_start.step", self.step, 1, advice="Give m in 1 … T − 1, for example 35 of 50 steps.")
+        check_flag("warm_start.shared", self.shared)
+        advice = f"Give the length of the midpoint's name, for example {DEFAULT_NAME_BITS}."
+        name_bits = check_positive("warm_start.name_bits", self.name_bits, advice=advice)
+        if name_bits > _MOST_NAME_BITS:
+            raise ConfigurationError(
+                f"`warm_start.name_bits` must be at most {_MOST_NAME_BITS}, got {shown(self.name_bits)}. {advice}"
+            )
+        object.__setattr__(self, "step", step)  # plain int and float, so that it is JSON
+        object.__setattr__(self, "name_bits", name_bits)
+
+    @classmethod
+    def from_mapping(cls, settings: WarmStart | Mapping[str, Any] | None) -> WarmStart | None:
+        """A ``WarmStart`` from a JSON object of its arguments; None: there is none.
+
+        Raises:
+            ConfigurationError: if a key is not an argument, or ``step`` is missing.
+        """
+        if settings is None or isinstance(settings, WarmStart):
+            return settings
+        known = [item.name for item in fields(cls)]
+        if not isinstance(settings, Mapping) or "step" not in settings or not set(settings) <= set(known):
+            likely = did_you_mean(set(settings) - set(known), known) if isinstance(settings, Mapping) else ""
+            raise ConfigurationError(
+                f"`warm_start` must be an object with `step` and keys among {', '.join(known)}, got "
+                f'{shown(settings)}. {likely}Give for example {{"step": 35, "shared": true}}.'
+            )
+        return cls(**settings)
+
+
 def _is_list(value: Any) -> bool:
     """Whether a value is a list of numbers in some form: not a text, and not one number."""
     if isinstance(value, np.ndarray):
@@ -187,6 +251,8 @@ class SystemConfig(CoderConfig):
         second_moments: second moments of the payload, with which the closed-loop coder predicts; None: those of x_t
             under the forward process.
         decoder_curve: what the device's decoder makes of this payload at the deadline; None: the device has none.
+        warm_start: the midpoint that generation starts from, or a JSON object of :class:`WarmStart`'s arguments; None:
+            it starts from noise.
 
     Raises:
         ConfigurationError: if a value is out of range.
@@ -202,6 +268,7 @@ class SystemConfig(CoderConfig):
     link: LinkConfig = field(default_factory=LinkConfig)
     second_moments: SecondMoments | None = None
     decoder_curve: DecoderCurve | None = None
+    warm_start: WarmStart | None = None
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -226,7 +293,9 @@ class SystemConfig(CoderConfig):
         check_choice("latency_model", self.latency_model, LATENCY_MODELS)
         set_field(self, "link", LinkConfig.from_mapping(self.link))
         super().__post_init__()
+        set_field(self, "warm_start", WarmStart.from_mapping(self.warm_start))
         self._check_moments()
+        self._check_warm_start()
         for name, value in (("symbols_per_slot", self.symbols_per_slot), ("uplink_bits", self.uplink_bits)):
             if not _SMALLEST < value / self.latent_dim < _LARGEST:
                 raise ConfigurationError(
@@ -256,10 +325,55 @@ class SystemConfig(CoderConfig):
                 "Take both from the same trajectory cache."
             )
 
+    def _check_warm_start(self) -> None:
+        if self.warm_start is None:
+            return
+        if self.warm_start.step >= self.num_steps:
+            raise ConfigurationError(
+                f"`warm_start.step` must be in 1 … {self.num_steps - 1}, before the last of the schedule's "
+                f"{self.num_steps} steps, got {self.warm_start.step}. Leave `warm_start` out to start from noise."
+            )
+        if self.payload != "latent":
+            raise ConfigurationError(
+                f"`payload` must be 'latent' with a warm start, got {self.payload!r}: the estimate that belongs to x_m "
+                "comes from x_(m+1), which nobody has. Leave `warm_start` or `payload` out."
+            )
+
     @property
     def num_steps(self) -> int:
         """T."""
         return self.schedule.num_steps
+
+    @property
+    def first_server_step(self) -> int:
+        """m, where generation starts: T, or the step of the warm start."""
+        return self.num_steps if self.warm_start is None else self.warm_start.step
+
+    @property
+    def first_device_step(self) -> int:
+        """t_p of what the device starts with: T, or m where it has the midpoint, too."""
+        start = self.warm_start
+        return self.num_steps if start is None or not start.shared else start.step
+
+    @property
+    def name_bits(self) -> float:
+        """Length of the midpoint's name in the first message [bit]; 0 where the device has no midpoint."""
+        start = self.warm_start
+        return 0.0 if start is None or not start.shared else start.name_bits
+
+    @property
+    def name_bytes(self) -> int:
+        """Bytes that the midpoint's name takes on the wire."""
+        return math.ceil(self.name_bits / 8.0)
+
+    def initial(self, payload: NDArray[np.float16]) -> NDArray[np.float16]:
+        """What the device starts with: x_T, or x_m where it has the midpoint, too, or of posterior means 0.
+
+        Args:
+            payload: what is sent of a trajectory, indexed by t, (T+1, ...) or (T, ...).
+        """
+        step = self.first_device_step
+        return payload[step] if len(payload) > step else np.zeros_like(payload[0])
 
     @property
     def num_actions(self) -> int:
@@ -313,7 +427,7 @@ class SystemConfig(CoderConfig):
     @property
     def max_bits_per_dimension(self) -> float:
         """Largest message in bits per dimension: a lossless latent, or whatever is larger."""
-        largest = max(self.uplink_bits, float(self.message_bits.max()))
+        largest = max(self.uplink_bits, float(self.first_message_bits.max()))
         return max(float(LOSSLESS_BITS), largest / self.latent_dim)
 
     @cached_property
@@ -326,6 +440,18 @@ class SystemConfig(CoderConfig):
         sizes = np.array([coder.payload_bits(dim, bits) + 8.0 * coder.side_bytes(bits) for bits in self.bit_depths])
         sizes.setflags(write=False)
         return sizes
+
+    @cached_property
+    def first_message_bits(self) -> NDArray[np.float64]:
+        """The same of an episode's first message, which also carries the name of a shared midpoint, shape (|𝓑|,)."""
+        sizes: NDArray[np.float64] = self.message_bits + self.name_bits
+        sizes.setflags(write=False)
+        return sizes
+
+    @property
+    def all_message_bits(self) -> NDArray[np.float64]:
+        """:attr:`message_bits`, followed by :attr:`first_message_bits` where these differ, (|𝓑|,) or (2|𝓑|,)."""
+        return np.concatenate([self.message_bits, self.first_message_bits]) if self.name_bits else self.message_bits
 
     @cached_property
     def base_distortion(self) -> NDArray[np.float64]:
@@ -410,9 +536,23 @@ class SystemConfig(CoderConfig):
         """The configured refinement coder."""
         return make_coder(self, self.schedule, self.bit_depths, self.refinement_model)
 
+    def make_codec(self, initial: NDArray[np.float16], coder: Coder | None = None) -> RefinementCodec:
+        """One end of the refinement link.
+
+        Args:
+            initial: what both ends begin with, as :meth:`initial` says.
+            coder: the configured coder, where it is at hand.
+        """
+        coder = self.make_coder() if coder is None else coder
+        return RefinementCodec(coder, initial, first_step=self.first_device_step, name_bytes=self.name_bytes)
+
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object with every field; without ``decoder_curve`` where the device has no decoder."""
-        decoder = {} if self.decoder_curve is None else {"decoder_curve": self.decoder_curve.to_dict()}
+        """A JSON object; ``decoder_curve`` and ``warm_start`` are in it only where the system has them."""
+        optional: dict[str, Any] = {}
+        if self.decoder_curve is not None:
+            optional["decoder_curve"] = self.decoder_curve.to_dict()
+        if self.warm_start is not None:
+            optional["warm_start"] = asdict(self.warm_start)
         return {
             "snr_db": list(self.snr_db) if isinstance(self.snr_db, tuple) else self.snr_db,
             "latent_dim": self.latent_dim,
@@ -424,7 +564,7 @@ class SystemConfig(CoderConfig):
             "link": asdict(self.link),
             **self.coder_options(),
             "second_moments": None if self.second_moments is None else self.second_moments.values.tolist(),
-            **decoder,
+            **optional,
         }
 
     @classmethod
@@ -435,7 +575,7 @@ class SystemConfig(CoderConfig):
             ConfigurationError: if a field is missing, unknown or out of range.
         """
         known = {item.name for item in fields(cls)}
-        complete = isinstance(values, Mapping) and {*values, "decoder_curve"} == known
+        complete = isinstance(values, Mapping) and {*values, "decoder_curve", "warm_start"} == known
         if not complete or not isinstance(values["schedule"], Mapping) or "alpha_bar" not in values["schedule"]:
             raise ConfigurationError(
                 f"`values` must be an object with the keys {', '.join(sorted(known))}, and `alpha_bar` in `schedule`, "

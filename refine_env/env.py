@@ -119,8 +119,8 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
     | key | space | meaning |
     |---|---|---|
     | ``slot`` | Discrete(T_d+2) | n, 1-based; T_d+1 after the last slot |
-    | ``server_step`` | Discrete(T+1) | t(n), newest latent at the server; T = only noise, 0 = clean |
-    | ``device_step`` | Discrete(T+1) | t_p, latent that the device has decoded; T = the shared noise |
+    | ``server_step`` | Discrete(T+1) | t(n), newest latent at the server; T = only noise, 0 = clean; with a warm start m as soon as the prompt is there |
+    | ``device_step`` | Discrete(T+1) | t_p, latent that the device has decoded; T = the shared noise; with a shared midpoint it starts from m |
     | ``channel_history`` | Box float32 (history_length,) | bits per latent dimension of the slots up to the current one, most recent last, 0 before slot 1; saturates at what carries the largest message in one slot |
     | ``remaining_bits`` | Box float32 (1,) | bits per dimension still to flow of the message in flight, the prompt included; 0 = idle |
     | ``device_error`` | Box float32 (1,) | predicted coding error per dimension of what the device holds; with the `forward` coder D_quant of the last delivery, which neglects the errors before it; saturates at the largest that the model knows |
@@ -139,7 +139,7 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
 
     ## Starting State
 
-    Slot 1 with the prompt still to be sent. ``reset(seed=)`` fixes the whole episode: the trajectory, the SNR
+    Slot 1 with the prompt still to be sent, the device with x_T, or with what ``payload`` or ``warm_start`` say. ``reset(seed=)`` fixes the whole episode: the trajectory, the SNR
     where it is a range, and the gains of all slots are drawn at reset, in that order.
     ``reset(options={"trajectory": i, "rates": [...]})`` replays a trajectory (an index of the cache) or a channel
     (bits per slot, length T_d); what is replayed never changes what else is drawn.
@@ -167,6 +167,7 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
     | ``payload`` | "latent" | what is sent: x_t, or with "posterior_mean" y_t = E[x_0 given x_{t+1}], closed loop only; the device then starts from 0 |
     | ``moments`` | "model" | what the closed-loop coder predicts with: the forward process (of y_t: a martingale with the cache's mmse), or "measured" on the cache's train split |
     | ``device_decoder`` | "none" | what policies are told of the device: with "denoise" it applies the cache's model once to what it holds at the deadline, and their configuration has the measured curve of that; rewards and scores here stay those of what it holds |
+    | ``warm_start`` | None | object with ``step`` m, ``shared`` and ``name_bits``: generation starts from a stored midpoint x_m, 1 … T − 1, in place of noise; where it is ``shared`` (default False) the device starts with it, too, and the first message carries its name, ``name_bits`` (default 32) more; `latent` payload only |
     | ``rotation`` | True | closed loop: rotate residuals before they are quantized |
     | ``sent_scale`` | True | closed loop: send the root mean square of every residual, 16 bits a message |
     | ``same_step_refinement`` | True | closed loop: the step that the device holds with an error may be sent again |

@@ -30,7 +30,7 @@ def describe(reception: Reception) -> str:
         f"slot {delivery.slot}: x_{delivery.step} at {delivery.bits} bits, {delivery.num_bytes} bytes"
         for delivery in reception.deliveries
     ]
-    nothing = " (only the noise)" if reception.device_bits == 0 else ""
+    nothing = " (only the noise)" if reception.device_step == reception.config.num_steps else ""
     return "\n".join([*lines, f"deadline: the device holds x_{reception.device_step}{nothing}"])
 
 

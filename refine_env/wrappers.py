@@ -103,6 +103,8 @@ class _Summary(NamedTuple):
 
     Attributes:
         sizes: of the messages [bit/dimension] (|𝓑|,).
+        first_sizes: the same of the first message (|𝓑|,).
+        first_device_step: t_p of what the device starts with, which it holds before the first delivery alone.
         base: D_base of every bit depth (|𝓑|,).
         model: how the distortion develops over a chain of deliveries.
         grid_means: mean rates of a slot [bit/dimension], ascending (G,).
@@ -111,6 +113,8 @@ class _Summary(NamedTuple):
     """
 
     sizes: NDArray[np.float64]
+    first_sizes: NDArray[np.float64]
+    first_device_step: int
     base: NDArray[np.float64]
     model: RefinementModel
     grid_means: NDArray[np.float64]
@@ -153,11 +157,11 @@ def _fill_summary(
     rows: _Rows, deadline: int, most_bits: float, summary: _Summary, encoded: NDArray[np.float32]
 ) -> None:
     """All columns of the encoding ``summary``, but for the channel history."""
-    model, sizes, history = summary.model, summary.sizes, rows.channel_history
+    model, history = summary.model, rows.channel_history
     _fill_scalars(rows, deadline, model.clean.size - 1, most_bits, encoded)
     out = encoded[:, _NUM_SCALARS:]
     length = history.shape[1]
-    depths = sizes.size
+    depths = summary.sizes.size
     most = float(LOSSLESS_BITS)
     for i in range(rows.slot.size):
         seen = min(rows.slot[i], deadline, length)
@@ -178,6 +182,7 @@ def _fill_summary(
         t, p, error = rows.server_step[i], rows.device_step[i], float(rows.device_error[i, 0])
         residual = residual_variance(model, t, p, error)
         residual_clean = residual_variance(model, 0, p, error)
+        sizes = summary.first_sizes if p == summary.first_device_step else summary.sizes
         out[i, 0] = _clip(2.0 * left / deadline - 1.0)
         out[i, 1] = _clip(mean * deadline / most / 4.0 - 1.0)
         out[i, 2] = _clip(math.log2(mean * deadline / most) / 4.0)
@@ -280,9 +285,15 @@ class ObservationEncoder:
                 for snr_db in _SNR_GRID_DB
             ]
             means, deviations = np.array(grid).T.copy() / config.latent_dim
-            sizes = config.message_bits / config.latent_dim
             self._summary = _Summary(
-                sizes, config.base_distortion, config.refinement_model, means, deviations, _NORMAL_QUANTILES
+                config.message_bits / config.latent_dim,
+                config.first_message_bits / config.latent_dim,
+                config.first_device_step,
+                config.base_distortion,
+                config.refinement_model,
+                means,
+                deviations,
+                _NORMAL_QUANTILES,
             )
 
     def _state_names(self) -> tuple[str, ...]:

@@ -118,18 +118,24 @@ class Twin:
         gains = rng.standard_exponential((config.deadline, config.link.num_subchannels))
         rates = waterfilling_rates(gains, self.power, config.symbols_per_slot)
         latents = self.cache.latents(trajectory).reshape(config.num_steps + 1, -1)
-        device = latents[config.num_steps].astype(np.float32)
+        start = config.warm_start
+        shared = start is not None and start.shared
+        generated_from = config.num_steps if start is None else start.step
+        held = generated_from if shared else config.num_steps
+        device = latents[held].astype(np.float32)
         chain: list[tuple[int, int]] = []
-        held, uplink, message, sent, size = config.num_steps, 0, (config.num_steps, 0), 0.0, config.uplink_bits
+        uplink, message, sent, size = 0, (config.num_steps, 0), 0.0, config.uplink_bits
         for slot in range(1, config.deadline + 1):
             server = config.num_steps
             if uplink:
-                server -= min(config.num_steps, max(0, slot - uplink - 1))
+                server = generated_from - min(generated_from, max(0, slot - uplink - 1))
             if size == 0.0 and server < held:
                 action = self.rule(slot, server, held)
                 if action > 0:
                     bits = config.bit_depths[action - 1]
                     message, sent, size = (server, bits), 0.0, float(config.latent_dim * bits)
+                    if start is not None and shared and not chain:
+                        size += start.name_bits
             if size > 0.0:
                 sent += rates[slot - 1]
                 if sent >= size:

@@ -55,10 +55,12 @@ class System(NamedTuple):
 
     Attributes:
         uplink_bits: B_s [bit].
-        sizes: of the messages [bit] (|𝓑|,).
+        sizes: of the messages [bit], followed by those of the first one where they differ, (|𝓑|,) or (2|𝓑|,).
         base: D_base of every bit depth (|𝓑|,).
         model: how the distortion develops over a chain of deliveries.
         refreshes: the held step may be sent again while it has an error.
+        first_server_step: m, where generation starts.
+        first_device_step: t_p of what the device starts with.
     """
 
     uplink_bits: float
@@ -66,6 +68,8 @@ class System(NamedTuple):
     base: NDArray[np.float64]
     model: RefinementModel
     refreshes: bool
+    first_server_step: int
+    first_device_step: int
 
 
 class Reached(NamedTuple):
@@ -96,13 +100,13 @@ def _put(reached: Reached, n: int, p: int, error: float, way: tuple[int, int, in
 @kernel
 def _best_schedule(rates: NDArray[np.float64], system: System, schedule: NDArray[np.int64]) -> float:
     """Fill in the actions of one episode (T_d + 2,) and return the distortion at the deadline that they end in."""
-    model, sizes = system.model, system.sizes
+    model, sizes, first_device_step = system.model, system.sizes, system.first_device_step
     deadline, num_steps = rates.size, model.clean.size - 1
     schedule[:] = 0
     sent, uplink_slots = 0.0, 0
     while sent < system.uplink_bits:
         if uplink_slots == deadline:
-            return float(model.clean[num_steps])
+            return float(model.clean[first_device_step])
         sent += rates[uplink_slots]
         uplink_slots += 1
     first = min(uplink_slots + 1, deadline + 1)  # nothing is generated yet
@@ -111,10 +115,12 @@ def _best_schedule(rates: NDArray[np.float64], system: System, schedule: NDArray
     errors = np.zeros((deadline + 2, num_steps + 1, 2))
     ways = np.zeros((deadline + 2, num_steps + 1, 2, 3), dtype=np.int64)
     reached = Reached(errors, ways)
-    ways[first, num_steps, :, 0] = -1
+    ways[first, first_device_step, :, 0] = -1
     for n in range(first, deadline + 1):
-        t = server_step(n, uplink_slots, num_steps)
+        t = server_step(n, uplink_slots, num_steps, system.first_server_step)
         for p in range(t, num_steps + 1):
+            # Only before the first delivery does the device hold what it started with.
+            own = sizes.size - system.base.size if p == first_device_step else 0
             for kind in range(2):
                 if ways[n, p, kind, 0] == 0 or (kind == _LARGEST and errors[n, p, _LARGEST] == errors[n, p, _SMALLEST]):
                     continue
@@ -124,10 +130,11 @@ def _best_schedule(rates: NDArray[np.float64], system: System, schedule: NDArray
                 if not may_transmit(t, p, num_steps, system.refreshes, error > 0.0):
                     continue
                 variance = residual_variance(model, t, p, error)
-                for b in range(sizes.size):
-                    if latencies[n, b] > 0:
-                        _put(reached, n + latencies[n, b], t, variance * system.base[b], (n, which, b + 1))
-    best, end_step, end_kind = np.inf, num_steps, 0
+                for b in range(system.base.size):
+                    latency = latencies[n, own + b]
+                    if latency > 0:
+                        _put(reached, n + latency, t, variance * system.base[b], (n, which, b + 1))
+    best, end_step, end_kind = np.inf, first_device_step, 0
     for p in range(num_steps, -1, -1):
         for kind in range(2):
             if ways[deadline + 1, p, kind, 0] != 0:
@@ -174,10 +181,12 @@ class Clairvoyant(Agent):
         super().__init__(config, name="clairvoyant")
         self._system = System(
             float(config.uplink_bits),
-            config.message_bits,
+            config.all_message_bits,
             config.base_distortion,
             config.refinement_model,
             bool(config.make_coder().refreshes_held_step),
+            config.first_server_step,
+            config.first_device_step,
         )
         self.schedules = np.zeros((0, config.deadline + 2), dtype=np.int64)
         self.predicted_values = np.zeros(0)

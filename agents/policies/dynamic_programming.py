@@ -59,16 +59,18 @@ _ROUNDING = 1e-6  # a relative gain below this is none: waiting is preferred
 class ChannelKnowledge(NamedTuple):
     """What a policy knows of the channel, and what follows for its transmissions.
 
-    A level is what it sees of the current slot; a class is what the slots before tell about the next one.
+    A level is what it sees of the current slot; a class is what the slots before tell about the next one. There are S
+    sizes of messages: |𝓑|, or twice as many where the first message is longer than the others of its bit depth
+    (``SystemConfig.all_message_bits``).
 
     Attributes:
         edges: level i lies between edges[i − 1] (included) and edges[i] [bit/slot] (L − 1,).
         mixing: probability of a slot's level (columns), given the class (rows) (C, L).
         onward: probability of the next slot's class (columns), given a slot's level (rows) (L, C).
-        deliveries: P[T_dl = k, class of the slot after | level of the first slot] (|𝓑|, L, T_d + 1, C).
-        tail: P[T_dl > k | level of the first slot] (|𝓑|, L, T_d + 1).
+        deliveries: P[T_dl = k, class of the slot after | level of the first slot] (S, L, T_d + 1, C).
+        tail: P[T_dl > k | level of the first slot] (S, L, T_d + 1).
         slots_before: E[min(T_dl − 1, k) | level of the first slot], of the next k slots those that end before the
-            message has arrived (|𝓑|, L, T_d + 1).
+            message has arrived (S, L, T_d + 1).
         uplink: P[T_ul = k, class of the slot after] (T_d + 1, C).
     """
 
@@ -102,7 +104,7 @@ def independent_slots(
         rate_scale: the rates are those of the law times this.
     """
     levels = law.quantize(num_levels)
-    sizes = config.message_bits[:, None] / rate_scale
+    sizes = config.all_message_bits[:, None] / rate_scale
     if num_levels == 1:
         tail = law.latency_sf(sizes, config.deadline)
     else:
@@ -137,7 +139,7 @@ def chained_slots(chain: RateChain, config: SystemConfig) -> ChannelKnowledge:
         config: the system.
     """
     levels, deadline = chain.levels, config.deadline
-    deliveries = chain.latency_pmf(config.message_bits, deadline)
+    deliveries = chain.latency_pmf(config.all_message_bits, deadline)
     tail = np.maximum(0.0, 1.0 - np.cumsum(deliveries.sum(axis=-1), axis=-1))
     return ChannelKnowledge(
         levels.edges,
@@ -200,6 +202,7 @@ class Recursion(NamedTuple):
         objective: what is minimized.
         decoded: what a device with a decoder ends with, by step and coding error of the grid (T + 1, E); (0, 0) where
             the device shows what it holds.
+        first_device_step: t_p of what the device starts with; it holds that only before the first delivery.
     """
 
     model: RefinementModel
@@ -208,6 +211,7 @@ class Recursion(NamedTuple):
     refreshes: bool
     objective: Objective
     decoded: NDArray[np.float64]
+    first_device_step: int
 
     @classmethod
     def of(cls, config: SystemConfig, points_per_decade: int, objective: Objective) -> Recursion:
@@ -221,7 +225,8 @@ class Recursion(NamedTuple):
         decoded = np.zeros((0, 0))
         if config.decoder_curve is not None:
             decoded = config.decoder_curve.distortion(np.arange(config.num_steps + 1)[:, None], grid.errors)
-        return cls(model, base, grid, bool(config.make_coder().refreshes_held_step), objective, decoded)
+        refreshes = bool(config.make_coder().refreshes_held_step)
+        return cls(model, base, grid, refreshes, objective, decoded, config.first_device_step)
 
 
 class Table(NamedTuple):
@@ -233,7 +238,7 @@ class Table(NamedTuple):
         values: least expected cost from slot n on, before the slot's level is seen, (rows, C, E); slots after T_ul.
             It is the distortion at the deadline unless the objective is another.
         sent: what a transmission begun in slot n is worth by the error that it leaves, deliveries after the deadline
-            counted as nothing, (T_d + 2, |𝓑|, L, E).
+            counted as nothing, (T_d + 2, S, L, E); the sizes are those of :class:`ChannelKnowledge`.
     """
 
     server_steps: NDArray[np.int64]
@@ -279,8 +284,17 @@ def _costs(recursion: Recursion, step: int, error: float) -> tuple[float, float]
 
 
 @kernel
+def _first_size(step: int, knowledge: ChannelKnowledge, recursion: Recursion) -> int:
+    """Index of the size of the smallest bit depth's message to a device that holds u_t, see :class:`ChannelKnowledge`.
+
+    Before the first delivery, and only then, the device holds what it started with.
+    """
+    return knowledge.tail.shape[0] - recursion.base.size if step == recursion.first_device_step else 0
+
+
+@kernel
 def _sending(
-    b: int, level: int, variance: float, held: tuple[float, float], sent: Any, law: Any, recursion: Recursion
+    b: int, size: int, level: int, variance: float, held: tuple[float, float], sent: Any, law: Any, recursion: Recursion
 ) -> float:
     """What a transmission with the b-th bit depth is worth.
 
@@ -288,16 +302,17 @@ def _sending(
 
     Args:
         b: index of the bit depth.
+        size: index of the message's size.
         level: of the slot's rate.
         variance: s² of its residual.
         held: what :func:`_costs` gives for what the device holds.
-        sent: ``Table.sent`` of the slot, (|𝓑|, L, E).
-        law: probability that the message is late, and the expected slots before it arrives, each (|𝓑|, L).
+        sent: ``Table.sent`` of the slot, (S, L, E).
+        law: probability that the message is late, and the expected slots before it arrives, each (S, L).
         recursion: the recursion.
     """
     i, w = _place(variance * recursion.base[b], recursion.grid)
-    in_time = (1.0 - w) * sent[b, level, i] + w * sent[b, level, i + 1]
-    return float(in_time + law[0][b, level] * held[0] + law[1][b, level] * held[1])
+    in_time = (1.0 - w) * sent[size, level, i] + w * sent[size, level, i + 1]
+    return float(in_time + law[0][size, level] * held[0] + law[1][size, level] * held[1])
 
 
 @kernel
@@ -310,7 +325,7 @@ def _fill_table(table: Table, first_slot: int, knowledge: ChannelKnowledge, recu
         t = table.server_steps[n]
         sent = table.sent[n]
         if n <= deadline and t < num_steps:
-            for b in range(recursion.base.size):
+            for b in range(knowledge.tail.shape[0]):
                 for k in range(1, deadline + 2 - n):
                     row = table.values[table.first_row[n + k] + t]
                     for level in range(levels):
@@ -323,7 +338,7 @@ def _fill_table(table: Table, first_slot: int, knowledge: ChannelKnowledge, recu
                     arriving = 1.0 - knowledge.tail[b, level, deadline + 1 - n]
                     for i in range(errors.size):
                         sent[b, level, i] += arriving * _costs(recursion, t, errors[i])[1]
-        for p in range(t, num_steps + 1):
+        for p in range(t, recursion.first_device_step + 1):
             own = table.values[table.first_row[n] + p]
             if n > deadline:
                 for i in range(errors.size):
@@ -331,6 +346,7 @@ def _fill_table(table: Table, first_slot: int, knowledge: ChannelKnowledge, recu
                 continue
             following = table.values[table.first_row[n + 1] + p]
             law = (knowledge.tail[:, :, deadline + 1 - n], knowledge.slots_before[:, :, deadline + 1 - n])
+            first_size = _first_size(p, knowledge, recursion)
             for i in range(errors.size):
                 legal = may_transmit(t, p, num_steps, recursion.refreshes, errors[i] > 0.0)
                 legal = legal and (t == 0 or not objective.final_only)
@@ -342,7 +358,8 @@ def _fill_table(table: Table, first_slot: int, knowledge: ChannelKnowledge, recu
                         best += knowledge.onward[level, c] * following[c, i]
                     if legal:
                         for b in range(recursion.base.size):
-                            best = min(best, _sending(b, level, variance, held, sent, law, recursion))
+                            worth = _sending(b, first_size + b, level, variance, held, sent, law, recursion)
+                            best = min(best, worth)
                     for c in range(classes):
                         own[c, i] += knowledge.mixing[c, level] * best
 
@@ -372,8 +389,10 @@ def _fill_expected_cost(
         if t == 0 or not objective.final_only:
             variance = residual_variance(recursion.model, t, p, error)
             law = (knowledge.tail[:, :, deadline + 1 - n], knowledge.slots_before[:, :, deadline + 1 - n])
+            first_size = _first_size(p, knowledge, recursion)
             for b in range(recursion.base.size):
-                expected[k, b + 1] = _sending(b, level, variance, held, table.sent[n], law, recursion)
+                sent = table.sent[n]
+                expected[k, b + 1] = _sending(b, first_size + b, level, variance, held, sent, law, recursion)
 
 
 @dataclass(eq=False)
@@ -405,38 +424,43 @@ class Solution:
         return self.tables[uplink_slots]
 
     def _solve(self, uplink_slots: int) -> Table:
-        deadline, num_steps = self.config.deadline, self.config.num_steps
+        deadline, first_device_step = self.config.deadline, self.config.first_device_step
         knowledge, recursion = self.knowledge, self.recursion
         slots = np.arange(deadline + 2)
-        server_steps = np.array([plain(server_step)(n, uplink_slots, num_steps) for n in range(deadline + 2)])
+        server_steps = np.array([self._server_step(n, uplink_slots) for n in range(deadline + 2)])
         first_slot = min(uplink_slots + 1, deadline + 1)
-        rows = np.where(slots < first_slot, 0, num_steps + 1 - server_steps)
+        rows = np.where(slots < first_slot, 0, first_device_step + 1 - server_steps)
         classes, levels = knowledge.mixing.shape
         table = Table(
             server_steps,
             np.cumsum(rows) - rows - server_steps,
             np.zeros((int(rows.sum()), classes, recursion.grid.errors.size)),
-            np.zeros((deadline + 2, recursion.base.size, levels, recursion.grid.errors.size)),
+            np.zeros((deadline + 2, len(knowledge.tail), levels, recursion.grid.errors.size)),
         )
         _fill_table(table, first_slot, knowledge, recursion)
         return table
 
+    def _server_step(self, slot: int, uplink_slots: int) -> int:
+        """t(n) after an uplink of T_ul slots."""
+        steps = self.config.num_steps, self.config.first_server_step
+        return int(plain(server_step)(slot, uplink_slots, *steps))
+
     def at_uplink_end(self, uplink_slots: int) -> NDArray[np.float64]:
         """Least expected cost from the slot after the uplink on, if that has taken T_ul slots, by class (C,)."""
         table = self.table(uplink_slots)
-        row: NDArray[np.float64] = table.values[table.first_row[uplink_slots + 1] + self.config.num_steps]
+        row: NDArray[np.float64] = table.values[table.first_row[uplink_slots + 1] + self.config.first_device_step]
         return row[:, 0]
 
     @cached_property
     def predicted_value(self) -> float:
         """Least expected cost over the law of T_ul; with nothing delivered where the uplink never ends."""
         uplink, deadline = self.knowledge.uplink, self.config.deadline
-        final, shown = map(float, plain(_costs)(self.recursion, self.config.num_steps, 0.0))
+        final, shown = map(float, plain(_costs)(self.recursion, self.config.first_device_step, 0.0))
         nothing = final + deadline * shown
         value = nothing * max(0.0, 1.0 - float(uplink.sum()))
         for slots in range(deadline + 1):
             probability = float(uplink[slots].sum())
-            if probability > _NEGLIGIBLE and slots + 2 > deadline:
+            if probability > _NEGLIGIBLE and self._server_step(deadline, slots) == self.config.num_steps:
                 value += nothing * probability
             elif probability > _NEGLIGIBLE:
                 value += float(uplink[slots] @ self.at_uplink_end(slots)) + slots * shown * probability
@@ -467,7 +491,7 @@ class Solution:
 
     def _uplink_slots(self, slots: NDArray[np.int64], server_steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """T_ul of each episode, which time and t(n) > 0 tell; with t(n) = 0 any will do for which it is 0."""
-        longest: NDArray[np.int64] = longest_uplink(slots, server_steps, self.config.num_steps)
+        longest: NDArray[np.int64] = longest_uplink(slots, server_steps, self.config.first_server_step)
         usual = int(self.knowledge.uplink.sum(axis=1).argmax())
         return np.where(server_steps > 0, longest, np.minimum(longest, max(1, usual)))
 

@@ -49,6 +49,11 @@ class FinalOnly(FinalQ):
         self.name = "final-only"
 
 
+def _largest(likely: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For every number of slots, the index of the largest bit depth that is likely, 0 where none is (T_d + 1,)."""
+    return np.where(likely.any(axis=0), len(likely) - 1 - np.argmax(likely[::-1], axis=0), 0)
+
+
 class FinalAdaptive(Agent):
     """x_0, as soon as it is there, at the largest bit depth that arrives by the deadline with probability q.
 
@@ -68,20 +73,22 @@ class FinalAdaptive(Agent):
     def __init__(self, config: SystemConfig) -> None:
         super().__init__(config, name="final-adaptive")
         config.single_snr_db(self.name)
-        late = config.exact_latency_law.latency_sf(config.message_bits, config.deadline)
-        arrives = np.diff(1.0 - late, axis=-1, prepend=0.0)  # P[T_dl = k], shape (|𝓑|, T_d + 1)
-        likely = 1.0 - late >= config.latency_quantile
+        law, quantile = config.exact_latency_law, config.latency_quantile
+        in_time = 1.0 - law.latency_sf(config.message_bits, config.deadline)  # P[T_dl <= k], shape (|𝓑|, T_d + 1)
+        first_in_time = 1.0 - law.latency_sf(config.first_message_bits, config.deadline)
+        arrives, first_arrives = (np.diff(law, axis=-1, prepend=0.0) for law in (in_time, first_in_time))
         errors = np.array([base_distortion(bits) for bits in config.bit_depths])
-        largest = np.where(likely.any(axis=0), len(errors) - 1 - np.argmax(likely[::-1], axis=0), 0)
-        self._refining = largest + 1
+        self._refining = _largest(in_time >= quantile) + 1
+        likely = first_in_time >= quantile
+        largest = _largest(likely)
         self._first = largest + 1
         if not config.make_coder().refreshes_held_step:
             return
         best = np.where(likely.any(axis=0), errors[largest], np.inf)
         for first in range(len(errors)):
             for second in range(len(errors)):
-                both = np.cumsum(np.convolve(arrives[first], arrives[second])[: config.deadline + 1])
-                better = (both >= config.latency_quantile) & (errors[first] * errors[second] < best)
+                both = np.cumsum(np.convolve(first_arrives[first], arrives[second])[: config.deadline + 1])
+                better = (both >= quantile) & (errors[first] * errors[second] < best)
                 best = np.where(better, errors[first] * errors[second], best)
                 self._first = np.where(better, first + 1, self._first)
 

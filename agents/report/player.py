@@ -299,7 +299,9 @@ def _draw_episode(trace: Table, num_steps: int, floor: float) -> Any:
 
 
 def _describe_latent(step: int, bits: int, num_steps: int) -> str:
-    return "only noise" if step == num_steps else f"x_{step} at {bits} bit"
+    if bits == 0:
+        return "only noise" if step == num_steps else f"the midpoint x_{step}"
+    return f"x_{step} at {bits} bit"
 
 
 def _describe(slot: Mapping[str, Any], deadline: int, num_steps: int) -> str:
@@ -349,7 +351,9 @@ def _add_pictures(
         entries[key]["clean"] = add(source[0])
         slots = ends[key]
         kept = {slots[k] for k in np.linspace(len(slots) - 1, 0, min(each, len(slots))).round().astype(int)}
-        picture = [add(source[-1]), "the noise that both ends share"]
+        first = trace[0]["device_step"]  # no prompt and message are through in one slot
+        start = "noise" if first == cache.num_steps else "midpoint"
+        picture = [add(source[first]), f"the {start} that both ends share"]
         entries[key]["pictures"] = []
         for slot in trace:
             if slot["slot"] in kept:

@@ -9,7 +9,6 @@ import gymnasium as gym
 
 import agents
 from refine_env import ENV_ID, ConfigurationError, SystemConfig
-from refine_env.coding import RefinementCodec
 from refine_env.evaluation import Policy, Table, play_episode
 
 __all__ = ["TRACE_COLUMNS", "replay_row", "trace_episode"]
@@ -80,7 +79,7 @@ def trace_episode(
     codec = None
     if latents:
         source = inner.cache.payload(trajectory, config.payload)
-        codec = RefinementCodec(config.make_coder(), inner.cache.initial(trajectory, config.payload))
+        codec = config.make_codec(config.initial(source))
     step, bits = config.num_steps, 0
     rows: Table = []
     for observation, info, action, before in episode:

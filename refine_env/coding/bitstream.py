@@ -6,6 +6,7 @@ first, in ⌈M·b/8⌉ bytes, or their entropy code in fewer. ``docs/bitstream.m
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 import struct
@@ -140,7 +141,8 @@ class Message:
         latent_dim: M.
         latent_crc: CRC-32 of :func:`latent_bytes` of x̂_t, which the device must end up with.
         payload: M packed indices, ⌈M·b/8⌉ bytes; or their entropy code, fewer.
-        side: the coder's side information.
+        side: the coder's side information; in the first message to a device that has the midpoint that generation
+            started from, the midpoint's name comes before it.
         entropy_coded: whether the payload is.
 
     Raises:
@@ -253,6 +255,16 @@ class Message:
         )
 
 
+def midpoint_name(patterns: NDArray[np.uint16], num_bytes: int) -> bytes:
+    """The name of a midpoint: so many bytes of the SHAKE-256 of its float16 values in network byte order.
+
+    Args:
+        patterns: of the midpoint, uint16 (M,).
+        num_bytes: of the name.
+    """
+    return hashlib.shake_256(patterns.astype(">u2").tobytes()).digest(num_bytes)
+
+
 def _checksum(header: bytes, body: bytes) -> int:
     """CRC-32 of a message, but for the header's last field, which is the checksum itself."""
     return zlib.crc32(body, zlib.crc32(header[: -_CHECKSUM.size]))
@@ -266,9 +278,14 @@ class RefinementCodec:
     :class:`refine_env.dynamics.simulator.EpisodeBatch` says the device holds. A message that does not get through
     changes nothing at either end.
 
+    Where the device begins with a midpoint x_m of its own store, the first message names it, and a device that holds
+    another one refuses the message.
+
     Args:
         coder: the refinement coder, for example ``config.make_coder()``.
-        noise: what both ends begin with, float16 of any shape with M values: x_T, or 0 for the posterior mean.
+        noise: what both ends begin with, float16 of any shape with M values: x_T, or 0 for the posterior mean, or x_m.
+        first_step: of what both ends begin with; None: T.
+        name_bytes: length of the name in the first message; 0 where it has none.
 
     Attributes:
         coder: the refinement coder.
@@ -277,6 +294,7 @@ class RefinementCodec:
         device_bits: bit depth of the last delivery, 0 = none.
         device_error: e_p, predicted coding error of what the device holds.
         num_deliveries: how many messages it has decompressed.
+        name: of what both ends began with.
 
     Raises:
         ConfigurationError: if the schedule has more steps than a header can number.
@@ -284,7 +302,9 @@ class RefinementCodec:
         MissingExtraError: if the coder entropy-codes such latents, and the extra ``entropy`` is not installed.
     """
 
-    def __init__(self, coder: Coder, noise: NDArray[np.float16]) -> None:
+    def __init__(
+        self, coder: Coder, noise: NDArray[np.float16], *, first_step: int | None = None, name_bytes: int = 0
+    ) -> None:
         if coder.schedule.num_steps > MAX_STEP:
             raise ConfigurationError(
                 f"`coder` must have at most {MAX_STEP} steps, got {coder.schedule.num_steps}. Use a shorter schedule."
@@ -296,10 +316,11 @@ class RefinementCodec:
         self.device: NDArray[np.float32] = np.empty(patterns.size, dtype=np.float32)
         kernels.decode_float16(patterns, self.device)
         self.device.setflags(write=False)
-        self.device_step = coder.schedule.num_steps
+        self.device_step = coder.schedule.num_steps if first_step is None else first_step
         self.device_bits = 0
         self.device_error = 0.0
         self.num_deliveries = 0
+        self.name = midpoint_name(patterns, name_bytes)
 
     @property
     def latent_dim(self) -> int:
@@ -337,7 +358,7 @@ class RefinementCodec:
             latent_dim=self.latent_dim,
             latent_crc=zlib.crc32(latent_bytes(decoded)),
             payload=compress_indices(code.indices, bits, size) if coded else pack_indices(code.indices, bits),
-            side=code.side,
+            side=self._front + code.side,
             entropy_coded=coded,
         )
 
@@ -367,16 +388,22 @@ class RefinementCodec:
                 f"{message.device_step}. Compress against what was delivered last."
             )
         self._check_step(message.step, message.bits)
-        side_bytes = self.coder.side_bytes(message.bits)
+        front = self._front
+        side_bytes = len(front) + self.coder.side_bytes(message.bits)
         if len(message.side) != side_bytes:
             raise BitstreamError(
                 f"`side` of the message must have {side_bytes} bytes for the coder {self.coder.name!r}, got "
                 f"{len(message.side)}. Use the same coder at both ends."
             )
+        if not message.side.startswith(front):
+            raise BitstreamError(
+                f"The name in the first message must be that of the midpoint that the device holds, {front.hex():.32}, "
+                f"got {message.side[: len(front)].hex():.32}. Use the same store of midpoints at both ends."
+            )
         indices = self._indices(message)
         if message.bits == LOSSLESS_BITS:
             _float16_patterns("payload", indices.view(np.float16))
-        decoded, error = self._decode(Code(indices, message.side), message.step, message.bits)
+        decoded, error = self._decode(Code(indices, message.side[len(front) :]), message.step, message.bits)
         found = zlib.crc32(latent_bytes(decoded))
         if found != message.latent_crc:
             raise BitstreamError(
@@ -389,6 +416,11 @@ class RefinementCodec:
         self.device_error = error
         self.num_deliveries += 1
         return decoded
+
+    @property
+    def _front(self) -> bytes:
+        """What comes before the coder's side information in the next message."""
+        return b"" if self.num_deliveries else self.name
 
     def _indices(self, message: Message) -> NDArray[np.uint16]:
         coded = self.coder.entropy_coded(self.latent_dim, message.bits)

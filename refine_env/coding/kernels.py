@@ -443,17 +443,17 @@ def index_values(
 
 
 @kernel
-def begin(patterns: Patterns, num_steps: int, device: Floats) -> Any:
+def begin(patterns: Patterns, first_step: int, device: Floats) -> Any:
     """Give the device what it starts with; returns the MSE of that.
 
     Args:
         patterns: float16 patterns, (T+1, M) with x_T, which device and server share; or (T, M): the device starts
             from the prior mean, 0.
-        num_steps: T.
+        first_step: of what the device starts with: T, or m where it has the midpoint x_m.
         device: overwritten (M,).
     """
-    if patterns.shape[0] > num_steps:
-        decode_float16(patterns[num_steps], device)
+    if patterns.shape[0] > first_step:
+        decode_float16(patterns[first_step], device)
     else:
         device[:] = np.float32(0.0)
     return mean_square_error(device, patterns[0])
@@ -587,7 +587,7 @@ def begin_batch(
     selected: NDArray[np.int64],
     addresses: NDArray[np.uint64],
     num_rows: NDArray[np.int64],
-    num_steps: int,
+    first_step: int,
     device: Floats,
     mse: NDArray[np.float64],
 ) -> None:
@@ -597,14 +597,14 @@ def begin_batch(
         selected: which of the N (n,).
         addresses: of every episode's float16 patterns (N,); the caller keeps these arrays alive during the call.
         num_rows: how many steps these have, T + 1 or T (N,).
-        num_steps: T.
+        first_step: as :func:`begin` takes it.
         device: (N, M); the rows of the selected are overwritten.
         mse: overwritten (n,).
     """
     for k in range(selected.size):
         i = selected[k]
         patterns = _array_at(_pointer(addresses[i]), (num_rows[i], device.shape[1]))
-        mse[k] = begin(patterns, num_steps, device[i])
+        mse[k] = begin(patterns, first_step, device[i])
 
 
 @kernel
@@ -673,7 +673,7 @@ class Chains(NamedTuple):
 @kernel
 def score_chains(
     patterns: Patterns,
-    num_steps: int,
+    first_step: int,
     chains: Chains,
     tables: CoderTables,
     orders: Orders | None,
@@ -685,7 +685,7 @@ def score_chains(
 
     Args:
         patterns: float16 patterns (T+1, M), or (T, M), see :func:`begin`.
-        num_steps: T.
+        first_step: as :func:`begin` takes it.
         chains: the deliveries.
         tables: the coder's.
         orders: as :func:`deliver` takes them, as many as the longest chain has deliveries.
@@ -693,14 +693,14 @@ def score_chains(
         mse: (1/M)‖ŷ − x_0‖² of every chain (C,), the result.
         finals: what the device holds at the end, (C, M); or (0, M) to leave it out.
     """
-    begin(patterns, num_steps, stack[0])
+    begin(patterns, first_step, stack[0])
     errors = np.zeros(stack.shape[0])
     work = np.empty((2, stack.shape[1]), dtype=np.float32)
     start = 0
     for chain in range(chains.ends.size):
         length = chains.ends[chain] - start
         for d in range(chains.shared[chain], length):
-            held_step = num_steps if d == 0 else chains.steps[start + d - 1]
+            held_step = first_step if d == 0 else chains.steps[start + d - 1]
             step = chains.steps[start + d]
             sent = Transmission(step, held_step, chains.bits[start + d], errors[d], d)
             errors[d + 1] = deliver(patterns[step], stack[d], stack[d + 1], sent, tables, orders, work)

@@ -245,7 +245,11 @@ class Coder:
         kernels.deliver_batch(state, addresses, device, self._tables(latent_dim), self._rotations(latent_dim, count))
 
     def score_chains(
-        self, latents: NDArray[np.uint16], chains: Sequence[Chain], keep_devices: bool = False
+        self,
+        latents: NDArray[np.uint16],
+        chains: Sequence[Chain],
+        keep_devices: bool = False,
+        first_step: int | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Carry out whole chains of deliveries of one trajectory; what chains have in common is done once.
 
@@ -253,6 +257,7 @@ class Coder:
             latents: float16 patterns, uint16 (T+1, M), or (T, M) where the device starts from 0, indexed by t.
             chains: of (step, bits), no step above the one before it; without repetition, in ascending order.
             keep_devices: also return what the device holds.
+            first_step: of what the device starts with; None: T.
 
         Returns:
             (1/M)‖ŷ − x_0‖² of every chain (C,), and ŷ, float32 (C, M), or (0, M) if not kept.
@@ -268,7 +273,7 @@ class Coder:
         finals = np.empty((len(chains) if keep_devices else 0, dimensions), dtype=np.float32)
         kernels.score_chains(
             latents,
-            self.schedule.num_steps,
+            self.schedule.num_steps if first_step is None else first_step,
             kernels.Chains(flat[:, 0].copy(), flat[:, 1].copy(), np.cumsum(lengths), np.array(shared, dtype=np.int64)),
             self._tables(dimensions),
             self._rotations(dimensions, max(lengths)),

@@ -17,6 +17,7 @@ from refine_env.config import (
     PAPER_LATENCY_QUANTILE,
     LinkConfig,
     SystemConfig,
+    WarmStart,
 )
 from refine_env.errors import ConfigurationError
 from refine_env.model.distortion import SecondMoments
@@ -52,6 +53,7 @@ class EnvSettings(CoderConfig):
     latent_dim: int | None = None
     moments: str = "model"
     device_decoder: str = "none"
+    warm_start: Mapping[str, Any] | None = None
     reward: str = "terminal"
     illegal_action: str = "wait"
     history_length: int | None = None
@@ -134,6 +136,7 @@ class EnvSettings(CoderConfig):
             **self.coder_options(),
             second_moments=self._second_moments(cache),
             decoder_curve=None if self.device_decoder == "none" else cache.decoder_curve(self.payload),
+            warm_start=WarmStart.from_mapping(self.warm_start),
         )
 
     def _second_moments(self, cache: TrajectoryCache) -> SecondMoments | None:

@@ -82,7 +82,7 @@ def _is_legal(s: Any, num_steps: int, deadline: int, refreshes: bool) -> bool:
 
 
 @kernel
-def _pass_slot(s: Any, rate: float, num_steps: int) -> bool:
+def _pass_slot(s: Any, rate: float, num_steps: int, first_step: int) -> bool:
     """Let one slot's bits flow and end the slot; returns whether a delivery completed.
 
     A message is through in the first slot in which the bits summed since its start reach its size; what
@@ -107,7 +107,7 @@ def _pass_slot(s: Any, rate: float, num_steps: int) -> bool:
             s.message_size = 0.0
             s.message_sent = 0.0
     s.slot += 1
-    s.server_step = server_step(s.slot, s.uplink_slots, num_steps)
+    s.server_step = server_step(s.slot, s.uplink_slots, num_steps, first_step)
     return delivered
 
 
@@ -117,7 +117,9 @@ def _begin(
     rates: NDArray[np.float64],
     selected: NDArray[np.int64],
     uplink_bits: float,
+    first_device_step: int,
     num_steps: int,
+    first_step: int,
     deadline: int,
     refreshes: bool,
     until_decision: bool,
@@ -128,7 +130,7 @@ def _begin(
         s.slot = 1
         s.uplink_slots = 0
         s.server_step = num_steps
-        s.device_step = num_steps
+        s.device_step = first_device_step
         s.device_bits = 0
         s.device_error = 0.0
         s.message_step = num_steps
@@ -140,13 +142,13 @@ def _begin(
         s.forced_slots = 0
         s.slots_before = 0
         s.slots_after = 0
-        s.predecessor = num_steps
+        s.predecessor = first_device_step
         s.legal = False  # nothing is generated in the first slot
         s.acted = False
         s.illegal = False
         s.delivered = False
         while until_decision and s.slot < deadline and not s.legal:
-            _pass_slot(s, rates[i, s.slot - 1], num_steps)
+            _pass_slot(s, rates[i, s.slot - 1], num_steps, first_step)
             s.forced_slots += 1
             s.legal = _is_legal(s, num_steps, deadline, refreshes)
 
@@ -158,7 +160,9 @@ def _advance(
     actions: NDArray[np.int64],
     bit_depths: NDArray[np.int64],
     message_bits: NDArray[np.float64],
+    first_message_bits: NDArray[np.float64],
     num_steps: int,
+    first_step: int,
     deadline: int,
     refreshes: bool,
     until_decision: bool,
@@ -182,13 +186,14 @@ def _advance(
             if s.legal:
                 s.message_step = s.server_step
                 s.message_bits = bit_depths[action - 1]
-                s.message_size = message_bits[action - 1]
+                sizes = first_message_bits if s.num_deliveries == 0 else message_bits
+                s.message_size = sizes[action - 1]
                 s.message_sent = 0.0
             else:
                 s.illegal = True
         while True:
             before = s.device_step
-            if _pass_slot(s, rates[i, s.slot - 1], num_steps):
+            if _pass_slot(s, rates[i, s.slot - 1], num_steps, first_step):
                 s.delivered = True
                 s.predecessor = before
                 deliveries += 1
@@ -228,7 +233,13 @@ class EpisodeBatch:
         self._source = source
         self._bit_depths = np.array(config.bit_depths, dtype=np.int64)
         self._message_bits = config.message_bits
-        self._system = (config.num_steps, config.deadline, self.coder.refreshes_held_step)
+        self._first_message_bits = config.first_message_bits
+        self._system = (
+            config.num_steps,
+            config.first_server_step,
+            config.deadline,
+            self.coder.refreshes_held_step,
+        )
         self._uplink_bits = config.uplink_bits
         self._patterns: list[NDArray[np.uint16] | None] = [None] * num_episodes
         self._addresses = np.zeros(num_episodes, dtype=np.uint64)  # of _patterns, which keep the memory alive
@@ -295,13 +306,15 @@ class EpisodeBatch:
         trajectories = np.array(trajectories, dtype=np.int64, ndmin=1)
         self.rates[chosen] = rates
         latent_mse = np.full(chosen.size, np.nan)
+        first_device_step = self.config.first_device_step
         if self._source is not None:
             for i, trajectory in zip(chosen.tolist(), trajectories.tolist(), strict=True):
                 self._look_up_patterns(i, trajectory)
-            kernels.begin_batch(chosen, self._addresses, self._num_rows, self.config.num_steps, self.device, latent_mse)
+            kernels.begin_batch(chosen, self._addresses, self._num_rows, first_device_step, self.device, latent_mse)
         for name, values in (("trajectory", trajectories), ("latent_mse", latent_mse), ("previous_mse", latent_mse)):
             self.state[name][chosen] = values
-        _begin(self.state, self.rates, chosen, self._uplink_bits, *self._system, skip_forced_slots)
+        uplink_bits = self._uplink_bits
+        _begin(self.state, self.rates, chosen, uplink_bits, first_device_step, *self._system, skip_forced_slots)
 
     def advance(self, actions: NDArray[np.int64], *, until_decision: bool = False) -> int:
         """Act, let the slot's bits flow, end the slot; then carry out the deliveries that completed.
@@ -316,7 +329,14 @@ class EpisodeBatch:
             The number of deliveries.
         """
         deliveries: int = _advance(
-            self.state, self.rates, actions, self._bit_depths, self._message_bits, *self._system, until_decision
+            self.state,
+            self.rates,
+            actions,
+            self._bit_depths,
+            self._message_bits,
+            self._first_message_bits,
+            *self._system,
+            until_decision,
         )
         if deliveries:
             self.coder.deliver_batch(self.state, self._addresses, self.device)

@@ -465,6 +465,7 @@ class _Deliveries:
         self._kind = run.process.config.payload
         self._coder = run.process.episodes.coder
         self._deadline = run.process.config.deadline
+        self._first_step = run.process.config.first_device_step
         self._course_scores = run.course_scores
         self._episodes: dict[int, list[tuple[dict[str, Any], _Course, NDArray[np.float32] | None]]] = {}
         self._keep_devices = False
@@ -492,7 +493,9 @@ class _Deliveries:
         chains = sorted({(), *(chain for _, course, _ in self._episodes[trajectory] for chain in course.chains)})
         latents = self._cache.payload(trajectory, self._kind)
         patterns = latents.reshape(len(latents), -1).view(np.uint16)
-        mse, devices = self._coder.score_chains(patterns, chains, keep_devices=self._keep_devices)
+        mse, devices = self._coder.score_chains(
+            patterns, chains, keep_devices=self._keep_devices, first_step=self._first_step
+        )
         return {chain: (value, k) for k, (chain, value) in enumerate(zip(chains, mse.tolist(), strict=True))}, devices
 
     def fill_in(self, progress: Callable[[int], None] | None) -> None:

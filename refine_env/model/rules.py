@@ -25,16 +25,29 @@ LOSSLESS_BITS = 16
 
 
 @kernel
-def server_step(slot: int, uplink_slots: int, num_steps: int) -> int:
-    """t(n) = T − min(T, max(0, n − T_ul − 1)) ([K] §II-A); T while the uplink runs (T_ul = 0)."""
-    if uplink_slots == 0:
+def server_step(slot: int, uplink_slots: int, num_steps: int, first_step: int) -> int:
+    """t(n) = m − min(m, n − T_ul − 1) once the uplink has ended, T before ([K] §II-A, where m = T).
+
+    Args:
+        slot: n.
+        uplink_slots: T_ul; 0 while the uplink runs.
+        num_steps: T.
+        first_step: m, where generation starts: T from noise; less with a warm start, and x_m is there at once.
+    """
+    if uplink_slots == 0 or slot <= uplink_slots:
         return num_steps
-    return num_steps - min(num_steps, max(0, slot - uplink_slots - 1))
+    return first_step - min(first_step, slot - uplink_slots - 1)
 
 
-def longest_uplink(slot: Any, server_step: Any, num_steps: int) -> Any:
-    """The T_ul that leads to t(n) < T in slot n, the inverse of :func:`server_step`; with t(n) = 0 the largest one."""
-    return slot - 1 - num_steps + server_step
+def longest_uplink(slot: Any, server_step: Any, first_step: int) -> Any:
+    """The T_ul that leads to t(n) in slot n > T_ul, the inverse of :func:`server_step`; with t(n) = 0 the largest one.
+
+    Args:
+        slot: n.
+        server_step: t(n).
+        first_step: m, where generation starts.
+    """
+    return slot - 1 - first_step + server_step
 
 
 @kernel

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from refine_env.config import SystemConfig
 from refine_env.errors import import_extra
 from refine_env.render.history import EpisodeHistory, Message
+from refine_env.render.text import start_kind
 
 __all__ = ["FRAME_HEIGHT", "FRAME_WIDTH", "FramePainter", "Pictures"]
 
@@ -93,6 +94,11 @@ class _Bar(NamedTuple):
 def latent_name(step: int) -> str:
     """Return the name of x_t, with t as a subscript."""
     return f"x{str(step).translate(_SUBSCRIPTS)}"
+
+
+def _start_name(config: SystemConfig) -> str:
+    """Return the name of what the device starts with."""
+    return f"{latent_name(config.first_device_step)} ({start_kind(config)})"
 
 
 def message_name(message: Message) -> str:
@@ -402,23 +408,23 @@ class FramePainter:
 
     def _device_name(self, history: EpisodeHistory) -> str:
         deliveries = history.deliveries
-        return message_name(deliveries[-1]) if deliveries else f"{latent_name(self._config.num_steps)} (noise)"
+        return message_name(deliveries[-1]) if deliveries else _start_name(self._config)
 
     def _bars(self, history: EpisodeHistory) -> Iterator[_Bar]:
         now = history.slot - 1  # slots that are over; what the device holds is known in the current one too
-        uplink, num_steps = history.uplink_slots, self._config.num_steps
+        uplink, first_step = history.uplink_slots, self._config.first_server_step
         if uplink is not None and now > uplink:
             name = latent_name(history.server_step)
-            done = min(now, uplink + num_steps)
-            yield _Bar("server", uplink, done, _SERVER_COLOR, (f"{latent_name(num_steps)} → {name}", name))
+            done = min(now, uplink + first_step)
+            yield _Bar("server", uplink, done, _SERVER_COLOR, (f"{latent_name(first_step)} → {name}", name))
         for message in history.messages:
             begun = message.first_slot - 1
             stop = now if message.last_slot is None else message.last_slot
             color = self._colors[message.bits] if message.bits else _PROMPT_COLOR
             labels = (message_name(message), latent_name(message.step) if message.bits else "")
             yield _Bar("link", begun, stop, color, labels)
-        noise = latent_name(num_steps)
-        start, color, labels = 0, _NOISE_COLOR, (f"{noise} (noise)", noise)
+        first = latent_name(self._config.first_device_step)
+        start, color, labels = 0, _NOISE_COLOR, (_start_name(self._config), first)
         for message in history.deliveries:
             stop = message.last_slot or 0
             yield _Bar("device", start, stop, color, labels)

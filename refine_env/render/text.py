@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from refine_env.config import SystemConfig
 from refine_env.dynamics.simulator import EpisodeBatch
 
-__all__ = ["ansi_frame"]
+__all__ = ["ansi_frame", "start_kind"]
 
 _BAR_WIDTH = 20
 
 
 def _latent_name(step: int, num_steps: int) -> str:
     return f"x_{step} (noise)" if step == num_steps else f"x_{step}"
+
+
+def start_kind(config: SystemConfig) -> str:
+    """Name what the device starts with: noise, or the midpoint that it shares with the server."""
+    return "noise" if config.first_device_step == config.num_steps else "midpoint"
 
 
 def ansi_frame(episodes: EpisodeBatch, i: int) -> str:
@@ -32,9 +38,7 @@ def ansi_frame(episodes: EpisodeBatch, i: int) -> str:
         channel = f"prompt, {left:.2f} bit/dim left"
     else:
         channel = f"x_{s['message_step']} at {s['message_bits']} bit, {left:.2f} bit/dim left"
-    held = _latent_name(int(s["device_step"]), num_steps)
-    if s["device_bits"]:
-        held += f" at {s['device_bits']} bit"
+    held = f"x_{s['device_step']} " + (f"at {s['device_bits']} bit" if s["device_bits"] else f"({start_kind(config)})")
     ended = "  [deadline]" if s["slot"] > deadline else ""
     return (
         f"slot {slot:3d}/{deadline}  "

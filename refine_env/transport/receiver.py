@@ -8,7 +8,7 @@ import socket
 import numpy as np
 
 from refine_env._validation import check_integer, check_positive
-from refine_env.coding import Coder, Message, RefinementCodec
+from refine_env.coding import Coder, Message
 from refine_env.coding.bitstream import HEADER_BYTES, MAX_LATENT_DIM, MAX_STEP, payload_bytes
 from refine_env.config import SystemConfig
 from refine_env.errors import BitstreamError, TransportError, printable
@@ -98,9 +98,10 @@ class Receiver:
     def _play(self, connection: Connection) -> Reception:
         config, coder = self._read_system(connection.read(FrameKind.SYSTEM, 1, _MAX_SYSTEM_BYTES)[1])
         _, noise = connection.read(FrameKind.NOISE, 2 * config.latent_dim, 2 * config.latent_dim)
-        codec = RefinementCodec(coder, np.frombuffer(noise, dtype=">f2").astype(np.float16))
+        codec = config.make_codec(np.frombuffer(noise, dtype=">f2").astype(np.float16), coder)
         largest = HEADER_BYTES + max(
-            coder.side_bytes(bits) + payload_bytes(config.latent_dim, bits) for bits in config.bit_depths
+            config.name_bytes + coder.side_bytes(bits) + payload_bytes(config.latent_dim, bits)
+            for bits in config.bit_depths
         )
         buffer = bytearray()
         deliveries: list[Delivery] = []

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 
 from refine_env._validation import check_integer
-from refine_env.coding import Message, RefinementCodec
+from refine_env.coding import Message
 from refine_env.coding.bitstream import HEADER_BYTES
 from refine_env.env import LatentRefinementEnv
 from refine_env.errors import ConfigurationError, TransportError
@@ -93,8 +93,8 @@ class Sender:
         """Send the system, and then in every slot what flows of the messages that the policy chooses."""
         config, trajectory = self.config, start.info["trajectory"]
         latents = self._cache.payload(trajectory, config.payload)
-        initial = self._cache.initial(trajectory, config.payload)
-        codec = RefinementCodec(config.make_coder(), initial)
+        initial = config.initial(latents)
+        codec = config.make_codec(initial)
         system = {"protocol": frames.PROTOCOL_VERSION, "config": config.to_dict()}
         connection.write(FrameKind.SYSTEM, 0, json.dumps(system).encode())
         connection.write(FrameKind.NOISE, 0, initial.astype(">f2").tobytes())

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from refine_env import NoiseSchedule, SystemConfig, TrajectoryCache
 from refine_env.coding import CODERS, LloydMax, base_distortion
+from refine_env.config import WarmStart
 from refine_env.dynamics.process import Observations, fill_observations
 from refine_env.dynamics.simulator import NO_ACTION, STATE_DTYPE, EpisodeBatch
 from tests.model import plain_rules
@@ -162,11 +163,15 @@ class PlainEpisode:
         sums = np.cumsum(rates)
         reached = np.flatnonzero(sums >= config.uplink_bits)
         self.uplink = int(reached[0]) + 1 if reached.size else 10**9
-        self.slot, self.device, self.busy_until, self.pending = 1, config.num_steps, 0, (0, 0)
+        start = config.warm_start
+        self.midpoint = None if start is None else start.step
+        self.name_bits = start.name_bits if start is not None and start.shared else 0.0
+        first = start.step if start is not None and start.shared else config.num_steps
+        self.slot, self.device, self.busy_until, self.pending = 1, first, 0, (0, 0)
         self.bits, self.error = 0, 0.0
 
     def server(self) -> int:
-        return plain_rules.server_step(self.slot, self.uplink, self.config.num_steps)
+        return plain_rules.server_step(self.slot, self.uplink, self.config.num_steps, self.midpoint)
 
     def legal(self) -> bool:
         refreshes = self.config.coder == "closed_loop" and self.config.same_step_refinement
@@ -178,6 +183,7 @@ class PlainEpisode:
     def step(self, action: int) -> None:
         if action and self.legal():
             bits = self.config.bit_depths[action - 1] * self.config.latent_dim
+            bits += self.name_bits if self.bits == 0 else 0.0
             sums = np.cumsum(self.rates[self.slot - 1 :])
             reached = np.flatnonzero(sums >= bits)
             self.busy_until = self.slot + int(reached[0]) if reached.size else 10**9
@@ -195,9 +201,12 @@ def test_timeline_equals_the_plain_twin(data: st.DataObject) -> None:
     """Integer rates, so that both ways of summing them agree exactly."""
     steps = data.draw(st.integers(1, 6))
     deadline = data.draw(st.integers(1, 14))
+    midpoint = data.draw(st.integers(0, steps - 1))
+    name_bits, shared = float(data.draw(st.integers(1, 4))), data.draw(st.booleans())
     config = SystemConfig(
         snr_db=0.0,
         latent_dim=2,
+        warm_start=WarmStart(step=midpoint, shared=shared, name_bits=name_bits) if midpoint else None,
         schedule=NoiseSchedule(np.linspace(1.0, 0.1, steps + 1)),
         bit_depths=(1, 3, 16),
         deadline=deadline,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -207,11 +208,25 @@ def test_no_policy_learns_the_latent_mse(gaussian_cache: Path, monkeypatch: pyte
         assert all(row["num_deliveries"] > 0 and row["latent_mse"] > 0.0 for row in rows)
 
 
-@pytest.mark.parametrize("name", DEFAULT_AGENTS)
-@pytest.mark.parametrize("snr_db", SNRS_DB)
-def test_evaluation_is_that_of_plain_numpy(gaussian_cache: Path, name: str, snr_db: float) -> None:
+WARM_STARTS = [
+    {"step": 35, "shared": False},
+    {"step": 35, "shared": True, "name_bits": 500.0},
+    {"step": 10, "shared": True},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "snr_db", "start"),
+    [
+        *itertools.product(DEFAULT_AGENTS, SNRS_DB, [None]),
+        *itertools.product(("lookahead", "persistent-q3", "final-only"), (0.0, 6.0), WARM_STARTS),
+    ],
+)
+def test_evaluation_is_that_of_plain_numpy(
+    gaussian_cache: Path, name: str, snr_db: float, start: dict[str, Any] | None
+) -> None:
     """The MSE to 1e-6: the same float32 arithmetic, but the last bits of rates and of the mean."""
-    kwargs = {"cache": str(gaussian_cache), "snr_db": snr_db, "split": "all"}
+    kwargs = {"cache": str(gaussian_cache), "snr_db": snr_db, "split": "all", "warm_start": start}
     cache = TrajectoryCache.open(gaussian_cache)
     config = EnvSettings.from_kwargs(kwargs).config_for(cache)
     twin = Twin(cache, config, "all", plain_rule(name, config))

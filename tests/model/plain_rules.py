@@ -5,10 +5,15 @@ from __future__ import annotations
 from refine_env.model.distortion import RefinementModel
 
 
-def server_step(slot: int, uplink_slots: int, num_steps: int) -> int:
-    """One step a slot, the first of them through at the beginning of slot T_ul + 2; T_ul = 0: not begun."""
+def server_step(slot: int, uplink_slots: int, num_steps: int, midpoint: int | None = None) -> int:
+    """One step a slot, the first of them through at the beginning of slot T_ul + 2; T_ul = 0: not begun.
+
+    A midpoint replaces the steps before it at the beginning of slot T_ul + 1.
+    """
     step = num_steps
     if uplink_slots > 0:
+        if midpoint is not None and slot >= uplink_slots + 1:
+            step = midpoint
         for _ in range(uplink_slots + 2, slot + 1):
             step = step - 1 if step > 0 else 0
     return step

@@ -23,20 +23,26 @@ MODELS = [
 
 def test_server_step_by_hand() -> None:
     # T_ul = 3, T = 4: x_3 at the beginning of slot 5, x_0 at slot 8
-    assert [rules.server_step(n, 3, 4) for n in range(1, 11)] == [4, 4, 4, 4, 3, 2, 1, 0, 0, 0]
-    assert rules.server_step(40, 0, 4) == 4
+    assert [rules.server_step(n, 3, 4, 4) for n in range(1, 11)] == [4, 4, 4, 4, 3, 2, 1, 0, 0, 0]
+    assert rules.server_step(40, 0, 4, 4) == 4
+    # with a midpoint x_2: it is there at the beginning of slot 4, x_0 at slot 6
+    assert [rules.server_step(n, 3, 4, 2) for n in range(1, 8)] == [4, 4, 4, 2, 1, 0, 0]
+    assert rules.server_step(40, 0, 4, 2) == 4
 
 
 def test_server_step_and_its_inverse() -> None:
-    for slot, uplink_slots, num_steps in itertools.product(range(1, 15), range(5), (1, 4)):
-        step = plain_rules.server_step(slot, uplink_slots, num_steps)
-        assert rules.server_step(slot, uplink_slots, num_steps) == step
-        assert plain(rules.server_step)(slot, uplink_slots, num_steps) == step
-        longest = rules.longest_uplink(slot, step, num_steps)
+    systems = [(1, 1), (4, 4), (4, 1), (4, 3)]
+    for slot, uplink_slots, (num_steps, first) in itertools.product(range(1, 15), range(5), systems):
+        midpoint = first if first < num_steps else None
+        step = plain_rules.server_step(slot, uplink_slots, num_steps, midpoint)
+        assert rules.server_step(slot, uplink_slots, num_steps, first) == step
+        assert plain(rules.server_step)(slot, uplink_slots, num_steps, first) == step
+        longest = rules.longest_uplink(slot, step, first)
         if 0 < step < num_steps:
             assert longest == uplink_slots
         elif step == 0:
-            assert longest == max(k for k in range(1, slot) if plain_rules.server_step(slot, k, num_steps) == 0)
+            ends = [plain_rules.server_step(slot, k, num_steps, midpoint) for k in range(1, slot)]
+            assert longest == 1 + max(k for k, end in enumerate(ends) if end == 0)
 
 
 def test_is_lossy() -> None:

@@ -138,6 +138,9 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceProcess]:
         ("final-only", 0.0, {}),
         ("random", 9.0, {"bit_depths": [1, 2, 5, 7, 11, 15, 16], "decision_epochs": True}),
         ("random", 3.0, {"bit_depths": [3, 6, 9, 12, 13, 14]}),
+        ("lookahead", 6.5, {"warm_start": {"step": 25}}),
+        ("lookahead", 7.0, {"warm_start": {"step": 25, "shared": True}}),
+        ("persistent-q8", 2.0, {"coder": "closed_loop", "warm_start": {"step": 10, "shared": True, "name_bits": 99}}),
     ],
 )
 def test_two_processes_hold_the_simulators_latent(
@@ -279,11 +282,31 @@ def play(data: bytes, *, timeout: float = 5.0, hang_up: bool = True) -> Receptio
         return receiver.receive()
 
 
-@pytest.mark.parametrize(("latent_dim", "decision_epochs"), [(256, False), (256, True), (61, False)])
-def test_every_slot_carries_the_bytes_that_flowed(tmp_path: Path, latent_dim: int, decision_epochs: bool) -> None:
-    """After each step, of the message in flight: the header and ⌊bits/8⌋ bytes; all of them when it is delivered."""
+@pytest.mark.parametrize(
+    ("latent_dim", "decision_epochs", "start"),
+    [
+        (256, False, None),
+        (256, True, None),
+        (61, False, None),
+        (256, False, {"step": 30, "shared": True}),
+        (256, True, {"step": 30, "shared": False}),
+    ],
+)
+def test_every_slot_carries_the_bytes_that_flowed(
+    tmp_path: Path, latent_dim: int, decision_epochs: bool, start: dict[str, Any] | None
+) -> None:
+    """After each step, of the message in flight: the header and ⌊bits/8⌋ bytes; all of them when it is delivered.
+
+    Where the device begins with a midpoint, the first message has four bytes more.
+    """
     generate_gaussian(tmp_path / "cache", num_trajectories=2, latent_shape=(1, 1, latent_dim), num_steps=50, seed=0)
-    env = gym.make(refine_env.ENV_ID, cache=str(tmp_path / "cache"), snr_db=3.0, decision_epochs=decision_epochs)
+    env = gym.make(
+        refine_env.ENV_ID,
+        cache=str(tmp_path / "cache"),
+        snr_db=3.0,
+        decision_epochs=decision_epochs,
+        warm_start=start,
+    )
     config = env.unwrapped.config  # type: ignore[attr-defined]
     kinds = frames(record(env, "random", seed=5))
     assert [kind for kind, _, _ in kinds[:3]] == [1, 2, 3]
@@ -291,7 +314,8 @@ def test_every_slot_carries_the_bytes_that_flowed(tmp_path: Path, latent_dim: in
     assert system == {"protocol": 2, "config": config.to_dict()}
     policy, episodes = make_policy("random", env), env.unwrapped._process.episodes  # type: ignore[attr-defined]
     observation, info = env.reset(seed=5)
-    noise = env.unwrapped.cache.latents(info["trajectory"])[-1]  # type: ignore[attr-defined]
+    shared = start is not None and start["shared"]
+    noise = env.unwrapped.cache.latents(info["trajectory"])[30 if shared else -1]  # type: ignore[attr-defined]
     assert kinds[1][2] == noise.astype(">f2").tobytes()
     arrived, unfinished = 0, 0
     for _, slot, piece in kinds[2:]:
@@ -300,7 +324,8 @@ def test_every_slot_carries_the_bytes_that_flowed(tmp_path: Path, latent_dim: in
         state = episodes.state[0]
         arrived += len(piece)
         if info["delivered"]:
-            assert arrived == HEADER_BYTES + math.ceil(config.latent_dim * state["device_bits"] / 8)
+            name = 4 if shared and state["num_deliveries"] == 1 else 0
+            assert arrived == HEADER_BYTES + name + math.ceil(config.latent_dim * state["device_bits"] / 8)
             arrived = 0
         elif state["message_bits"] > 0:
             assert arrived == HEADER_BYTES + math.floor(state["message_sent"] / 8)

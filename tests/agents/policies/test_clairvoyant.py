@@ -69,6 +69,9 @@ def plain_best(config: SystemConfig, rates: NDArray[np.float64]) -> float:
     """Least modeled distortion of all ways to act, followed slot by slot with the rules' independent twin."""
     model, num_steps, deadline = config.refinement_model, config.num_steps, config.deadline
     refreshes = config.make_coder().refreshes_held_step
+    start = config.warm_start
+    midpoint = None if start is None else start.step
+    shared = start is not None and start.shared
 
     def through(first_slot: int, size: float) -> int:
         """The slot in which a message begun then is through; after the deadline where none."""
@@ -81,20 +84,23 @@ def plain_best(config: SystemConfig, rates: NDArray[np.float64]) -> float:
 
     uplink_slots = through(1, config.uplink_bits)
 
-    def best(n: int, p: int, error: float) -> float:
+    def best(n: int, p: int, error: float, longer: float) -> float:
+        """``longer``: bits of the name, until something has been delivered."""
         if n > deadline:
             return plain_rules.distortion(model, p, error)
-        values = [best(n + 1, p, error)]
-        t = plain_rules.server_step(n, uplink_slots, num_steps)
+        values = [best(n + 1, p, error, longer)]
+        t = plain_rules.server_step(n, uplink_slots, num_steps, midpoint)
         if plain_rules.may_transmit(t, p, num_steps, refreshes, error > 0.0):
             variance = plain_rules.residual_variance(model, t, p, error)
             for bits, size in zip(config.bit_depths, config.message_bits, strict=True):
-                end = through(n, size)
+                end = through(n, size + longer)
                 if end <= deadline:
-                    values.append(best(end + 1, t, variance * base_distortion(bits)))
+                    values.append(best(end + 1, t, variance * base_distortion(bits), 0.0))
         return min(values)
 
-    return best(uplink_slots + 1, num_steps, 0.0)
+    if start is not None and shared:
+        return best(uplink_slots + 1, start.step, 0.0, start.name_bits)
+    return best(uplink_slots + 1, num_steps, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("name", list(SYSTEMS))

@@ -25,6 +25,7 @@ from agents.policies.dynamic_programming import (
 )
 from refine_env import ConfigurationError, LinkConfig, NoiseSchedule, SystemConfig
 from refine_env.coding import LOSSLESS_BITS, base_distortion
+from refine_env.config import WarmStart
 from refine_env.dynamics.simulator import EpisodeBatch
 from refine_env.evaluation import roll_out
 from refine_env.link import RateChain, RateLevels
@@ -51,6 +52,7 @@ def plain_value(
     tail: NDArray[np.float64],
     uplink: NDArray[np.float64],
     objective: Objective = AT_DEADLINE,
+    first_tail: NDArray[np.float64] | None = None,
 ) -> tuple[float, Callable[[int, int, int, float, bool], tuple[float, int]]]:
     """Expectation over every outcome, minimum over every action, with exact errors and no table.
 
@@ -59,21 +61,25 @@ def plain_value(
         tail: P[T_dl > k] (|𝓑|, T_d + 1).
         uplink: P[T_ul = k] (T_d + 1,).
         objective: what is minimized.
+        first_tail: ``tail`` of an episode's first message, where it is longer.
 
     Returns:
-        The value at the start; and that of a state (T_ul, n, t_p, e_p, whether the device holds a lossy latent), with
-        the best action.
+        The value at the start; and that of a state (T_ul, n, t_p, e_p, whether the device holds a lossy latent, whether
+        nothing has been delivered), with the best action.
     """
     model, deadline, num_steps = config.refinement_model, config.deadline, config.num_steps
+    midpoint = None if config.warm_start is None else config.warm_start.step
+    held_first = num_steps if midpoint is None or first_tail is None else midpoint
     refreshes = config.make_coder().refreshes_held_step
 
     @cache
-    def value(uplink_slots: int, n: int, p: int, error: float, lossy: bool) -> tuple[float, int]:
+    def value(uplink_slots: int, n: int, p: int, error: float, lossy: bool, first: bool = False) -> tuple[float, int]:
         if n > deadline:
             return objective.terminal * float(config.final_distortion(p, error)), 0
-        t = plain_rules.server_step(n, uplink_slots, num_steps)
+        t = plain_rules.server_step(n, uplink_slots, num_steps, midpoint)
         held = plain_rules.distortion(model, p, error)
-        best, action = value(uplink_slots, n + 1, p, error, lossy)[0] + objective.running * held, 0
+        best, action = value(uplink_slots, n + 1, p, error, lossy, first)[0] + objective.running * held, 0
+        late_by = first_tail if first and first_tail is not None else tail
         excluded = objective.final_only and t > 0
         if excluded or not plain_rules.may_transmit(t, p, num_steps, refreshes, lossy):
             return best, action
@@ -82,9 +88,9 @@ def plain_value(
             slots_left = deadline + 1 - n
             final = float(config.final_distortion(p, error))
             late = objective.terminal * final + objective.running * slots_left * held
-            expected = tail[i, slots_left] * late
+            expected = late_by[i, slots_left] * late
             for k in range(1, slots_left + 1):
-                probability = tail[i, k - 1] - tail[i, k]
+                probability = late_by[i, k - 1] - late_by[i, k]
                 if probability > 0.0:
                     shown = objective.running * ((k - 1) * held + plain_rules.distortion(model, t, left))
                     after = value(uplink_slots, n + k, t, left, bits != LOSSLESS_BITS)[0]
@@ -93,11 +99,13 @@ def plain_value(
                 best, action = expected, i + 1
         return best, action
 
-    clean, final = float(model.clean[-1]), float(config.final_distortion(num_steps, 0.0))
+    clean, final = float(model.clean[held_first]), float(config.final_distortion(held_first, 0.0))
     start = (1.0 - uplink.sum()) * (objective.terminal * final + objective.running * deadline * clean)
     for uplink_slots in range(1, deadline + 1):
         waited = objective.running * uplink_slots * clean
-        start += uplink[uplink_slots] * (value(uplink_slots, uplink_slots + 1, num_steps, 0.0, False)[0] + waited)
+        start += uplink[uplink_slots] * (
+            value(uplink_slots, uplink_slots + 1, held_first, 0.0, False, True)[0] + waited
+        )
     return start, value
 
 
@@ -116,6 +124,28 @@ def test_equals_the_recursion_without_tables(name: str, bits_per_slot: float, ob
     value, _ = plain_value(config, tail, uplink, wanted)
     assert Solution(config, knowledge, objective=wanted).predicted_value == pytest.approx(value, rel=1e-4)
     assert Solution(config, knowledge, 60, wanted).predicted_value == pytest.approx(value, rel=2e-6)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("bits_per_slot", [82.0, 160.0])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_warm_start_equals_the_recursion_without_tables(
+    step: int, shared: bool, bits_per_slot: float, objective: str
+) -> None:
+    """A name of 40 bits makes the first message of a shared midpoint longer by half a slot or more."""
+    symbols = bits_per_slot / 61.6
+    link = LinkConfig(symbols_per_slot=symbols, uplink_bits=bits_per_slot, reference_latent_dim=None)
+    start = WarmStart(step=step, shared=shared, name_bits=40.0)
+    config = tiny("closed_loop", link=link, warm_start=start)
+    law, wanted = config.rate_law, OBJECTIVES[objective]
+    tail, uplink = law.latency_sf(config.message_bits, 8), law.latency_pmf(config.uplink_bits, 8)
+    first_tail = law.latency_sf(config.message_bits + 40.0, 8) if shared else None
+    value, _ = plain_value(config, tail, uplink, wanted, first_tail)
+    solved = Solution(config, independent_slots(law, config, 1), 60, wanted).predicted_value
+    assert solved == pytest.approx(value, rel=2e-6)
+    without, _ = plain_value(replace(config, warm_start=None), tail, uplink, wanted)
+    assert value < 0.99 * without
 
 
 def decoder_of(config: SystemConfig) -> DecoderCurve:
