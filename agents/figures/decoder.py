@@ -18,10 +18,7 @@ def draw_decoder(summary: Table, folder: Path) -> list[Path]:
 
     Args:
         summary: rows of :data:`agents.studies.decoder.DECODER_COLUMNS`.
-        folder: folder for the figure.
-
-    Returns:
-        The files written.
+        folder: folder for the files, which are returned.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.

@@ -35,10 +35,7 @@ def draw_scores(means: Table, agreement: Table, out: Path) -> list[Path]:
     Args:
         means: rows of :data:`agents.studies.scores.MEAN_COLUMNS`.
         agreement: rows of :data:`agents.studies.scores.AGREEMENT_COLUMNS`.
-        out: folder for the figure.
-
-    Returns:
-        The files written.
+        out: folder for the files, which are returned.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.

@@ -17,15 +17,7 @@ __all__ = ["ClosedLoopFinalAdaptive", "FinalAdaptive", "FinalOnly", "FinalQ"]
 
 
 class FinalQ(PersistentQ):
-    """TRANSMIT(b) as soon as x_0 is there, once.
-
-    Args:
-        config: the system.
-        bits: b.
-
-    Raises:
-        ConfigurationError: if b is not among the configuration's bit depths.
-    """
+    """TRANSMIT(b) as soon as x_0 is there, once; arguments and errors are those of :class:`PersistentQ`."""
 
     def __init__(self, config: SystemConfig, *, bits: int) -> None:
         super().__init__(config, bits=bits)

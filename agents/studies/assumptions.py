@@ -25,7 +25,7 @@ from refine_env import SystemConfig, TrajectoryCache
 from refine_env.coding import CODERS, base_distortion
 from refine_env.commands import print_table
 from refine_env.config import PAPER_BIT_DEPTHS
-from refine_env.evaluation import Entry, Table, bootstrap_interval, read_table, roll_out_many, write_table
+from refine_env.evaluation import Entry, Table, bootstrap_interval, read_table, write_table
 from refine_env.link import draw_rates, latency_quantiles
 
 __all__ = [
@@ -238,9 +238,7 @@ def _tabulate_guidance(
             for policy in GUIDED_POLICIES
             for snr_db in request.snrs_db
         ]
-        for table in roll_out_many(
-            entries, episodes=request.episodes, seed=request.seed, workers=request.workers, progress=progress
-        ):
+        for table in request.roll_out(entries, progress):
             episodes += [{"guidance_scale": scale, **row} for row in table]
     keys = ("guidance_scale", "agent", "snr_db")
     means = resample(episodes, keys, "latent_mse")

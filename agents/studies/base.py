@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from refine_env.dynamics.settings import EnvSettings
+from refine_env.evaluation import Entry, Score, Table, roll_out_many
 
 __all__ = ["Request", "Study", "common_settings"]
 
@@ -43,6 +44,14 @@ class Request:
     env_kwargs: Mapping[str, Any]
     out: Path
     workers: int = 1
+
+    def roll_out(
+        self, entries: Sequence[Entry], progress: Callable[[int], None] | None = None, score: Score | None = None
+    ) -> list[Table]:
+        """Play policies in their environments, see :func:`refine_env.evaluation.roll_out_many`."""
+        return roll_out_many(
+            entries, episodes=self.episodes, seed=self.seed, workers=self.workers, progress=progress, score=score
+        )
 
     @contextmanager
     def progress(self, total: int, label: str, unit: str = "episode") -> Iterator[Callable[[int], None]]:

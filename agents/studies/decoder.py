@@ -26,7 +26,6 @@ from refine_env.evaluation import (
     Entry,
     Table,
     read_table,
-    roll_out_many,
     write_table,
 )
 from refine_env.trajectories.denoising import open_denoiser
@@ -119,14 +118,7 @@ def play_variants(
                 )
                 for variant in variants
             ]
-            tables = roll_out_many(
-                entries,
-                episodes=request.episodes,
-                seed=request.seed,
-                workers=request.workers,
-                progress=progress,
-                score=DecodingScorer(decoder),
-            )
+            tables = request.roll_out(entries, progress, DecodingScorer(decoder))
             for variant, table in zip(variants, tables, strict=True):
                 rows += [{"variant": variant.label, **row} for row in table]
     return rows, predicted

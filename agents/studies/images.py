@@ -52,14 +52,10 @@ def open_decoder(cache: TrajectoryCache, model: str | None = None, *, device: st
     """The decoder of the model that drew a cache's latents.
 
     Args:
-        cache: the trajectories.
-        model: hub id or folder of that model, where the name in the cache's manifest does not lead to it.
-        device: torch device.
+        cache, model, device: as :func:`refine_env.trajectories.pipeline.open_recorded` has them.
 
     Raises:
-        ConfigurationError: if the cache's latents come from no model.
-        CacheError: if the model is missing, or not the one that the manifest names.
-        MissingExtraError: if torch or diffusers is not installed.
+        ConfigurationError, CacheError, MissingExtraError: as that function.
     """
     return open_recorded(LatentDecoder, cache, model, device=device)
 

@@ -18,7 +18,7 @@ from agents.studies.paired import Resampled, interval, mean_and_interval, resamp
 from refine_env import LinkConfig
 from refine_env.commands import print_table
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAPER_LATENCY_QUANTILE
-from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, read_table, roll_out_many, write_table
+from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, read_table, write_table
 
 __all__ = [
     "CONCLUSION_COLUMNS",
@@ -203,9 +203,7 @@ def _run(request: Request) -> tuple[list[Path], dict[str, Any]]:
                 for snr_db in request.snrs_db
                 for policy in POLICIES
             ]
-            tables = roll_out_many(
-                entries, episodes=request.episodes, seed=request.seed, workers=request.workers, progress=progress
-            )
+            tables = request.roll_out(entries, progress)
             table += [{"knob": name, "value": float(value), **row} for rows in tables for row in rows]
     cells, conclusions = summarize_sensitivity(table)
     columns = {"knob": str, "value": float, **EPISODE_COLUMNS}

@@ -23,7 +23,7 @@ from refine_env import TrajectoryCache
 from refine_env.coding import LOSSLESS_BITS
 from refine_env.commands import print_table
 from refine_env.config import PAPER_BIT_DEPTHS
-from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, read_table, roll_out_many, write_table
+from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, read_table, write_table
 
 __all__ = [
     "CURVE_COLUMNS",
@@ -167,14 +167,7 @@ def _play(request: Request, progress: Callable[[int], None]) -> tuple[Table, lis
                 if sampler in SAMPLERS:
                     kwargs["cache"] = str(made[sampler, curve.steps].path)
                 entries.append(Entry(partial(agents.make, curve.agent), kwargs))
-            tables = roll_out_many(
-                entries,
-                episodes=request.episodes,
-                seed=request.seed,
-                workers=request.workers,
-                progress=progress,
-                score=score,
-            )
+            tables = request.roll_out(entries, progress, score)
             for curve, rows in zip(played, tables, strict=True):
                 names = {"sampler": curve.sampler, "steps": curve.steps}
                 table += [{**dict.fromkeys(_REFERENCES), **row, **names} for row in rows]

@@ -20,14 +20,14 @@ from tests.processes import run
 
 pytestmark = pytest.mark.extras
 
-PROMPTS = ["red apple", "blue bird", "mobile phone", "nesting dolls"]
+PROMPTS = ["red apple", "mobile phone"]
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small cache of the bundled model."""
     folder = tmp_path_factory.mktemp("few")
-    generate_diffusers(folder / "small", "emoji", PROMPTS, num_steps=4, guidance_scale=2.0, batch_size=4, num_train=2)
+    generate_diffusers(folder / "small", "emoji", PROMPTS, num_steps=4, guidance_scale=2.0, batch_size=2, num_train=1)
     return folder
 
 
@@ -44,9 +44,9 @@ def test_few_step_caches_begin_with_the_same_noise(here: Path) -> None:
         made = few_step_cache(origin, sampler, 2)
         assert made.path.name == cache_name(origin, sampler, 2) == f"small-{sampler.replace('++', '')}-2"
         assert made.num_steps == 2
-        assert [made.prompt(i) for i in range(4)] == PROMPTS
+        assert [made.prompt(i) for i in range(2)] == PROMPTS
         assert made.indices("test").tolist() == origin.indices("test").tolist()
-        for i in range(4):
+        for i in range(2):
             np.testing.assert_array_equal(made.latents(i)[-1], origin.latents(i)[-1])
         before = made.sha256
         assert few_step_cache(origin, sampler, 2).sha256 == before  # it is not made twice
@@ -55,11 +55,11 @@ def test_few_step_caches_begin_with_the_same_noise(here: Path) -> None:
 def test_more_steps_come_closer_to_many(here: Path) -> None:
     """Both samplers follow the same differential equation from the same noise."""
     origin = TrajectoryCache.open(here / "small")
-    many = np.array([few_step_cache(origin, "ddim", 200).latents(i)[0] for i in range(4)], dtype=np.float64)
+    many = np.array([few_step_cache(origin, "ddim", 200).latents(i)[0] for i in range(2)], dtype=np.float64)
     for sampler in few_steps.SAMPLERS:
         errors = []
         for steps in (2, 4, 20):
-            clean = np.array([few_step_cache(origin, sampler, steps).latents(i)[0] for i in range(4)], dtype=np.float64)
+            clean = np.array([few_step_cache(origin, sampler, steps).latents(i)[0] for i in range(2)], dtype=np.float64)
             errors.append(float(np.square(clean - many).mean()))
         assert errors[0] > 2.0 * errors[2], (sampler, errors)
         assert errors[2] < 0.02
@@ -75,7 +75,7 @@ def test_another_guidance(here: Path) -> None:
 
 def test_what_stands_there_already(here: Path, tmp_path: Path) -> None:
     origin = TrajectoryCache.open(here / "small")
-    generate_gaussian(tmp_path / cache_name(origin, "ddim", 3), 4, (4, 16, 16), num_steps=3)
+    generate_gaussian(tmp_path / cache_name(origin, "ddim", 3), 2, (4, 16, 16), num_steps=3)
     with pytest.raises(CacheError, match=r"must hold the prompts of 'small' by the model emoji .* Delete it"):
         few_step_cache(origin, "ddim", 3, folder=tmp_path)
     ideal = generate_gaussian(tmp_path / "ideal", 4, (4, 4, 4), num_steps=3)
@@ -87,10 +87,10 @@ def test_scores_against_other_caches(here: Path) -> None:
     origin = TrajectoryCache.open(here / "small")
     other = few_step_cache(origin, "ddim", 2)
     score = ReferenceScorer({"own": origin, "other": other})
-    held = np.stack([origin.latents(i)[0].reshape(-1) for i in (3, 1)]).astype(np.float32)
-    rows = score([{"trajectory": 3}, {"trajectory": 1}], held)
+    held = np.stack([origin.latents(i)[0].reshape(-1) for i in (1, 0)]).astype(np.float32)
+    rows = score([{"trajectory": 1}, {"trajectory": 0}], held)
     assert [row["own"] for row in rows] == [0.0, 0.0]
-    for row, i in zip(rows, (3, 1), strict=True):
+    for row, i in zip(rows, (1, 0), strict=True):
         apart = origin.latents(i)[0].astype(np.float64) - other.latents(i)[0].astype(np.float64)
         assert row["other"] == pytest.approx(np.square(apart).mean(), rel=1e-5)
 
