@@ -109,7 +109,7 @@ def test_what_is_no_record_is_named(cache: TrajectoryCache, change: object, name
 
 
 def test_the_command(cache: TrajectoryCache, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit, match="^0$") as done:
         cli.main(["decoder", str(cache.path), "--seed", "5"])
     assert done.value.code == 0
     written = TrajectoryCache.open(cache.path)
@@ -117,12 +117,12 @@ def test_the_command(cache: TrajectoryCache, capsys: pytest.CaptureFixture[str])
     assert written.manifest.decoder.seed == 5
     assert f"holds the decoder's curves (manifest SHA-256 {written.sha256})" in capsys.readouterr().out
     first = hashlib.sha256((cache.path / "manifest.json").read_bytes()).hexdigest()
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="^0$"):
         cli.main(["decoder", str(cache.path), "--seed", "5", "--quiet"])
     assert hashlib.sha256((cache.path / "manifest.json").read_bytes()).hexdigest() == first
     assert capsys.readouterr().out == ""
     for wrong in (("--draws", "0"), ("--draws", "101"), ("--model", "emoji")):
-        with pytest.raises(SystemExit) as refused:
+        with pytest.raises(SystemExit, match="^2$") as refused:
             cli.main(["decoder", str(cache.path), *wrong])
         assert refused.value.code == 2
 
