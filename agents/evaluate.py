@@ -29,6 +29,7 @@ from agents.studies.registry import STUDIES
 from refine_env import CacheError, ConfigurationError, MissingExtraError, SystemConfig, TrajectoryCache, __version__
 from refine_env._validation import check_choice, check_integer
 from refine_env.commands import command, parse_list, run
+from refine_env.commands import print_table as print_lines
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAPER_LATENCY_QUANTILE, PAYLOADS
 from refine_env.dynamics.settings import DEVICE_DECODERS, EnvSettings
 from refine_env.evaluation import (
@@ -217,19 +218,14 @@ def describe_run(
 
 def print_table(summary: Table) -> None:
     """The summary on the terminal, within 80 columns: one row an SNR, one column a policy, the lowest mean marked."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
     policies = rows_by_policy(summary)
-    view = RichTable(title="latent MSE at the deadline, mean over episodes", box=box.SIMPLE_HEAD, padding=0)
-    view.add_column("SNR\n[dB]", justify="right")
+    headings = ["SNR\n[dB]"]
     for policy in policies:
         agent, parenthesis, details = policy.partition(" (")
         details = f"{parenthesis}{details}".replace(" ", "\n").replace("_", "\n")
-        view.add_column(agent.replace("-", "\n", 1) + details, justify="right", no_wrap=True)
-    for snr_db, cells in summary_cells(policies, dict.fromkeys(row["snr_db"] for row in summary)):
-        view.add_row(
+        headings.append(agent.replace("-", "\n", 1) + details)
+    lines = [
+        [
             snr_db,
             *(
                 "–"
@@ -237,10 +233,16 @@ def print_table(summary: Table) -> None:
                 else f"{f'[bold]{cell.mean}[/bold]' if cell.lowest else cell.mean}\n[dim]{cell.interval}[/dim]"
                 for cell in cells
             ),
-        )
-    console = Console()
-    console.print(view)
-    console.print("Second line: 95 % bootstrap interval, in the mean's power of ten. Bold: lowest.", style="dim")
+        ]
+        for snr_db, cells in summary_cells(policies, dict.fromkeys(row["snr_db"] for row in summary))
+    ]
+    print_lines(
+        dict.fromkeys(headings, "right"),
+        lines,
+        title="latent MSE at the deadline, mean over episodes",
+        notes=["Second line: 95 % bootstrap interval, in the mean's power of ten. Bold: lowest."],
+        padding=(0,),
+    )
 
 
 @command

@@ -6,6 +6,7 @@ the same coder, payload and bit depths.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 import agents
 from agents.studies.base import Request, Study
 from agents.studies.paired import MSE_FLOOR, interval, resample
+from refine_env.commands import print_table
 from refine_env.config import PAPER_BIT_DEPTHS
 from refine_env.evaluation import (
     EPISODE_COLUMNS,
@@ -324,44 +326,30 @@ GROUP_TITLES = {
 
 def print_ladder(totals: Table) -> None:
     """The rungs on the terminal, within 80 columns."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    view = RichTable(title="gain over the paper's look-ahead, geometric mean over the SNRs", box=box.SIMPLE_HEAD)
-    view.add_column("rung")
-    for name in ("gain", "bound", "above bound"):
-        view.add_column(name, justify="right", no_wrap=True)
-    group = ""
-    for row in totals:
-        if row["group"] != group:
-            group = row["group"]
-            view.add_row(f"[dim]{GROUP_TITLES[group]}[/dim]")
-        view.add_row(
-            row["rung"],
-            f"{row['gain']:.2f} [dim]{row['gain_low']:.2f} … {row['gain_high']:.2f}[/dim]",
-            *("–" if row[name] is None else f"{row[name]:.2f}" for name in ("bound_gain", "bound_ratio")),
-        )
-    console = Console()
-    console.print(view)
-    console.print(
-        "bound: the gain of the clairvoyant on the same coder, payload and bit depths. Dim: 95 % intervals.",
-        style="dim",
+    lines = []
+    for title, rows in itertools.groupby(totals, key=lambda row: GROUP_TITLES[row["group"]]):
+        lines.append([f"[dim]{title}[/dim]"])
+        lines += [
+            [
+                row["rung"],
+                f"{row['gain']:.2f} [dim]{row['gain_low']:.2f} … {row['gain_high']:.2f}[/dim]",
+                *("–" if row[name] is None else f"{row[name]:.2f}" for name in ("bound_gain", "bound_ratio")),
+            ]
+            for row in rows
+        ]
+    print_table(
+        {"rung": "left", "gain": "right", "bound": "right", "above bound": "right"},
+        lines,
+        title="gain over the paper's look-ahead, geometric mean over the SNRs",
+        notes=["bound: the gain of the clairvoyant on the same coder, payload and bit depths. Dim: 95 % intervals."],
     )
 
 
 def print_ordering(cells: Table) -> None:
     """What every policy's latent MSE is times the first rung's, and the first's times the bound's, at every SNR."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
     first = cells[0]["rung"]
     snrs_db = list(dict.fromkeys(row["snr_db"] for row in cells))
-    view = RichTable(title=f"latent MSE over that of {first}", box=box.SIMPLE_HEAD, padding=(0, 1))
-    view.add_column("SNR [dB]", no_wrap=True)
-    for snr_db in snrs_db:
-        view.add_column(f"{snr_db:g}", justify="right", no_wrap=True)
+    lines = []
 
     def show(ratio: float, low: float, high: float) -> str:
         return (
@@ -372,13 +360,15 @@ def print_ordering(cells: Table) -> None:
         rows = [row for row in cells if row["rung"] == label]
         # Shown is the bound over the first rung, and every other rung over the first: inverses of two columns.
         name = "bound_ratio" if label == first else "gain"
-        view.add_row(
-            "clairvoyant" if label == first else label,
-            *(show(1.0 / row[name], 1.0 / row[f"{name}_high"], 1.0 / row[f"{name}_low"]) for row in rows),
-        )
-    console = Console(width=max(80, 22 + 11 * len(snrs_db)))
-    console.print(view)
-    console.print("=: the 95 % interval, which is in ladder.csv, holds 1.", style="dim")
+        shown = (show(1.0 / row[name], 1.0 / row[f"{name}_high"], 1.0 / row[f"{name}_low"]) for row in rows)
+        lines.append(["clairvoyant" if label == first else label, *shown])
+    print_table(
+        {"SNR [dB]": "left", **{f"{snr_db:g}": "right" for snr_db in snrs_db}},
+        lines,
+        title=f"latent MSE over that of {first}",
+        notes=["=: the 95 % interval, which is in ladder.csv, holds 1."],
+        least_width=max(80, 22 + 11 * len(snrs_db)),
+    )
 
 
 def _run(
