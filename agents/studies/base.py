@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refine_env.dynamics.settings import EnvSettings
-from refine_env.evaluation import Entry, Score, Table, roll_out_many
+from refine_env.evaluation import Entry, Score, Table, roll_out_many, write_table
 
-__all__ = ["Request", "Study", "common_settings"]
+__all__ = ["Request", "Study", "common_settings", "write_tables"]
 
 
 def common_settings(env_kwargs: Mapping[str, Any]) -> EnvSettings:
@@ -23,6 +23,21 @@ def common_settings(env_kwargs: Mapping[str, Any]) -> EnvSettings:
         ConfigurationError: if an argument is unknown or out of range.
     """
     return EnvSettings.from_kwargs({**env_kwargs, "coder": "closed_loop"})
+
+
+def write_tables(folder: Path, tables: Mapping[str, tuple[Table, Mapping[str, type]]]) -> list[Path]:
+    """Write the tables of a study.
+
+    Args:
+        folder: folder for the files.
+        tables: rows and columns by the name of the file.
+
+    Returns:
+        The files written.
+    """
+    for name, (rows, columns) in tables.items():
+        write_table(folder / name, rows, columns)
+    return [folder / name for name in tables]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import agents
-from agents.studies.base import Request, Study
+from agents.studies.base import Request, Study, write_tables
 from agents.studies.paired import interval, mean_and_interval, resample
 from refine_env import SystemConfig, TrajectoryCache
 from refine_env.commands import print_table
@@ -26,7 +26,6 @@ from refine_env.evaluation import (
     Entry,
     Table,
     read_table,
-    write_table,
 )
 from refine_env.trajectories.denoising import open_denoiser
 
@@ -200,9 +199,8 @@ def _run(request: Request) -> tuple[list[Path], dict[str, Any]]:
     cache = TrajectoryCache.open(request.env_kwargs["cache"])
     table, predicted = play_variants(request, DeviceDecoder(cache, open_denoiser(cache)))
     summary = summarize_decoder(table, predicted)
-    written = [request.out / "episodes.csv", request.out / "decoder.csv"]
-    write_table(written[0], table, _EPISODE_COLUMNS)
-    write_table(written[1], summary, DECODER_COLUMNS)
+    tables = {"episodes.csv": (table, _EPISODE_COLUMNS), "decoder.csv": (summary, DECODER_COLUMNS)}
+    written = write_tables(request.out, tables)
     _print(summary)
     return written, {"variants": [variant._asdict() for variant in VARIANTS]}
 

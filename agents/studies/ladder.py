@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import agents
-from agents.studies.base import Request, Study
+from agents.studies.base import Request, Study, write_tables
 from agents.studies.paired import MSE_FLOOR, interval, resample
 from refine_env.commands import print_table
 from refine_env.config import PAPER_BIT_DEPTHS
@@ -28,7 +28,6 @@ from refine_env.evaluation import (
     Table,
     read_table,
     roll_out_many,
-    write_table,
 )
 
 __all__ = [
@@ -293,12 +292,12 @@ def write_ladder(table: Table, folder: Path, rungs: Sequence[Rung] = RUNGS) -> t
         Their paths, and the two summaries.
     """
     cells, totals = summarize_ladder(table, rungs)
-    paths = [folder / name for name in ("episodes.csv", "ladder.csv", "rungs.csv")]
-    for path, rows, columns in zip(
-        paths, (table, cells, totals), (_EPISODE_COLUMNS, LADDER_COLUMNS, RUNG_COLUMNS), strict=True
-    ):
-        write_table(path, rows, columns)
-    return paths, cells, totals
+    tables = {
+        "episodes.csv": (table, _EPISODE_COLUMNS),
+        "ladder.csv": (cells, LADDER_COLUMNS),
+        "rungs.csv": (totals, RUNG_COLUMNS),
+    }
+    return write_tables(folder, tables), cells, totals
 
 
 def read_ladder(folder: Path) -> tuple[Table, Table]:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import agents
-from agents.studies.base import Request, Study
+from agents.studies.base import Request, Study, write_tables
 from agents.studies.paired import Resampled, interval, mean_and_interval, resample
 from refine_env import LinkConfig
 from refine_env.commands import print_table
 from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAPER_LATENCY_QUANTILE
-from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, read_table, write_table
+from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, read_table
 
 __all__ = [
     "CONCLUSION_COLUMNS",
@@ -207,10 +207,12 @@ def _run(request: Request) -> tuple[list[Path], dict[str, Any]]:
             table += [{"knob": name, "value": float(value), **row} for rows in tables for row in rows]
     cells, conclusions = summarize_sensitivity(table)
     columns = {"knob": str, "value": float, **EPISODE_COLUMNS}
-    paths = [request.out / name for name in ("episodes.csv", "sensitivity.csv", "conclusions.csv")]
-    kinds = (columns, SENSITIVITY_COLUMNS, CONCLUSION_COLUMNS)
-    for path, rows, kind in zip(paths, (table, cells, conclusions), kinds, strict=True):
-        write_table(path, rows, kind)
+    written = {
+        "episodes.csv": (table, columns),
+        "sensitivity.csv": (cells, SENSITIVITY_COLUMNS),
+        "conclusions.csv": (conclusions, CONCLUSION_COLUMNS),
+    }
+    paths = write_tables(request.out, written)
     for conclusion in CONCLUSIONS:
         lines: list[list[str] | None] = []
         for name, knob in KNOBS.items():

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import agents
-from agents.studies.base import Request, Study
+from agents.studies.base import Request, Study, write_tables
 from agents.studies.few_steps import SAMPLERS, few_step_cache
 from agents.studies.paired import Resampled, interval, mean_and_interval, resample
 from refine_env import TrajectoryCache
 from refine_env.coding import LOSSLESS_BITS
 from refine_env.commands import print_table
 from refine_env.config import PAPER_BIT_DEPTHS
-from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, read_table, write_table
+from refine_env.evaluation import EPISODE_COLUMNS, Entry, Table, read_table
 
 __all__ = [
     "CURVE_COLUMNS",
@@ -260,9 +260,12 @@ def _run(request: Request) -> tuple[list[Path], dict[str, Any]]:
         table, chosen = _play(request, progress)
     cells, gains = summarize_sequential(table)
     columns = {"sampler": str, "steps": int, **EPISODE_COLUMNS, **dict.fromkeys(_REFERENCES, float)}
-    paths = [request.out / name for name in ("episodes.csv", "sequential.csv", "gains.csv")]
-    for path, rows, kinds in zip(paths, (table, cells, gains), (columns, CURVE_COLUMNS, GAIN_COLUMNS), strict=True):
-        write_table(path, rows, kinds)
+    tables = {
+        "episodes.csv": (table, columns),
+        "sequential.csv": (cells, CURVE_COLUMNS),
+        "gains.csv": (gains, GAIN_COLUMNS),
+    }
+    paths = write_tables(request.out, tables)
     snrs_db = list(dict.fromkeys(row["snr_db"] for row in gains))
     print_table(
         {"gain": "left", **{f"{snr_db:g} dB": "right" for snr_db in snrs_db}},
