@@ -91,7 +91,7 @@ class NamesAdapter(type):
     """
 
     def __repr__(cls) -> str:
-        return f"{super().__repr__()} (a vector environment: put train.rl.envs.RefinementVecEnv around it)"
+        return f"{super().__repr__()} (a vector environment: put refine_env.sb3.RefinementVecEnv around it)"
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

@@ -39,6 +39,7 @@ __all__ = [
     "ObservationEncoder",
     "VectorEncodeObservation",
     "check_same_step",
+    "check_shows_dictionary",
 ]
 
 if TYPE_CHECKING:
@@ -374,8 +375,18 @@ def check_same_step(envs: VectorEnv[Any, Any, Any]) -> None:
         )
 
 
-def _encoder_of(env: Any, encoding: str, history: int | None) -> ObservationEncoder:
-    """The encoder of an environment, single or vector, whose observation is still the dictionary."""
+def check_shows_dictionary(env: Any, instead: str | None = None) -> None:
+    """Raise ConfigurationError unless an environment is one of this package that still shows its own dictionary.
+
+    Args:
+        env: single or vector, wrapped or not.
+        instead: the wrapper for environments of its kind, where it is of the wrong one.
+    """
+    if instead is not None:
+        wanted, kind = ("vector", "single") if isinstance(env, gym.Env) else ("single", "vector")
+        raise ConfigurationError(
+            f"`env` must be a {wanted} environment, got {env}. Use {instead} for a {kind} environment."
+        )
     inner = env.unwrapped
     if not isinstance(getattr(inner, "config", None), SystemConfig):
         raise ConfigurationError(
@@ -386,10 +397,8 @@ def _encoder_of(env: Any, encoding: str, history: int | None) -> ObservationEnco
     if getattr(env, name) != getattr(inner, name):
         raise ConfigurationError(
             f"`env` must show the environment's own dictionary, got the observation {shown(getattr(env, name))}. "
-            "Put the encoding around the environment first, once, and what else changes observations around that."
+            "Put this around the environment first, once, and what changes observations around it."
         )
-    length = inner.settings.history_length
-    return ObservationEncoder(env.unwrapped.config, encoding, history=history, history_length=length)
 
 
 class EncodeObservation(
@@ -413,13 +422,11 @@ class EncodeObservation(
         self, env: gym.Env[dict[str, Any], Any], encoding: str = "summary", history: int | None = None
     ) -> None:
         given: Any = env
-        if isinstance(given, VectorEnv):
-            raise ConfigurationError(
-                f"`env` must be a single environment, got {env}. Use VectorEncodeObservation for a vector environment."
-            )
+        check_shows_dictionary(given, "VectorEncodeObservation" if isinstance(given, VectorEnv) else None)
         gym.utils.RecordConstructorArgs.__init__(self, encoding=encoding, history=history)
         super().__init__(env)
-        self.encoder = _encoder_of(env, encoding, history)
+        length = given.unwrapped.settings.history_length
+        self.encoder = ObservationEncoder(given.unwrapped.config, encoding, history=history, history_length=length)
         self.observation_space = self.encoder.space
 
     def observation(self, observation: dict[str, Any]) -> NDArray[np.float32]:
@@ -456,12 +463,10 @@ class VectorEncodeObservation(AnyVectorWrapper, metaclass=NamesAdapter):
         history: int | None = None,
     ) -> None:
         given: Any = env
-        if isinstance(given, gym.Env):
-            raise ConfigurationError(
-                f"`env` must be a vector environment, got {env}. Use EncodeObservation for a single environment."
-            )
+        check_shows_dictionary(given, "EncodeObservation" if isinstance(given, gym.Env) else None)
         super().__init__(env)
-        self.encoder = _encoder_of(env, encoding, history)
+        length = given.unwrapped.settings.history_length
+        self.encoder = ObservationEncoder(given.unwrapped.config, encoding, history=history, history_length=length)
         self.single_observation_space = self.encoder.space
         self.observation_space = spaces.Box(-1.0, 1.0, (self.num_envs, *self.encoder.space.shape), np.float32)
         self.observations: dict[str, Any] = {}

@@ -41,6 +41,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "env": BASE | {"config", "dynamics", "render", "trajectories"},
         "vector_env": BASE | {"config", "dynamics", "env", "render", "trajectories"},
         "wrappers": MODELS,
+        "learning": MODELS | {"env", "vector_env", "wrappers"},
+        "sb3": BASE | {"config", "env", "evaluation", "wrappers"},
         "transport": BASE | {"coding", "config", "env", "evaluation"},
         "cli": BASE | {"commands", "model", "trajectories"},
         "receive": BASE | {"commands", "evaluation", "transport"},

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 import agents
 from refine_env.errors import ConfigurationError
+from refine_env.sb3 import RefinementVecEnv, find_wrapper
 from refine_env.wrappers import VectorEncodeObservation
-from train.rl.envs import RefinementVecEnv, find_wrapper
 
 __all__ = ["clone", "demonstrate"]
 

@@ -19,11 +19,11 @@ from torch import nn
 
 from agents.policies.learned import FORMAT, PolicyFiles
 from refine_env.evaluation import write_atomically
+from refine_env.sb3 import RefinementVecEnv, find_wrapper
 from refine_env.wrappers import VectorEncodeObservation
 from train.options import parse_numbers
 from train.rl.config import Config
 from train.rl.critic import AsymmetricPolicy, MaskableAsymmetricPolicy, PrivilegedObservation
-from train.rl.envs import RefinementVecEnv, find_wrapper
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
