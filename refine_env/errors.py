@@ -26,6 +26,10 @@ class ConfigurationError(ValueError):
     """An argument, or a combination of arguments, that describes no valid system."""
 
 
+class UnexpectedArgumentError(ConfigurationError, TypeError):
+    """A keyword that is no argument: also Python's own error for that, by which some libraries probe environments."""
+
+
 class ActionError(ValueError):
     """An action outside the action space, or an illegal one where the environment raises on these."""
 

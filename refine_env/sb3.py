@@ -9,7 +9,6 @@ Importing this module needs Stable-Baselines3 (``pip install 'refine-env[train]'
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +17,20 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from refine_env.config import SystemConfig
 from refine_env.env import ENV_ID
 from refine_env.errors import ConfigurationError, import_extra
-from refine_env.evaluation import Table, roll_out
-from refine_env.wrappers import EncodeObservation, ObservationEncoder, VectorEncodeObservation, check_same_step
+from refine_env.evaluation import Table
+from refine_env.learning.policy import LearnedPolicy, evaluate, find_wrapper
+from refine_env.wrappers import VectorEncodeObservation, check_same_step
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 import_extra("stable_baselines3", "train")
 from stable_baselines3.common.monitor import Monitor  # noqa: E402
-from stable_baselines3.common.vec_env import VecEnv  # noqa: E402
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper  # noqa: E402
 
-__all__ = ["INFOS", "RefinementVecEnv", "SB3Policy", "evaluate_sb3", "find_wrapper", "make_vec_env"]
+__all__ = ["INFOS", "RefinementVecEnv", "SB3Policy", "evaluate_sb3", "make_vec_env"]
 
 INFOS = ("episode", "all")
 _SPECIAL_INFOS = ("final_obs", "final_info")
@@ -227,18 +226,8 @@ def make_vec_env(
     return RefinementVecEnv(envs, infos=infos)
 
 
-def find_wrapper(envs: Any, kind: type) -> Any:
-    """The wrapper of that kind around an environment, single, vector or behind an adapter; None if there is none."""
-    inner = envs.envs if isinstance(envs, RefinementVecEnv) else envs
-    while not isinstance(inner, kind):
-        if not hasattr(inner, "env"):
-            return None
-        inner = inner.env
-    return inner
-
-
-class SB3Policy:
-    """A model of Stable-Baselines3 or sb3-contrib as a policy of this package: for evaluations, figures and pictures.
+class SB3Policy(LearnedPolicy):
+    """A model of Stable-Baselines3 or sb3-contrib as a policy of this package.
 
     What the model's environment does to observations (encoding, ``VecNormalize``) is done to them here, too; a model
     that takes action masks gets them.
@@ -255,88 +244,36 @@ class SB3Policy:
     """
 
     def __init__(self, model: BaseAlgorithm, env: Any = None, *, name: str = "sb3", deterministic: bool = True) -> None:
-        self.name = name
+        super().__init__(self._predict, _inner_environment(model.get_env() if env is None else env), name=name)
         self.deterministic = deterministic
         self._model = model
         self._normalize = model.get_vec_normalize_env()
-        self._inner = _inner_environment(model.get_env() if env is None else env)
-        self._encoder = _encoder_of(self._inner)
-        given, shown = model.observation_space, self._inner.unwrapped
-        own: Any = shown.single_observation_space if isinstance(shown, VectorEnv) else shown.observation_space
-        seen = own if self._encoder is None else self._encoder.space
-        if given != seen:
-            raise ConfigurationError(
-                "`model` must see the environment's dictionary, or what EncodeObservation makes of it, got "
-                f"{given!r:.200}. Put no other wrapper that changes observations around the environment."
-            )
         masked = import_extra("sb3_contrib.common.maskable.policies", "train").MaskableActorCriticPolicy
         self._masked = isinstance(model.policy, masked)
+        if model.observation_space != self.shown:
+            raise ConfigurationError(
+                "`model` must see the environment's dictionary, or what EncodeObservation makes of it, got "
+                f"{model.observation_space!r:.200}. Put no other wrapper that changes observations around the "
+                "environment."
+            )
 
-    @property
-    def env_kwargs(self) -> dict[str, Any]:
-        """Arguments of the environment that the model was trained on, but for those that only training needs."""
-        settings = self._inner.unwrapped.settings
-        trained = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-        return {name: value for name, value in trained.items() if name not in ("split", "reward", "decision_epochs")}
-
-    def reset(self, num_envs: int = 1) -> None:
-        """Nothing is remembered from one slot to the next."""
-
-    def check_config(self, config: SystemConfig) -> None:
-        """Refuse a system in which the model's numbers would mean something else; the SNR may be another.
-
-        Raises:
-            ConfigurationError: naming the first setting that differs.
-        """
-        mine, theirs = self._inner.unwrapped.config.to_dict(), config.to_dict()
-        for key in {**mine, **theirs}:
-            if key != "snr_db" and mine.get(key) != theirs.get(key):
-                raise ConfigurationError(
-                    f"`config` must be the one that {self.name} was trained for, but for the SNR, got another {key}. "
-                    "Train it for that system, or evaluate it in its own."
-                )
-
-    def select_action(self, observation: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
-        """The action for an observation of the single or of the vector environment.
-
-        Returns:
-            An int where the observation's scalar fields are scalars, else int64 (N,).
-        """
-        single = np.ndim(observation["slot"]) == 0
-        batch = {key: np.asarray(value)[None] if single else np.asarray(value) for key, value in observation.items()}
-        mask = np.atleast_2d(info["action_mask"]).astype(np.bool_)
-        seen: Any = batch if self._encoder is None else self._encoder.encode(batch)
-        if self._normalize is not None:
-            seen = self._normalize.normalize_obs(seen)
-        options = {"action_masks": mask} if self._masked else {}
-        actions, _ = self._model.predict(seen, deterministic=self.deterministic, **options)
-        actions = np.where(mask[:, 1], actions, 0)
-        return int(actions[0]) if single else actions
+    def _predict(self, shown: Any, masks: NDArray[np.bool_]) -> Any:
+        seen = shown if self._normalize is None else self._normalize.normalize_obs(shown)
+        options: dict[str, Any] = {"action_masks": masks} if self._masked else {}
+        return self._model.predict(seen, deterministic=self.deterministic, **options)[0]
 
 
 def _inner_environment(env: Any) -> Any:
-    """The environment of this package, with its own wrappers, in SB3's or none."""
+    """The environment of this package, with its own wrappers, within those of SB3."""
     inner = env
-    while isinstance(inner, VecEnv) and not isinstance(inner, RefinementVecEnv):
-        if hasattr(inner, "venv"):
+    while isinstance(inner, VecEnv):
+        if isinstance(inner, VecEnvWrapper):
             inner = inner.venv
-        elif getattr(inner, "envs", None):
-            inner = inner.envs[0]
-        else:
+        elif hasattr(inner, "envs"):  # a list of environments, or the adapter's vector environment
+            inner = inner.envs if isinstance(inner, RefinementVecEnv) else inner.envs[0]
+        else:  # they are in other processes
             break
-    if isinstance(inner, RefinementVecEnv):
-        inner = inner.envs
-    if not isinstance(getattr(getattr(inner, "unwrapped", None), "config", None), SystemConfig):
-        raise ConfigurationError(
-            f"`env` must be the environment of this package that the model was trained on, got {inner!r:.200}. "
-            "Pass it as `env`; of environments in other processes, one made alike."
-        )
     return inner
-
-
-def _encoder_of(env: Any) -> ObservationEncoder | None:
-    wrapper = find_wrapper(env, VectorEncodeObservation) or find_wrapper(env, EncodeObservation)
-    return None if wrapper is None else wrapper.encoder
 
 
 def evaluate_sb3(
@@ -355,12 +292,8 @@ def evaluate_sb3(
     Args:
         model: of Stable-Baselines3 or sb3-contrib.
         env: the environment that it was trained on; None: ``model.get_env()``.
-        episodes: how many.
-        seed: of the evaluation, as that of :func:`refine_env.evaluation.roll_out`.
-        split: trajectories that it was not trained on, by default.
-        snr_db: in dB; None: that of the training, where it is one.
+        episodes, seed, split, snr_db, **env_kwargs: see :func:`refine_env.learning.evaluate`.
         deterministic: take the likeliest action; else draw one.
-        **env_kwargs: further arguments of the environment that are not the training's.
 
     Returns:
         One row an episode, with ``latent_mse`` and the other columns of :func:`refine_env.evaluation.roll_out`.
@@ -370,7 +303,4 @@ def evaluate_sb3(
             of SNRs and none is given.
     """
     policy = SB3Policy(model, env, deterministic=deterministic)
-    arguments = {**policy.env_kwargs, "split": split, **env_kwargs}
-    if snr_db is not None:
-        arguments["snr_db"] = snr_db
-    return roll_out(lambda config: policy, env_kwargs=arguments, episodes=episodes, seed=seed)
+    return evaluate(policy, episodes=episodes, seed=seed, split=split, snr_db=snr_db, **env_kwargs)

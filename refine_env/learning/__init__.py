@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refine_env.learning.deadline_miss import MissProbability
+from refine_env.learning.policy import LearnedPolicy, evaluate
 from refine_env.learning.reward import RelativeCost, RelativeReward, VectorRelativeReward
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "LEARNING_ID",
     "LEARNING_RANGE",
     "LEARNING_RANGE_ID",
+    "LearnedPolicy",
     "MissProbability",
     "RelativeCost",
     "RelativeReward",
     "VectorRelativeReward",
+    "evaluate",
 ]
 
 LEARNING_ID = "refine_env/LatentRefinement-Learning-v0"

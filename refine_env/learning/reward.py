@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from refine_env.config import SystemConfig
 from refine_env.learning.deadline_miss import MissProbability
-from refine_env.wrappers import AnyVectorWrapper, check_shows_dictionary
+from refine_env.wrappers import RefinementVectorWrapper, check_shows_dictionary
 
 __all__ = ["FLOOR", "RelativeCost", "RelativeReward", "VectorRelativeReward"]
 
@@ -254,7 +254,7 @@ class RelativeReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         return masks
 
 
-class VectorRelativeReward(AnyVectorWrapper):
+class VectorRelativeReward(RefinementVectorWrapper):
     """The native vector environment, paid −:class:`RelativeCost`, with one mean for all N.
 
     Args:
@@ -283,7 +283,7 @@ class VectorRelativeReward(AnyVectorWrapper):
         self.cost = RelativeCost(
             config, env.num_envs, cap=cap, power=power, memory=memory, expected_misses=expected_misses
         )
-        self._same_step = env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+        self._same_step = self.autoreset_mode == AutoresetMode.SAME_STEP
         self._over = np.zeros(env.num_envs, dtype=np.bool_)  # ended in the last step, and begin anew in the next
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:

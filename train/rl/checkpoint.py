@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from refine_env._files import replacing
 from refine_env.errors import ConfigurationError, describe_error
 from refine_env.learning import VectorRelativeReward
-from refine_env.sb3 import find_wrapper
+from refine_env.learning.policy import find_wrapper
 from train.options import unreadable_checkpoint
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _model_state(model: Any) -> tuple[dict[str, Any], Arrays]:
 
     envs = model.get_env()
     arrays: Arrays = {f"envs.{name}": array for name, array in envs.arrays().items()}
-    relative = find_wrapper(envs, VectorRelativeReward)
+    relative = find_wrapper(envs.envs, VectorRelativeReward)
     if relative is not None:
         arrays |= {f"relative.{name}": array for name, array in relative.cost.arrays().items()}
     arrays |= {f"policy.{name}": tensor.numpy() for name, tensor in model.policy.state_dict().items()}
@@ -208,7 +208,7 @@ def _fill_model(model: Any, state: dict[str, Any], arrays: Arrays) -> None:
     envs.resume(_part(arrays, "envs."))
     for generator, saved in zip(envs.envs.unwrapped.np_random, state["generators"], strict=True):
         generator.bit_generator.state = saved
-    relative = find_wrapper(envs, VectorRelativeReward)
+    relative = find_wrapper(envs.envs, VectorRelativeReward)
     if relative is not None:
         for name, target in relative.cost.arrays().items():
             _fill(target, arrays[f"relative.{name}"], name)

@@ -19,7 +19,8 @@ from torch import nn
 
 from agents.policies.learned import FORMAT, PolicyFiles
 from refine_env.evaluation import write_atomically
-from refine_env.sb3 import RefinementVecEnv, find_wrapper
+from refine_env.learning.policy import find_wrapper
+from refine_env.sb3 import RefinementVecEnv
 from refine_env.wrappers import VectorEncodeObservation
 from train.options import parse_numbers
 from train.rl.config import Config
@@ -101,7 +102,7 @@ def _layers(model: Any) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 def policy_files(config: Config, model: BaseAlgorithm) -> PolicyFiles:
     """The policy of a model, as it is now."""
-    encoder = find_wrapper(model.get_env(), VectorEncodeObservation).encoder
+    encoder = find_wrapper(model.get_env().envs, VectorEncodeObservation).encoder
     description = {
         "format": FORMAT,
         "algorithm": config.algorithm,

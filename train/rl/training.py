@@ -130,7 +130,7 @@ class _Training:
 
     def __init__(self, config: Config, on_rollout: Callable[[int], None] | None) -> None:
         from refine_env.learning import VectorRelativeReward
-        from refine_env.sb3 import find_wrapper
+        from refine_env.learning.policy import find_wrapper
         from train.rl.checkpoint import Checkpoints
         from train.rl.envs import make_envs
         from train.rl.models import make_model
@@ -149,7 +149,7 @@ class _Training:
         elif config.clone:
             _begin_with_a_clone(config, self.model)
         self.bar = tqdm(total=config.total_steps, initial=self.steps, unit="step", disable=not config.progress)
-        self.relative = find_wrapper(self.model.get_env(), VectorRelativeReward)
+        self.relative = find_wrapper(self.model.get_env().envs, VectorRelativeReward)
         self._saved = time.monotonic()
         self._evaluated = self.steps // max(config.eval_every, 1)
 
