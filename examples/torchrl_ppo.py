@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.collectors import SyncDataCollector
+from torchrl.collectors import Collector
 from torchrl.envs import GymWrapper
 from torchrl.modules import MaskedCategorical, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
@@ -52,7 +52,7 @@ def main(steps: int, snr_db: float, seed: int, episodes: int) -> float:
     loss = ClipPPOLoss(actor, critic, clip_epsilon=0.2, entropy_coeff=0.005, critic_coeff=0.5, normalize_advantage=True)
     optimizer = torch.optim.Adam(loss.parameters(), lr=LEARNING_RATE)
     iterations = max(1, steps // (ENVS * SLOTS))
-    collector = SyncDataCollector(
+    collector = Collector(
         envs, actor, frames_per_batch=ENVS * SLOTS, total_frames=iterations * ENVS * SLOTS, device="cpu"
     )
     for iteration, batch in enumerate(collector):
