@@ -68,6 +68,8 @@ BASE = {
     "train.rl.export_minari": "{out}-v0 --agent final-only --cache tiny --episodes 1 --out datasets",
     "train.ldm": "--out {out} --work {out}-work --sheet {out}.png --trajectory-prompts {out}.txt --font nowhere",
     "train.ppo": _TRAIN,
+    "train.rl.out_of_the_box": "--out {out} --setups learning --snr-db 6 --seeds 1 --total-steps 1 --episodes 1 "
+    "--cache nowhere",
     "train.rl.search": "--out {out} --trials 1 --total-steps 1 --eval-every 1 --eval-episodes 1 --rival nobody "
     "--cache tiny",
     "train.rl.study": "--out {out} --runs {out}-runs --seeds 0 --cache tiny",
@@ -79,6 +81,7 @@ ENDS = {
     "train.diffusion.assess": 3,
     "train.diffusion.gallery": 2,
     "train.ldm": 3,
+    "train.rl.out_of_the_box": 3,
     "train.rl.search": 2,
     "train.rl.study": 2,
 }
