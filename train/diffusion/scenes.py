@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,8 +75,10 @@ class Scene:
 def _fill(mask: NDArray[np.bool_], ring: Points) -> None:
     """Turn over all pixels of a mask whose centre is inside a ring: a second ring within the first cuts it out."""
     rows, columns = mask.shape
-    top, bottom = max(int(ring[:, 1].min()), 0), min(int(ring[:, 1].max()) + 1, rows)
-    left, right = max(int(ring[:, 0].min()), 0), min(int(ring[:, 0].max()) + 1, columns)
+    top, bottom, left, right = rows, 0, columns, 0  # the pixels that may be inside
+    for x, y in ring:
+        top, bottom = min(top, max(int(y), 0)), max(bottom, min(int(y) + 1, rows))
+        left, right = min(left, max(int(x), 0)), max(right, min(int(x) + 1, columns))
     for row in range(top, bottom):
         for column in range(left, right):
             x, y = column + 0.5, row + 0.5
@@ -98,12 +100,9 @@ def _mask(rings: Sequence[Points], side: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _buildings_mask(polygons: Sequence[Sequence[Points]], side: int) -> NDArray[np.bool_]:
+def _built(polygons: Iterable[Sequence[Points]], side: int) -> NDArray[np.bool_]:
+    """Pixels inside buildings."""
     return _mask([ring for rings in polygons for ring in rings], side)
-
-
-def _cars_mask(car_polygons: Sequence[Points], side: int) -> NDArray[np.bool_]:
-    return _mask(car_polygons, side)
 
 
 def _rectangle(x0: float, y0: float, x1: float, y1: float) -> Points:
@@ -221,8 +220,8 @@ def _lots(rng: np.random.Generator, w: float, h: float) -> list[tuple[float, flo
         return lots
     # A row of houses along the longer side; in deep blocks two rows, back to back around a yard.
     along, deep = max(w, h), min(w, h)
-    rows = [(0.0, deep)] if deep < 15.0 or kind == 2 else [(0.0, 0.36 * deep), (0.64 * deep, deep)]
-    for begin, end in rows:
+    strips = [(0.0, deep)] if deep < 15.0 or kind == 2 else [(0.0, 0.36 * deep), (0.64 * deep, deep)]
+    for begin, end in strips:
         at = 0.0
         while along - at >= 5.0:
             width = min(rng.uniform(7.0, 15.0), along - at)
@@ -261,10 +260,6 @@ def _neighborhood(rng: np.random.Generator, side: int) -> tuple[list[tuple[Point
     )
 
 
-def _built_share(buildings: NDArray[np.bool_]) -> float:
-    return float(buildings.mean())
-
-
 def _near(mask: NDArray[np.bool_], metres: float) -> NDArray[np.bool_]:
     """Pixels whose centre is within some metres of that of a pixel in a mask."""
     near, k = mask.copy(), int(metres)
@@ -278,17 +273,15 @@ def _near(mask: NDArray[np.bool_], metres: float) -> NDArray[np.bool_]:
 
 
 def _place_transmitter(
-    rng: np.random.Generator,
-    scene: Scene,
-    away_from: tuple[float, float] | None = None,
+    rng: np.random.Generator, scene: Scene, apart_from: tuple[float, float] | None = None
 ) -> tuple[float, float] | None:
     """A pixel's centre on a street, off buildings, cars and the scene's border; None where there is none."""
     free = _street_mask(scene) & ~_near(scene.buildings, _CLEARANCE_M) & ~_near(scene.cars, _CLEARANCE_M)
     border = scene.side // 8
     free[:border], free[-border:], free[:, :border], free[:, -border:] = False, False, False, False
     rows, columns = np.nonzero(free)
-    if away_from is not None:
-        far = np.hypot(columns + 0.5 - away_from[0], rows + 0.5 - away_from[1]) >= border
+    if apart_from is not None:
+        far = np.hypot(columns + 0.5 - apart_from[0], rows + 0.5 - apart_from[1]) >= border
         rows, columns = rows[far], columns[far]
     if not len(rows):
         return None
@@ -303,6 +296,10 @@ def _street_mask(scene: Scene) -> NDArray[np.bool_]:
     return mask
 
 
+def _check_seed(seed: int) -> int:
+    return check_integer("seed", seed, 0, advice="Choose a number from 0 on.")
+
+
 def make_scene(seed: int, side: int = 64) -> Scene:
     """The scene of a seed, with cars.
 
@@ -313,15 +310,15 @@ def make_scene(seed: int, side: int = 64) -> Scene:
     Raises:
         ConfigurationError: an argument is none of these.
     """
-    seed = check_integer("seed", seed, 0, advice="Choose a number from 0 on.")
+    seed = _check_seed(seed)
     if side not in SIDES:
         listed = ", ".join(map(str, SIDES))
         raise ConfigurationError(f"`side` must be one of {listed}, got {shown(side)}. Choose one of them.")
     rng = np.random.default_rng((seed, side))
     while True:
         polygons, streets = _neighborhood(rng, side)
-        buildings = _buildings_mask(polygons, side)
-        if not BUILT_SHARE[0] <= _built_share(buildings) <= BUILT_SHARE[1]:
+        buildings = _built(polygons, side)
+        if not BUILT_SHARE[0] <= buildings.mean() <= BUILT_SHARE[1]:
             continue
         scene = Scene(buildings, np.zeros_like(buildings), tuple(polygons), (), tuple(streets), (0.0, 0.0), side)
         transmitter = _place_transmitter(rng, scene)
@@ -330,10 +327,19 @@ def make_scene(seed: int, side: int = 64) -> Scene:
 
 
 def move_transmitter(scene: Scene, seed: int) -> Scene:
-    """The scene with its transmitter elsewhere on the streets, at least an eighth of the side away."""
-    rng = np.random.default_rng((seed, 1))
-    transmitter = _place_transmitter(rng, scene, away_from=scene.transmitter)
-    return replace(scene, transmitter=scene.transmitter if transmitter is None else transmitter)
+    """The scene with its transmitter elsewhere on the streets, at least an eighth of the side away.
+
+    Raises:
+        ConfigurationError: if the seed is negative, or the streets have no other place.
+    """
+    rng = np.random.default_rng((_check_seed(seed), 1))
+    transmitter = _place_transmitter(rng, scene, apart_from=scene.transmitter)
+    if transmitter is None:
+        raise ConfigurationError(
+            f"`scene` must have another place for its transmitter, got none beside {scene.transmitter}. "
+            "Take another scene."
+        )
+    return replace(scene, transmitter=transmitter)
 
 
 def without_cars(scene: Scene) -> Scene:
@@ -342,8 +348,12 @@ def without_cars(scene: Scene) -> Scene:
 
 
 def with_cars(scene: Scene, seed: int) -> Scene:
-    """The scene with cars drawn anew, in the place of those that it has."""
-    return _park(np.random.default_rng((seed, 2)), without_cars(scene))
+    """The scene with cars drawn anew, in the place of those that it has, none of them near the transmitter.
+
+    Raises:
+        ConfigurationError: if the seed is negative.
+    """
+    return _park(np.random.default_rng((_check_seed(seed), 2)), without_cars(scene))
 
 
 def change_cars(scene: Scene, seed: int) -> Scene:
@@ -390,22 +400,23 @@ def _park(rng: np.random.Generator, scene: Scene) -> Scene:
                         cars.append(car)
         if cars:
             break
-    return replace(scene, cars=_cars_mask(cars, scene.side), car_polygons=tuple(cars))
+    return replace(scene, cars=_mask(cars, scene.side), car_polygons=tuple(cars))
 
 
 def change_buildings(scene: Scene, seed: int) -> Scene:
     """The scene with one or two buildings gone, come or changed, and all else as it is.
 
-    At least 1 % of the pixels change; the streets with their cars and the transmitter stay free.
+    At least 1 % of the pixels change. The streets stay free, and so do the cars and the transmitter.
+
+    Raises:
+        ConfigurationError: if the seed is negative, or no such change is found in a thousand.
     """
-    rng = np.random.default_rng((seed, 3))
-    taken = _near(scene.cars, _CLEARANCE_M)
-    taken[int(scene.transmitter[1]), int(scene.transmitter[0])] = True
-    taken = _near(taken, _CLEARANCE_M) & ~scene.buildings
-    visible = [k for k, rings in enumerate(scene.polygons) if _buildings_mask([rings], scene.side).sum() >= 12]
-    for _ in range(1000):
+    rng = np.random.default_rng((_check_seed(seed), 3))
+    free = ~_street_mask(scene)
+    seen = [k for k, rings in enumerate(scene.polygons) if _built([rings], scene.side).sum() >= 12]
+    for _ in range(1000 if seen else 0):
         polygons = list(scene.polygons)
-        for k in sorted(rng.choice(visible, size=min(rng.integers(1, 3), len(visible)), replace=False))[::-1]:
+        for k in sorted(rng.choice(seen, size=min(int(rng.integers(1, 3)), len(seen)), replace=False), reverse=True):
             action = rng.random()
             if action < 0.35:
                 del polygons[k]
@@ -413,28 +424,18 @@ def change_buildings(scene: Scene, seed: int) -> Scene:
                 polygons[k] = _rebuilt(rng, polygons[k][0])
             else:
                 polygons.append(_new_house(rng, scene, polygons[k][0]))
-        mask = np.zeros_like(scene.buildings)
-        overlap = any(
-            _separation(new[0], other[0]) < _GAP_M
-            for k, new in enumerate(polygons)
-            if k >= len(scene.polygons) or not any(new is old for old in scene.polygons)
-            for j, other in enumerate(polygons)
-            if j != k
-        )
-        if overlap:
+        stood = {id(rings) for rings in scene.polygons}
+        new = [rings for rings in polygons if id(rings) not in stood]
+        if any(_separation(a[0], b[0]) < _GAP_M for a in new for b in polygons if b is not a):
             continue
-        mask = _buildings_mask(polygons, scene.side)
-        changed = mask ^ scene.buildings
-        if changed.mean() < 0.01 or (mask & taken).any() or (mask & _streets_only(scene)).any():
+        buildings = _built(polygons, scene.side)
+        if (buildings ^ scene.buildings).mean() < 0.01 or (buildings & ~free).any():
             continue
-        if BUILT_SHARE[0] <= _built_share(mask) <= BUILT_SHARE[1]:
-            return replace(scene, buildings=mask, polygons=tuple(polygons))
-    raise RuntimeError(f"no change of buildings found for seed {seed}")
-
-
-def _streets_only(scene: Scene) -> NDArray[np.bool_]:
-    """Streets where no building stood."""
-    return _street_mask(scene) & ~scene.buildings
+        if BUILT_SHARE[0] <= buildings.mean() <= BUILT_SHARE[1]:
+            return replace(scene, buildings=buildings, polygons=tuple(polygons))
+    raise ConfigurationError(
+        f"`scene` must have a building to change, got none for seed {seed}. Take another seed or another scene."
+    )
 
 
 def _frame(outline: Points) -> tuple[Points, float, float, float]:
@@ -479,7 +480,7 @@ def conditions(scene: Scene, static: bool = False) -> NDArray[np.float32]:
     told[0] = scene.buildings
     if not static:
         told[1] = scene.cars
-        told[2] = gray(propagation.free_space_power(scene))
+        told[2] = gray(propagation.free_space_power(scene.transmitter, scene.side))
     return told
 
 
