@@ -8,16 +8,14 @@ model, its constants and where each comes from.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refine_env._compiled import kernel
 from refine_env.radiomap import BLACK_DBM, TRANSMIT_POWER_DBM, dbm, gray
-
-if TYPE_CHECKING:
-    from train.diffusion.scenes import Scene
+from train.diffusion.scene import Scene
 
 __all__ = [
     "ANTENNA_HEIGHT_M",

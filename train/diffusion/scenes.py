@@ -1,8 +1,7 @@
 """Street scenes: blocks of buildings, cars on the streets between them, and a transmitter, all from one seed.
 
-A scene is a square window of ``side`` metres, one pixel a metre, on a neighborhood that goes on outside of it. The
-neighborhood is a grid of streets and blocks, turned by an angle of its own. Points are (x, y) in metres, x along a row
-of pixels and y down the rows; pixel (row, column) has its centre at (column + 0.5, row + 0.5).
+A scene is a square window on a neighborhood that goes on outside of it: a grid of streets and blocks, turned by an
+angle of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from refine_env._compiled import kernel
 from refine_env._validation import check_integer, shown
 from refine_env.errors import ConfigurationError
-from train.diffusion import propagation
-from train.diffusion.propagation import gray
+from train.diffusion.propagation import free_space_power, gray
+from train.diffusion.scene import Points, Scene
 
 __all__ = [
     "BUILT_SHARE",
@@ -36,7 +35,7 @@ __all__ = [
     "without_cars",
 ]
 
-Points = NDArray[np.float64]
+Buildings = list[tuple[Points, ...]]
 
 SIDES = (64, 128, 256)
 BUILT_SHARE = (0.15, 0.5)  # least and most of a scene that buildings cover
@@ -44,31 +43,6 @@ FIRST_TEST_SEED = 1_000_000
 
 _GAP_M = 1.5  # the least between two buildings
 _CLEARANCE_M = 1.0  # the least between a transmitter and a building
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """One street scene.
-
-    Attributes:
-        buildings: True where a pixel's centre is inside a building, bool of shape (S, S).
-        cars: True where it is inside a car, bool of shape (S, S); never where ``buildings`` is.
-        polygons: one tuple of rings for each building: its outline, then the courtyards inside it. Every ring is
-            float64 of shape (n, 2), with the building on its left in (x, y): outlines one way around, courtyards the
-            other. Rings may reach out of the scene.
-        car_polygons: the four corners of each car, float64 of shape (4, 2), in the order of an outline.
-        streets: the four corners of each street in the same way, from house front to house front.
-        transmitter: where the transmitter is, (x, y) in metres; the centre of a pixel.
-        side: S, pixels and metres along a side.
-    """
-
-    buildings: NDArray[np.bool_]
-    cars: NDArray[np.bool_]
-    polygons: tuple[tuple[Points, ...], ...]
-    car_polygons: tuple[Points, ...]
-    streets: tuple[Points, ...]
-    transmitter: tuple[float, float]
-    side: int
 
 
 @kernel
@@ -235,7 +209,7 @@ def _lots(rng: np.random.Generator, w: float, h: float) -> list[tuple[float, flo
     return lots
 
 
-def _neighborhood(rng: np.random.Generator, side: int) -> tuple[list[tuple[Points, ...]], list[Points]]:
+def _neighborhood(rng: np.random.Generator, side: int) -> tuple[Buildings, list[Points]]:
     """Buildings and streets that reach into the window."""
     reach = 0.75 * side + 20.0
     angle = 0.0 if rng.random() < 0.35 else rng.uniform(0.0, np.pi / 2)
@@ -404,38 +378,82 @@ def _park(rng: np.random.Generator, scene: Scene) -> Scene:
 
 
 def change_buildings(scene: Scene, seed: int) -> Scene:
-    """The scene with one or two buildings gone, come or changed, and all else as it is.
+    """The scene with one or two buildings gone, changed or come, and all else as it is.
 
     At least 1 % of the pixels change. The streets stay free, and so do the cars and the transmitter.
 
     Raises:
-        ConfigurationError: if the seed is negative, or no such change is found in a thousand.
+        ConfigurationError: if the seed is negative, or no such change is found in a hundred.
     """
     rng = np.random.default_rng((_check_seed(seed), 3))
-    free = ~_street_mask(scene)
-    seen = [k for k, rings in enumerate(scene.polygons) if _built([rings], scene.side).sum() >= 12]
-    for _ in range(1000 if seen else 0):
-        polygons = list(scene.polygons)
-        for k in sorted(rng.choice(seen, size=min(int(rng.integers(1, 3)), len(seen)), replace=False), reverse=True):
-            action = rng.random()
-            if action < 0.35:
-                del polygons[k]
-            elif action < 0.7:
-                polygons[k] = _rebuilt(rng, polygons[k][0])
-            else:
-                polygons.append(_new_house(rng, scene, polygons[k][0]))
-        stood = {id(rings) for rings in scene.polygons}
-        new = [rings for rings in polygons if id(rings) not in stood]
-        if any(_separation(a[0], b[0]) < _GAP_M for a in new for b in polygons if b is not a):
+    streets = _street_mask(scene)
+    for _ in range(100):
+        polygons: Buildings | None = list(scene.polygons)
+        for k in rng.integers(3, size=rng.integers(1, 3)):
+            polygons = None if polygons is None else (_go, _rebuild, _come)[k](rng, scene, polygons, streets)
+        if polygons is None:
             continue
         buildings = _built(polygons, scene.side)
-        if (buildings ^ scene.buildings).mean() < 0.01 or (buildings & ~free).any():
-            continue
-        if BUILT_SHARE[0] <= buildings.mean() <= BUILT_SHARE[1]:
+        if (buildings ^ scene.buildings).mean() >= 0.01 and BUILT_SHARE[0] <= buildings.mean() <= BUILT_SHARE[1]:
             return replace(scene, buildings=buildings, polygons=tuple(polygons))
     raise ConfigurationError(
         f"`scene` must have a building to change, got none for seed {seed}. Take another seed or another scene."
     )
+
+
+def _pick(rng: np.random.Generator, scene: Scene, polygons: Buildings) -> int | None:
+    """Number of a building of the scene that is seen; None if there is none."""
+    old = {id(rings) for rings in scene.polygons}
+    seen = [k for k, rings in enumerate(polygons) if id(rings) in old and _built([rings], scene.side).sum() >= 12]
+    return seen[rng.integers(len(seen))] if seen else None
+
+
+def _stands(rings: tuple[Points, ...], others: Buildings, streets: NDArray[np.bool_]) -> bool:
+    """Whether a building stands in the scene, off the streets and apart from others."""
+    built = _built([rings], len(streets))
+    apart = all(_separation(rings[0], other[0]) >= _GAP_M for other in others)
+    return apart and bool(built.any()) and not (built & streets).any()
+
+
+def _go(rng: np.random.Generator, scene: Scene, polygons: Buildings, streets: NDArray[np.bool_]) -> Buildings | None:
+    """One building less; None if there is none."""
+    k = _pick(rng, scene, polygons)
+    return None if k is None else polygons[:k] + polygons[k + 1 :]
+
+
+def _rebuild(
+    rng: np.random.Generator, scene: Scene, polygons: Buildings, streets: NDArray[np.bool_]
+) -> Buildings | None:
+    """One building in the place of another, on its lot; None if none was found."""
+    k = _pick(rng, scene, polygons)
+    if k is None:
+        return None
+    others = polygons[:k] + polygons[k + 1 :]
+    middle, angle, w, h = _frame(polygons[k][0])
+    for _ in range(20):
+        a, b = rng.uniform(0.45, 1.0) * w, rng.uniform(0.45, 1.0) * h
+        corner = np.array([rng.uniform(0.0, w - a) - w / 2, rng.uniform(0.0, h - b) - h / 2])
+        rings = tuple(_turned(ring + corner, angle, middle) for ring in _footprint(rng, a, b))
+        if _stands(rings, others, streets):
+            return [*others, rings]
+    return None
+
+
+def _come(rng: np.random.Generator, scene: Scene, polygons: Buildings, streets: NDArray[np.bool_]) -> Buildings | None:
+    """One building more, on free ground and in line with a neighbor; None if none was found."""
+    k = _pick(rng, scene, polygons)
+    rows, columns = np.nonzero(~streets & ~_near(_built(polygons, scene.side), 4.0))
+    if k is None or not len(rows):
+        return None
+    _, angle, _, _ = _frame(polygons[k][0])
+    for _ in range(100):
+        place = rng.integers(len(rows))
+        w, h = rng.uniform(5.0, 14.0, 2)
+        middle = np.array([columns[place], rows[place]]) + rng.uniform(0.0, 1.0, 2)
+        rings = tuple(_turned(ring - [w / 2, h / 2], angle, middle) for ring in _footprint(rng, w, h))
+        if _stands(rings, polygons, streets):
+            return [*polygons, rings]
+    return None
 
 
 def _frame(outline: Points) -> tuple[Points, float, float, float]:
@@ -447,22 +465,6 @@ def _frame(outline: Points) -> tuple[Points, float, float, float]:
     low, high = flat.min(axis=0), flat.max(axis=0)
     middle = _turned(((low + high) / 2)[None], angle, np.zeros(2))[0]
     return middle, angle, float(high[0] - low[0]), float(high[1] - low[1])
-
-
-def _rebuilt(rng: np.random.Generator, outline: Points) -> tuple[Points, ...]:
-    """Another building on the lot of one that was."""
-    middle, angle, w, h = _frame(outline)
-    a, b = rng.uniform(0.45, 1.0) * w, rng.uniform(0.45, 1.0) * h
-    corner = np.array([rng.uniform(0.0, w - a) - w / 2, rng.uniform(0.0, h - b) - h / 2])
-    return tuple(_turned(ring + corner, angle, middle) for ring in _footprint(rng, a, b))
-
-
-def _new_house(rng: np.random.Generator, scene: Scene, neighbor: Points) -> tuple[Points, ...]:
-    """A house anywhere in the scene, along the walls of one that stands."""
-    _, angle, _, _ = _frame(neighbor)
-    w, h = rng.uniform(5.0, 12.0), rng.uniform(5.0, 12.0)
-    middle = rng.uniform(0.0, scene.side, 2)
-    return tuple(_turned(ring - [w / 2, h / 2], angle, middle) for ring in _footprint(rng, w, h))
 
 
 def conditions(scene: Scene, static: bool = False) -> NDArray[np.float32]:
@@ -480,7 +482,7 @@ def conditions(scene: Scene, static: bool = False) -> NDArray[np.float32]:
     told[0] = scene.buildings
     if not static:
         told[1] = scene.cars
-        told[2] = gray(propagation.free_space_power(scene.transmitter, scene.side))
+        told[2] = gray(free_space_power(scene.transmitter, scene.side))
     return told
 
 
