@@ -8,7 +8,7 @@ Of its folder these files are read, all of them gray 8-bit PNGs of 256 × 256 pi
   ``carsDPM``, ``carsIRT2`` and ``carsIRT4`` are those with cars, ``DPM``, ``IRT2`` and ``IRT4`` those without.
 
 [1] R. Levie, Ç. Yapar, G. Kutyniok, G. Caire, "RadioUNet: Fast Radio Map Estimation with Convolutional Neural
-Networks", IEEE Trans. Wireless Commun., 2021; arXiv:1911.09002.
+Networks", IEEE Transactions on Wireless Communications, 2021; arXiv:1911.09002.
 """
 
 from __future__ import annotations
