@@ -60,6 +60,7 @@ BASE = {
     "agents.evaluate": "--agents persistent-q3 --snr-db 9 --episodes 1 --cache tiny --bit-depths 3 --deadline 4 "
     "--workers 1 --no-figures --out {out}",
     "agents.figures": "tables --out {out}",
+    "agents.leaderboard": "--tasks paper-6dB --episodes 1 --out {out}",
     "agents.record": "--agent final-only --cache tiny --deadline 3 --decoder none --out {out}.png",
     "agents.report": "tables --out {out}.html",
     "agents.send": "--agent final-only --cache tiny --port 1 --timeout 0.01",

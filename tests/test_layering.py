@@ -57,6 +57,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "report": {"", "figures", "studies"},
         "evaluate": {"", "figures", "report", "studies"},
         "distortion": {"figures", "studies"},
+        "leaderboard": {""},
         "record": {""},
         "send": {""},
         "benchmark": {"", "evaluate"},

@@ -53,6 +53,7 @@ SMALL = {
     "agents.evaluate --study": "--episodes 2 --snr-db 12 --deadline 4",
     "agents.evaluate --images": "--episodes 2 --snr-db 12 --image-episodes 1 --agents persistent-q3",
     "agents.figures": "",
+    "agents.leaderboard": "--tasks paper-6dB --episodes 2",
     "agents.record": "--deadline 3 --slot 2 --decoder none",
     "agents.report": "",
     "agents.send": "",
