@@ -40,7 +40,10 @@ from refine_env.errors import ConfigurationError, RenderModeError
 from refine_env.render import EpisodeViewer, ansi_frame
 from refine_env.trajectories import TrajectoryCache
 
-__all__ = ["RENDER_MODES", "LatentRefinementEnv", "SystemProperties", "check_render_mode", "make_viewer"]
+__all__ = ["ENV_ID", "RENDER_MODES", "LatentRefinementEnv", "SystemProperties", "check_render_mode", "make_viewer"]
+
+ENV_ID = "refine_env/LatentRefinement-v0"
+"""The environment's id; a change of behavior gets a new version."""
 
 RENDER_MODES = ("ansi", "human", "rgb_array")
 PICTURE_MODES = ("human", "rgb_array")

@@ -60,6 +60,7 @@ BASE = {
     "agents.evaluate": "--agents persistent-q3 --snr-db 9 --episodes 1 --cache tiny --bit-depths 3 --deadline 4 "
     "--workers 1 --no-figures --out {out}",
     "agents.figures": "tables --out {out}",
+    "agents.leaderboard": "--tasks paper-6dB --episodes 1 --out {out}",
     "agents.record": "--agent final-only --cache tiny --deadline 3 --decoder none --out {out}.png",
     "agents.report": "tables --out {out}.html",
     "agents.send": "--agent final-only --cache tiny --port 1 --timeout 0.01",
@@ -68,6 +69,8 @@ BASE = {
     "train.rl.export_minari": "{out}-v0 --agent final-only --cache tiny --episodes 1 --out datasets",
     "train.ldm": "--out {out} --work {out}-work --sheet {out}.png --trajectory-prompts {out}.txt --font nowhere",
     "train.ppo": _TRAIN,
+    "train.rl.out_of_the_box": "--out {out} --setups learning --snr-db 6 --seeds 1 --total-steps 1 --episodes 1 "
+    "--cache nowhere",
     "train.rl.search": "--out {out} --trials 1 --total-steps 1 --eval-every 1 --eval-episodes 1 --rival nobody "
     "--cache tiny",
     "train.rl.study": "--out {out} --runs {out}-runs --seeds 0 --cache tiny",
@@ -79,6 +82,7 @@ ENDS = {
     "train.diffusion.assess": 3,
     "train.diffusion.gallery": 2,
     "train.ldm": 3,
+    "train.rl.out_of_the_box": 3,
     "train.rl.search": 2,
     "train.rl.study": 2,
 }

@@ -23,6 +23,7 @@ PARTS = {
     "lpips": ("torchvision", "lpips"),
     "dask": ("distributed",),
     "ray": ("ray",),
+    "libraries": ("torchrl", "tianshou", "ray.rllib"),
     "extras": (),
 }
 """Markers of the tests that run in an environment of their own, with the packages that each needs."""

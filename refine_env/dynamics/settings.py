@@ -19,7 +19,7 @@ from refine_env.config import (
     SystemConfig,
     WarmStart,
 )
-from refine_env.errors import ConfigurationError
+from refine_env.errors import ConfigurationError, UnexpectedArgumentError
 from refine_env.model.distortion import SecondMoments
 from refine_env.trajectories import SPLITS, TrajectoryCache
 
@@ -65,7 +65,7 @@ class EnvSettings(CoderConfig):
         """The settings given by keyword.
 
         Raises:
-            ConfigurationError: if a keyword is unknown.
+            UnexpectedArgumentError: if a keyword is unknown.
         """
         known = [item.name for item in fields(cls)]
         unknown = sorted(set(kwargs) - set(known))
@@ -73,9 +73,9 @@ class EnvSettings(CoderConfig):
             of_link = {item.name: f"link={{'{item.name}': …}}" for item in fields(LinkConfig)}
             of_others = {"max_episode_steps": "`deadline`"}
             likely = did_you_mean(unknown, {**of_others, **of_link, **{name: f"`{name}`" for name in known}})
-            raise ConfigurationError(
-                f"Environment arguments must be among {', '.join(known)}, got {', '.join(unknown)}. "
-                f"{likely}Correct the spelling or leave it out."
+            raise UnexpectedArgumentError(  # with the words of Python's own error, which TorchRL looks for
+                f"Environment arguments must be among {', '.join(known)}, got an unexpected keyword argument "
+                f"{', '.join(map(repr, unknown))}. {likely}Correct the spelling or leave it out."
             )
         return cls(**kwargs)
 
