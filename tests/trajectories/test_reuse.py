@@ -315,7 +315,7 @@ class TestGeneration:
         cache = generate(tmp_path / "cache", tiny_model, Reuse(**options), num_train=3)
         env = LatentRefinementEnv(cache=str(cache.path), deadline=12, snr_db=20.0)
         observation, _ = env.reset(seed=0)
-        assert observation["server_step"] == observation["device_step"] == 2
+        assert observation["server_step"] == observation["device_step"] == 3  # noise, behind x_2
         terminated = False
         while not terminated:
             observation, _, terminated, _, _ = env.step(1)
