@@ -13,9 +13,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import agents
 import refine_env
 from agents import evaluate
+from agents.report import read_run
+from agents.report.player import make_player
 from refine_env import ConfigurationError, LatentRefinementEnv, TrajectoryCache
 from refine_env.config import WarmStart
-from refine_env.evaluation import EPISODE_COLUMNS, roll_out
+from refine_env.evaluation import EPISODE_COLUMNS, read_table, roll_out
 from tests.processes import run
 from tests.test_vector_env import assert_equal
 
@@ -212,3 +214,19 @@ def test_what_is_replayed(reuse_cache: Path, shared: bool) -> None:
     assert bool(env.action_masks()[1]) != shared
     observation, *_ = env.step(0)
     assert observation["server_step"] == STEP - 1
+
+
+@pytest.mark.parametrize(("start", "first"), [((), "only noise"), (("--warm-start", "20,shared"), "the midpoint x_20")])
+def test_the_episode_player_names_what_the_device_has(
+    reuse_cache: Path, tmp_path: Path, start: tuple[str, ...], first: str
+) -> None:
+    pytest.importorskip("plotly")
+    words = ("--agents", "lookahead", "--snr-db", "6", "--episodes", "1", "--no-figures", "--cache", str(reuse_cache))
+    run(evaluate.main, *words, *start, "--out", str(tmp_path))
+    player, notes = make_player(read_table(tmp_path / "episodes.csv", EPISODE_COLUMNS), read_run(tmp_path), 1, None)
+    assert player is not None
+    assert not notes
+    (episode,) = player["episodes"].values()
+    assert "Server: only noise. Link" in episode["slots"][0]
+    assert f"Device: {first}, latent MSE" in episode["slots"][0]
+    assert player["layout"]["yaxis2"]["range"] == [-1.5, STEP + 2.5]

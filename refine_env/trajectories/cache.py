@@ -264,6 +264,8 @@ class TrajectoryCache:
     def initial(self, index: int, kind: str) -> NDArray[np.float16]:
         """Return what the device starts with: x_T, which both ends share, or with ``"posterior_mean"`` the mean, 0.
 
+        Of trajectories that start at a midpoint x_m it is that, which a device that has it starts with.
+
         Returns:
             float16 (C, H, W).
 
