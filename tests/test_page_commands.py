@@ -43,6 +43,7 @@ ONLY_READ = {
     "train.ldm": "hours; tests/train/diffusion/test_ldm.py trains a small one",
     "train.rl.out_of_the_box": "an hour; tests/train/rl/test_out_of_the_box.py runs a small one",
     "train.diffusion.scene_sheet": "compiles the kernels; tests/train/diffusion/test_scenes.py draws one",
+    "train.diffusion.reuse": "twenty minutes of generation; tests/train/diffusion/test_reuse.py runs a small one",
     "train.rl.search": "hours; tests/train/rl/test_search.py runs a small one",
     "train.rl.study": "an hour; tests/train/rl/test_study.py runs a small one",
 }

@@ -19,13 +19,13 @@ from refine_env._validation import check_choice, check_finite, check_flag, check
 from refine_env.errors import ConfigurationError
 from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories.manifest import REUSE_MODES, Recipe, sample_seed
-from refine_env.trajectories.midpoints import DEFAULT_MAX_BYTES, Midpoint, MidpointKey, MidpointStore
+from refine_env.trajectories.midpoints import DEFAULT_MAX_BYTES, Midpoint, MidpointStore
 from refine_env.trajectories.prompts import PromptSelection
 
 if TYPE_CHECKING:
     from refine_env.trajectories.pipeline import LatentSampler
 
-__all__ = ["MidpointSource", "Reuse", "check_stages", "describe_reuse"]
+__all__ = ["MidpointSource", "Reuse", "check_stages", "describe_reuse", "obtain_midpoints"]
 
 _ADVICE = "Give the part of the steps that is not computed, for example 0.5."
 
@@ -192,33 +192,18 @@ class MidpointSource:
             ConfigurationError: if an average is wanted of a scheduler that keeps more than x_t.
             CacheError: if the store cannot be read or written.
         """
-        keys = {
-            index: [self._static.midpoint_key(prompt, seed, self._step, self._batch_size) for seed in seeds]
-            for index in indices
-            for prompt, seeds in [self._sources[index]]
+        runs = {
+            index: [(prompt, seed) for seed in seeds] for index in indices for prompt, seeds in [self._sources[index]]
         }
-        found = self._obtain([key for run in keys.values() for key in run], report)
-        return [self._combine(index, [found[key] for key in keys[index]]) for index in indices]
-
-    def _obtain(self, keys: Sequence[MidpointKey], report: Callable[[], None]) -> dict[MidpointKey, Midpoint]:
-        found: dict[MidpointKey, Midpoint] = {}
-        missing = []
-        for key in dict.fromkeys(keys):
-            midpoint = self._store.read(key)
-            if midpoint is None:
-                missing.append(key)
-            else:
-                found[key] = midpoint
-        for first in range(0, len(missing), self._batch_size):
-            batch = missing[first : first + self._batch_size]
-            padded = batch + batch[-1:] * (self._batch_size - len(batch))  # the last bits depend on the batch size
-            made = self._static.sample_midpoints(
-                [key.prompt for key in padded], [key.seed for key in padded], self._step, report
-            )
-            for midpoint in made[: len(batch)]:
-                self._store.write(midpoint)
-                found[midpoint.key] = midpoint
-        return found
+        found = obtain_midpoints(
+            self._static,
+            self._store,
+            [run for own in runs.values() for run in own],
+            [self._step],
+            self._batch_size,
+            report,
+        )
+        return [self._combine(index, [found[(*run, self._step)] for run in runs[index]]) for index in indices]
 
     def _combine(self, index: int, midpoints: Sequence[Midpoint]) -> Midpoint:
         if self._mode not in ("mean", "mean-plain"):
@@ -235,6 +220,54 @@ class MidpointSource:
             missing = (1.0 - 1.0 / len(runs)) * (1.0 - self._target.schedule.alpha_bar[self._step])
             mean = mean + np.sqrt(missing) * self._target.initial_noise([self._seeds[index]])[0]
         return replace(midpoints[0], tensors={"latent": mean.astype(runs.dtype)})
+
+
+def obtain_midpoints(
+    sampler: LatentSampler,
+    store: MidpointStore,
+    runs: Sequence[tuple[str, int]],
+    steps: Sequence[int],
+    batch_size: int,
+    report: Callable[[], None] | None = None,
+) -> dict[tuple[str, int, int], Midpoint]:
+    """The midpoints of runs at several steps: from the store, or made, each run once, and stored.
+
+    Args:
+        sampler: that makes them.
+        store: the store.
+        runs: condition and seed of each.
+        steps: m, at least one.
+        batch_size: samples that the network sees at once; a batch that is not full is padded.
+        report: called after every step of a run that makes midpoints.
+
+    Returns:
+        By condition, seed and m.
+
+    Raises:
+        ConfigurationError: if the scheduler's runs have no midpoints, or a step is out of range.
+        CacheError: if the store cannot be read or written.
+    """
+    found: dict[tuple[str, int, int], Midpoint] = {}
+    missing = []
+    for run in dict.fromkeys(runs):
+        for step in steps:
+            midpoint = store.read(sampler.midpoint_key(*run, step, batch_size))
+            if midpoint is not None:
+                found[(*run, step)] = midpoint
+            elif run not in missing:
+                missing.append(run)
+    for first in range(0, len(missing), batch_size):
+        batch = missing[first : first + batch_size]
+        padded = batch + batch[-1:] * (batch_size - len(batch))  # the last bits depend on the batch size
+        conditions, seeds = [run[0] for run in padded], [run[1] for run in padded]
+        last, *passing = sorted(set(steps))
+        made = sampler.sample_midpoints(conditions, seeds, last, report, passing=passing)
+        places = [(*run, step) for step in (last, *passing) for run in padded]
+        for place, midpoint in zip(places, made, strict=True):
+            if place not in found:
+                store.write(midpoint)
+                found[place] = midpoint
+    return found
 
 
 def describe_reuse(
