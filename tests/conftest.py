@@ -18,11 +18,15 @@ import refine_env
 from refine_env import NoiseSchedule, SystemConfig
 from refine_env._store import DIRECTORY_VARIABLE
 from refine_env.trajectories import generate_gaussian
+from tests.browser import browser
+
+__all__ = ["browser"]
 
 PARTS = {
     "lpips": ("torchvision", "lpips"),
     "dask": ("distributed",),
     "ray": ("ray",),
+    "site": ("sphinx", "furo", "myst_nb", "sphinx_design", "sphinx_copybutton", "ipykernel", "diffusers"),
     "extras": (),
 }
 """Markers of the tests that run in an environment of their own, with the packages that each needs."""
