@@ -26,7 +26,9 @@ from sphinx.util.typing import stringify_annotation
 SOURCE = Path(__file__).resolve().parent
 ROOT = SOURCE.parent
 sys.path.insert(0, str(ROOT))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # of the tutorials
+# Of the tutorials: where they find the packages; and their progress bars are text, which a library regrets.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 
 # Without compilation a kernel is an ordinary function, with a signature that can be shown; the tutorials compile.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
@@ -71,7 +73,7 @@ nb_execution_timeout = 180
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -129,6 +131,7 @@ def put_in_what_is_elsewhere(app: Sphinx, name: str, source: list[str]) -> None:
             text = inspect.getdoc(refine_env.LatentRefinementEnv) or ""
             text = re.sub(r":meth:`(?=\w+`)", f":meth:`~{ENVIRONMENT}.", text)
             text = re.sub(r":(\w+):(?=`)", r"{py:\1}", text)
+            text = re.sub(r"``docs/([\w-]+\.md)``", r"[docs/\1](\1)", text)
         else:
             text, base = path.read_text(encoding="utf-8"), path.parent
         source[0] = _ELSEWHERE.sub(text.replace("\\", r"\\"), source[0])
@@ -175,14 +178,18 @@ def complete_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any
         for origin in sorted(known for known in sys.modules if known.startswith(f"{module}.")):
             with suppress(PycodeError):
                 lines[:] = lines or ModuleAnalyzer.for_module(origin).find_attr_docs().get(("", constant), [])
+    lines[:] = [re.sub(r"``docs/([\w-]+)\.md``", r":doc:`/\1`", line) for line in lines]
     lines[:] = ["".join(_escape(part) for part in _LITERAL.split(line)) for line in lines]
     if what in ("attribute", "data", "property") and lines:
         lines[0] = lines[0].replace(":", _COLON)
 
 
 def restore_colon(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Napoleon has passed, which takes "a: b" in the first line of these for a type and its description."""
-    lines[:] = [line.replace(_COLON, ":") for line in lines]
+    """Napoleon has passed, which takes "a: b" in the first line of these for a type and its description.
+
+    And a field that says no more than "K." is no list that begins with K.
+    """
+    lines[:] = [re.sub(r"^(\s*:[^:]+: )(?=\w+\.$)", r"\1\\", line.replace(_COLON, ":")) for line in lines]
 
 
 _COLON = "\ue000"

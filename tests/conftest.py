@@ -41,6 +41,7 @@ settings.load_profile("refine-env")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a test that is skipped has failed")
+    parser.addoption("--site", metavar="DIR", help="a site that is built already, for tests/test_site.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
