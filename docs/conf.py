@@ -105,6 +105,8 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", restore_colon, priority=600)  # after napoleon
     app.connect("autodoc-process-signature", shorten_arrays)
     app.connect("missing-reference", resolve_as_python_does, priority=400)  # before intersphinx
+    app.connect("viewcode-follow-imported", stay_with_aliases)
+    app.connect("html-page-context", lead_back)
     app.connect("doctree-resolved", show_source_files)
 
 
@@ -245,6 +247,28 @@ def resolve_as_python_does(app: Sphinx, env: Any, node: Any, contnode: nodes.Nod
             return link
     node["reftarget"] = ".".join(words)
     return contnode
+
+
+def stay_with_aliases(app: Sphinx, module: str, name: str) -> str | None:
+    """The source of ``Table = list[…]`` is where it is written, not that of ``list``."""
+    value = follow(sys.modules[module], name.split("."))
+    return module if type(value).__name__ == "GenericAlias" else None
+
+
+def lead_back(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """From the source of an object back to where it is described, under the name that it has there.
+
+    Viewcode takes all of a module to be described under one name, but what the package hands on has a shorter one.
+    """
+    known, parts = app.env.domains["py"].objects, page.split("/")[1:]
+
+    def back(found: re.Match[str]) -> str:
+        names = [".".join([*parts[:length], found[2]]) for length in range(1, len(parts) + 1)]
+        return found[1] + next((name for name in names if name in known), "")
+
+    if page.startswith("_modules/") and "body" in context:
+        block = r'(<div class="viewcode-block" id="([^"]+)">\s*<a class="viewcode-back" href="[^"#]*#)[^"]*'
+        context["body"] = re.sub(block, back, context["body"])
 
 
 def show_source_files(app: Sphinx, doctree: nodes.document, page: str) -> None:
