@@ -69,8 +69,9 @@ myst_heading_anchors = 4
 myst_links_external_new_tab = False
 
 nb_execution_mode = "force"
-nb_execution_timeout = 180
+nb_execution_timeout = 900  # seconds for a cell; a busy machine takes many times what an idle one does
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_merge_streams = True
 
 autodoc_default_options = {"members": True}
