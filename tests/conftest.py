@@ -21,12 +21,16 @@ from refine_env._store import DIRECTORY_VARIABLE
 from refine_env.trajectories import generate_gaussian
 from refine_env.trajectories.workers import draw_shards
 from refine_env.trajectories.writer import CacheWriter
+from tests.browser import browser
+
+__all__ = ["browser"]
 
 PARTS = {
     "lpips": ("torchvision", "lpips"),
     "dask": ("distributed",),
     "ray": ("ray",),
     "libraries": ("torchrl", "tianshou", "ray.rllib"),
+    "site": ("sphinx", "furo", "myst_nb", "sphinx_design", "sphinx_copybutton", "ipykernel", "diffusers"),
     "extras": (),
 }
 """Markers of the tests that run in an environment of their own, with the packages that each needs."""
@@ -41,6 +45,7 @@ settings.load_profile("refine-env")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a test that is skipped has failed")
+    parser.addoption("--site", metavar="DIR", help="a site that is built already, for tests/test_site.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -56,7 +56,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert names == CORE
     assert set(metadata.get_all("Provides-Extra") or []) == {
         "train", "entropy", "generate", "dask", "ray", "images", "ldm", "perceptual", "plot", "render", "report",
-        "test", "all",
+        "docs", "test", "all",
     }  # fmt: skip
 
 

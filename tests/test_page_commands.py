@@ -23,7 +23,7 @@ from refine_env.cli import app as refine_env_app
 from tests.test_docs import PAGES, ROOT, blocks, without_blocks
 
 # Not ours: nothing is checked but the extras that are installed.
-FOREIGN = ("apt", "build", "dask", "hf", "pip", "pytest", "ulimit", "venv")
+FOREIGN = ("apt", "build", "dask", "hf", "pip", "pytest", "sphinx", "ulimit", "venv")
 # Read, and not run, with the reason. What stands here is the beginning of a command.
 ONLY_READ = {
     "agents.benchmark": "minutes of an idle machine; tests/agents/test_benchmark.py runs it small",
