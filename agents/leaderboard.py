@@ -169,7 +169,7 @@ def _can_play(name: str, task: Task) -> bool:
         settings = EnvSettings.from_kwargs({**given, "snr_db": [low, high]})
         config = settings.config_for(settings.open_cache())
     try:
-        agents.make(name, config, neglect_errors=True) if name != "random" else None
+        agents.make(name, config, neglect_errors=True)
     except ConfigurationError:
         return False
     return True
@@ -258,7 +258,7 @@ def play(
     count = task.episodes if episodes is None else episodes
     scores = _Scores(task)
     for policy in policies_for(task):
-        maker = partial(agents.make, policy, **({"neglect_errors": True} if policy != "random" else {}))
+        maker = partial(agents.make, policy, neglect_errors=True)  # the task may ask for the paper's coder
         played = [Entry(maker, task.arguments(snr, agents.env_kwargs(policy))) for snr in task.snrs_db]
         tables = roll_out_many(played, episodes=count, seed=task.seed, workers=workers, progress=progress)
         scores.add(policy, tables, _TRAINING.get(policy, ""))
@@ -310,8 +310,8 @@ class _Recorded:
 class _Replayed:
     """Actions that were noted, as a policy."""
 
-    def __init__(self, name: str, actions: NDArray[np.int64]) -> None:
-        self.name, self._actions, self._first, self._size = name, actions, 0, 0
+    def __init__(self, name: str, actions: NDArray[np.int64], config: SystemConfig) -> None:
+        self.name, self.config, self._actions, self._first, self._size = name, actions, 0, 0
 
     def reset(self, num_envs: int = 1) -> None:
         """The next batch begins."""
@@ -433,8 +433,8 @@ def replay(folder: Path, name: str, *, episodes: int | None = None) -> tuple[str
                 f"{name}, got others. Play the task again with agents.leaderboard.enter."
             )
         actions = np.array([[_DIGITS.index(letter) for letter in text] for text in texts])
-        policy = _Replayed(entry["name"], actions)
-        tables += roll_out_many([Entry(lambda config, policy=policy: policy, given)], episodes=count, seed=task.seed)
+        replayed = Entry(partial(_Replayed, entry["name"], actions), given)
+        tables += roll_out_many([replayed], episodes=count, seed=task.seed)
     return entry["name"], entry["training"], tables
 
 

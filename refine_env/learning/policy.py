@@ -50,7 +50,7 @@ class LearnedPolicy:
     """
 
     def __init__(self, choose: Choose, env: Any, *, name: str = "learned") -> None:
-        inner = getattr(env, "unwrapped", None)
+        inner: Any = getattr(env, "unwrapped", None)
         if not isinstance(getattr(inner, "config", None), SystemConfig):
             raise ConfigurationError(
                 f"`env` must be the environment of this package that the policy was learned in, got {env!r:.200}. "
@@ -58,10 +58,10 @@ class LearnedPolicy:
             )
         self.name = name
         self._choose = choose
-        self._inner: Any = inner
+        self._inner = inner
         wrapper = find_wrapper(env, VectorEncodeObservation) or find_wrapper(env, EncodeObservation)
         self._encoder = None if wrapper is None else wrapper.encoder
-        own = self._inner.single_observation_space if isinstance(inner, VectorEnv) else self._inner.observation_space
+        own = inner.single_observation_space if isinstance(inner, VectorEnv) else inner.observation_space
         self.shown = own if self._encoder is None else self._encoder.space
 
     @property

@@ -218,11 +218,12 @@ class RelativeReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructo
         memory: int = _MEMORY,
         expected_misses: bool = True,
     ) -> None:
-        check_shows_dictionary(env, "VectorRelativeReward" if isinstance(env, VectorEnv) else None)
-        options = {"cap": cap, "power": power, "memory": memory, "expected_misses": expected_misses}
+        given: Any = env
+        check_shows_dictionary(given, "VectorRelativeReward" if isinstance(given, VectorEnv) else None)
+        options: dict[str, Any] = {"cap": cap, "power": power, "memory": memory, "expected_misses": expected_misses}
         gym.utils.RecordConstructorArgs.__init__(self, **options)
         super().__init__(env)
-        self.cost = RelativeCost(env.unwrapped.config, 1, **options)  # type: ignore[attr-defined]
+        self.cost = RelativeCost(given.unwrapped.config, 1, **options)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""

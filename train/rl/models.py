@@ -102,7 +102,8 @@ def _layers(model: Any) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 def policy_files(config: Config, model: BaseAlgorithm) -> PolicyFiles:
     """The policy of a model, as it is now."""
-    encoder = find_wrapper(model.get_env().envs, VectorEncodeObservation).encoder
+    adapter: Any = model.get_env()
+    encoder = find_wrapper(adapter.envs, VectorEncodeObservation).encoder
     description = {
         "format": FORMAT,
         "algorithm": config.algorithm,

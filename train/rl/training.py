@@ -149,7 +149,8 @@ class _Training:
         elif config.clone:
             _begin_with_a_clone(config, self.model)
         self.bar = tqdm(total=config.total_steps, initial=self.steps, unit="step", disable=not config.progress)
-        self.relative = find_wrapper(self.model.get_env().envs, VectorRelativeReward)
+        adapter: Any = self.model.get_env()
+        self.relative = find_wrapper(adapter.envs, VectorRelativeReward)
         self._saved = time.monotonic()
         self._evaluated = self.steps // max(config.eval_every, 1)
 
