@@ -75,7 +75,7 @@ class TestPredictor:
         assert 0.9 - 0.03 < np.mean(covered) < 0.9 + 0.04
 
     def test_for_one_tolerance_the_scale_is_the_least(self) -> None:
-        """Of 39 pairs 3 may be wrong, a smaller scale has more of them wrong; and others are covered, 1,000 times."""
+        """Of 39 pairs 3 may be wrong, a smaller scale has more of them wrong; and others are covered, 200 times."""
         rng = np.random.default_rng(0)
 
         def wrong(predictor: ErrorPredictor, divergence: Any, errors: Any) -> Any:
@@ -84,12 +84,12 @@ class TestPredictor:
             return (reached[:, 0] > 0.1).sum()
 
         missed = []
-        for _ in range(1000):
+        for _ in range(200):
             divergence, errors = synthetic(rng, 40)
             predictor = ErrorPredictor.calibrate(divergence[:39], errors[:39], coverage=0.9, tolerance=0.1)
             assert wrong(predictor, divergence[:39], errors[:39]) <= 3
             missed.append(wrong(predictor, divergence[39:], errors[39:]))
-        assert np.mean(missed) < 0.1 + 0.03
+        assert np.mean(missed) < 0.1 + 0.05  # standard error 0.02
         every = ErrorPredictor.calibrate(divergence[:39], errors[:39], coverage=0.9)
         assert predictor.scale <= every.scale
         assert wrong(replace(predictor, scale=0.5 * predictor.scale), divergence[:39], errors[:39]) > 3
