@@ -30,6 +30,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "commands": BASE,
         "models": set(),
         "metrics": BASE,
+        "radiomap": set(),
         "model": BASE,
         "link": BASE | {"_store"},
         "coding": BASE | {"model"},
