@@ -362,11 +362,12 @@ def _diffusers(
             max_bytes=midpoints_limit,
             with_full=with_full,
         )
-    chosen = {"column": prompt_column, "num_prompts": num_prompts, "max_nsfw": max_nsfw, "unique": unique}
     texts = None
     if prompts is not None:
-        texts = read_prompts(prompts, seed=prompt_seed, **chosen)
-    elif any(value is not None for value in chosen.values()):
+        texts = read_prompts(
+            prompts, column=prompt_column, num_prompts=num_prompts, seed=prompt_seed, max_nsfw=max_nsfw, unique=unique
+        )
+    elif any(value is not None for value in (prompt_column, num_prompts, max_nsfw, unique)):
         raise ConfigurationError(
             "`--prompts` must be given where prompts are to be chosen from it, got none. Name the file, or leave the "
             "choice out."

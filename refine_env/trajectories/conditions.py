@@ -1,4 +1,4 @@
-"""Conditions of diffusion runs: images that the network sees beside the latent, read from files and kept with a cache."""
+"""Conditions of diffusion runs, images that the network sees beside the latent: read from files, kept with a cache."""
 
 from __future__ import annotations
 

@@ -222,8 +222,8 @@ def generate_diffusers(
             folder; or ``emoji`` or ``radiomap``, the bundled models.
         prompts: one per sample, for instance of `read_prompts`. A prompt longer than the tokenizer takes is
             truncated, as the pipeline does. None, where there are conditions: their names, or empty ones.
-        conditions: of a model whose network sees an image beside the latent, one per sample: (N, C, H, W) in [0, 1], for
-            instance of `read_conditions`; see `LatentSampler`. The cache's folder keeps them.
+        conditions: of a model whose network sees an image beside the latent, one per sample: (N, C, H, W) in [0, 1],
+            for instance of `read_conditions`; see `LatentSampler`. The cache's folder keeps them.
         num_steps: T, the number of reverse diffusion steps.
         scheduler: ``ddpm`` (the paper's: ancestral sampling with variance β̃_t, [K] Eq. 3), ``ddim``,
             ``dpmsolver++`` (DPM-Solver++ 2M), ``model`` (the pipeline's own), or a diffusers scheduler with

@@ -247,7 +247,8 @@ class MidpointSource:
         for first in range(0, len(missing), self._batch_size):
             batch = missing[first : first + self._batch_size]
             padded = batch + batch[-1:] * (self._batch_size - len(batch))  # the last bits depend on the batch size
-            conditions = None if self._images is None else np.stack([images[key] for key in padded])
+            seen = [image for key in padded if (image := images[key]) is not None]
+            conditions = np.stack(seen) if seen else None
             made = self._static.sample_midpoints(
                 [key.prompt for key in padded], [key.seed for key in padded], self._step, report, conditions=conditions
             )

@@ -45,25 +45,26 @@ class RadioMapConfig(StageConfig):
         FREE,
     ] = ",".join(STAGES)
 
-    scenes: Annotated[int, typer.Option(help="Scenes of the training, three maps of each.", min=1, max=10**6)] = 8000
+    scenes: Annotated[int, typer.Option(help="Scenes of the training, three maps of each.", min=1, max=10**6)] = 16000
     held_out: Annotated[int, typer.Option(help="Scenes held out, three maps of each.", min=1, max=10**5)] = 256
-    vae_scenes: Annotated[
-        int, typer.Option(help="Scenes of those that the VAE is trained on.", min=1, max=10**6)
-    ] = 1500
-    vae_steps: Annotated[int, typer.Option(help="VAE steps.", min=0)] = 3000
+    vae_scenes: Annotated[int, typer.Option(help="Scenes of those that the VAE is trained on.", min=1, max=10**6)] = (
+        4000
+    )
+    vae_steps: Annotated[int, typer.Option(help="VAE steps.", min=0)] = 3400
+    vae_kl: Annotated[float, typer.Option(help="Weight of the KL term, summed over a latent.", min=0, max=1e6)] = 2e-7
     unet_channels: Annotated[str, typer.Option(help="U-Net channels, one number a level.")] = "64,128,192"
     unet_heads: Annotated[int, typer.Option(help="Attention heads.", min=1, max=65536)] = 4
-    unet_steps: Annotated[int, typer.Option(help="U-Net steps.", min=0)] = 7000
-    snr_gamma: Annotated[float, typer.Option(help="Bound of the SNR in the loss's weight; 0: none.", min=0, max=1e12)] = (
-        20.0
-    )
+    unet_steps: Annotated[int, typer.Option(help="U-Net steps.", min=0)] = 4600
+    snr_gamma: Annotated[
+        float, typer.Option(help="Bound of the SNR in the loss's weight; 0: none.", min=0, max=1e12)
+    ] = 20.0
     static_part: Annotated[
         float, typer.Option(help="Part of the samples whose cars and transmitter the U-Net does not see.", min=0, max=1)
     ] = 0.2
     regressor_channels: Annotated[str, typer.Option(help="Regressor's channels, one number a level.")] = (
         "16,32,64,128,192"
     )
-    regressor_steps: Annotated[int, typer.Option(help="Regressor steps.", min=0)] = 4000
+    regressor_steps: Annotated[int, typer.Option(help="Regressor steps.", min=0)] = 2400
     regressor_batch: Annotated[int, typer.Option(help="Regressor's maps a step.", min=1, max=65536)] = 16
     regressor_lr: Annotated[
         float, typer.Option(help="Regressor's peak learning rate (cosine decay to 0).", min=0, max=1)

@@ -1,7 +1,8 @@
 """What is trained on: maps of scenes with their conditions, written once in pieces, turned and mirrored in use.
 
 Buildings, cars, transmitter and map of a scene are four planes of bytes, 255 being 1, as in RadioMapSeer's pictures.
-Of every scene there are three maps: as it is, with its transmitter elsewhere, and with that elsewhere again and no cars.
+Of every scene there are three maps: as it is, with its transmitter elsewhere, and with that at a third place and no
+cars.
 """
 
 from __future__ import annotations

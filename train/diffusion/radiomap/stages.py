@@ -87,14 +87,12 @@ class RadioMapUnetStage(DenoisingStage):
     model, which sees the buildings alone.
     """
 
-    def __init__(
-        self, config: RadioMapConfig, data: Dataset, vae: AutoencoderKL, on_step: OnStep | None
-    ) -> None:
+    def __init__(self, config: RadioMapConfig, data: Dataset, vae: AutoencoderKL, on_step: OnStep | None) -> None:
         super().__init__(config, on_step)
         self.options_of_maps = config
         self.vae = vae
         self.planes = data.train
-        self.held = data.held[: LOGGED_MAPS]
+        self.held = data.held[:LOGGED_MAPS]
         self.data_digest = digest(data.train)
         torch.manual_seed(config.seed)
         self.unet = build_unet(config).to(config.device)
@@ -127,7 +125,8 @@ class RadioMapUnetStage(DenoisingStage):
         condition[:, 1:] = torch.where(static, 0.0, condition[:, 1:])
         predicted = self.predict(self.noising.add_noise(x_0, noise, t), t, folded(condition, config.fold))
         wanted = self.noising.get_velocity(x_0, noise, t)
-        return (self.loss_weight[t] * ((predicted - wanted) ** 2).mean(dim=(1, 2, 3))).mean()
+        loss: torch.Tensor = (self.loss_weight[t] * ((predicted - wanted) ** 2).mean(dim=(1, 2, 3))).mean()
+        return loss
 
     def figures(self) -> dict[str, float]:
         """Return the NMSE on held-out maps: of samples, of the estimate from noise alone, and of the VAE."""
