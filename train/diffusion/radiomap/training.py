@@ -57,8 +57,9 @@ def train(config: RadioMapConfig, on_step: OnStep | None = None) -> Path:
         unet_stage.run()
         save_pipeline(config, vae, unet_stage)
     if "regressor" in chosen and data is not None:
-        done["regressor"] = RegressorStage(config, data, on_step)
-        done["regressor"].run()
+        regressor_stage = done["regressor"] = RegressorStage(config, data, on_step)
+        regressor_stage.run()
+        regressor_stage.regressor.save_pretrained(config.work / "regressor")
     if "unet" in chosen:
         write_metrics(config, done)
         log.info("saved to %s", config.out)
