@@ -3,7 +3,7 @@
 One command, ``python -m train.radiomap``, goes through the stages
 
 1. data: street scenes and their received power (:mod:`train.diffusion.scenes`, :mod:`train.diffusion.propagation`);
-2. VAE (``AutoencoderKL``): maps to latents;
+2. VAE (``AutoencoderKL``): maps to latents; then its decoder alone, on more maps;
 3. U-Net (``UNet2DConditionModel``) on the VAE's latents, with buildings, cars and transmitter as channels beside them;
    of a part of the samples it sees the buildings alone, so that it is its own static model;
 4. the regressor that it is compared with, a U-Net from the scene to the map;

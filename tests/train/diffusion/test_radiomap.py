@@ -58,6 +58,7 @@ def tiny(folder: Path, **changes: Any) -> RadioMapConfig:
         "vae_channels": "8,8,8",
         "vae_steps": 2,
         "vae_batch": 2,
+        "decoder_steps": 2,
         "unet_channels": "8,16",
         "unet_heads": 2,
         "unet_steps": 2,
@@ -88,7 +89,7 @@ def test_a_resumed_training_gives_the_same_weights(trained: RadioMapConfig, tmp_
     """Killed in each stage, and the stages run by one command each."""
     assert len(weights(trained)) == 4
     broken = tiny(tmp_path)
-    for name in ("vae", "unet", "regressor"):
+    for name in ("vae", "decoder", "unet", "regressor"):
 
         def kill(stage: str, step: int, name: str = name) -> None:
             if (stage, step) == (name, 1):
@@ -96,7 +97,7 @@ def test_a_resumed_training_gives_the_same_weights(trained: RadioMapConfig, tmp_
 
         with pytest.raises(Killed, match="at a chosen step"):
             train(broken, on_step=kill)
-    for stages in ("data", "vae", "regressor", "unet,regressor"):
+    for stages in ("data", "vae", "decoder", "regressor", "unet,regressor"):
         train(tiny(tmp_path, stages=stages))
     assert weights(broken) == weights(trained)
 
@@ -255,7 +256,7 @@ def test_assessment(trained: RadioMapConfig, tmp_path: Path) -> None:
     [
         ({"resolution": 100}, r"`resolution` must be a multiple of 8, got 100\. Use 64 or 128"),
         ({"vae_scenes": 4}, r"`vae_scenes` must be at most `scenes`, 3, got 4"),
-        ({"stages": "vae,all"}, r"`stages` must be of data, vae, unet, regressor, .* got 'vae,all'"),
+        ({"stages": "vae,all"}, r"`stages` must be of data, vae, decoder, unet, regressor, .* got 'vae,all'"),
         ({"unet_channels": "8,x"}, r"`unet_channels` must be positive integers with commas between, got '8,x'"),
     ],
 )
@@ -266,8 +267,10 @@ def test_options_that_cannot_be_used(tmp_path: Path, changes: dict[str, object],
 
 def test_what_a_stage_depends_on(tmp_path: Path) -> None:
     """A finished VAE serves another U-Net; a finished U-Net is not trained again for another regressor."""
-    one, other = tiny(tmp_path), tiny(tmp_path, regressor_lr=0.1)
+    one, other = tiny(tmp_path), tiny(tmp_path, regressor_lr=0.1, decoder_lr=0.1)
     assert one.trained_stage_with("unet") == other.trained_stage_with("unet")
+    assert one.trained_stage_with("vae") == other.trained_stage_with("vae")
+    assert one.trained_stage_with("decoder") != other.trained_stage_with("decoder")
     assert one.trained_stage_with("regressor") != other.trained_stage_with("regressor")
     other = tiny(tmp_path, unet_lr=0.1, static_part=0.5, scenes=5)
     assert one.trained_stage_with("vae") == other.trained_stage_with("vae")

@@ -20,7 +20,7 @@ EXTRA = ("torch", "diffusers", "transformers", "accelerate", "PIL")
 CONDITION_CHANNELS = 3
 """Of a scene: buildings, cars, and the gray value of the transmitter's power in free space."""
 
-STAGES = ("data", "vae", "unet", "regressor")
+STAGES = ("data", "vae", "decoder", "unet", "regressor")
 MODEL = Path("refine_env/models/radiomap")
 SHEET = Path("docs/figures/radiomap-samples.png")
 
@@ -41,7 +41,7 @@ class RadioMapConfig(StageConfig):
     sheet: Annotated[Path, typer.Option(help="File for the sheet of samples."), FREE] = SHEET
     stages: Annotated[
         str,
-        typer.Option(help="Stages to run, with commas between: data, vae, unet, regressor. Two processes may share."),
+        typer.Option(help=f"Stages to run, with commas between: {', '.join(STAGES)}. Two processes may share."),
         FREE,
     ] = ",".join(STAGES)
 
@@ -52,6 +52,10 @@ class RadioMapConfig(StageConfig):
     )
     vae_steps: Annotated[int, typer.Option(help="VAE steps.", min=0)] = 3400
     vae_kl: Annotated[float, typer.Option(help="Weight of the KL term, summed over a latent.", min=0, max=1e6)] = 2e-7
+    decoder_steps: Annotated[int, typer.Option(help="Further steps of the VAE's decoder alone.", min=0)] = 1500
+    decoder_lr: Annotated[float, typer.Option(help="Their peak learning rate (cosine decay to 0).", min=0, max=1)] = (
+        6e-4
+    )
     unet_channels: Annotated[str, typer.Option(help="U-Net channels, one number a level.")] = "64,128,192"
     unet_heads: Annotated[int, typer.Option(help="Attention heads.", min=1, max=65536)] = 4
     unet_steps: Annotated[int, typer.Option(help="U-Net steps.", min=0)] = 4600
@@ -106,12 +110,12 @@ class RadioMapConfig(StageConfig):
         return LATENT_CHANNELS + CONDITION_CHANNELS * self.fold**2
 
     def trained_stage_with(self, stage: str) -> dict[str, Any]:
-        """The options that the weights of a stage ("vae", "unet" or "regressor") depend on, by name."""
+        """The options that the weights of a stage ("vae", "decoder", "unet" or "regressor") depend on, by name."""
         options = super().trained_stage_with(stage)
-        if stage == "vae":
-            left_out: tuple[str, ...] = ("scenes",)
-        elif stage == "unet":
-            left_out = ("regressor_",)
-        else:
-            left_out = (*self.UNET_PREFIXES[:-1], "vae_")
+        left_out = {
+            "vae": ("scenes", "decoder_"),
+            "decoder": self.UNET_PREFIXES,
+            "unet": ("decoder_", "regressor_"),
+            "regressor": (*self.UNET_PREFIXES[:-1], "vae_", "decoder_"),
+        }[stage]
         return {name: value for name, value in options.items() if not name.startswith(left_out)}

@@ -13,7 +13,7 @@ from train.diffusion.radiomap.config import CONDITION_CHANNELS, RadioMapConfig
 from train.diffusion.radiomap.data import Dataset, folded, turned, unit
 from train.diffusion.stage import Stage, digest
 from train.diffusion.unet import DenoisingStage, spread_timesteps
-from train.diffusion.vae import batches, to_signal
+from train.diffusion.vae import batches, psnr_db, to_signal
 
 LOGGED_MAPS = 48
 """Held-out maps that the log's figures are of."""
@@ -163,6 +163,40 @@ class RadioMapUnetStage(DenoisingStage):
     def _decode(self, x_0: torch.Tensor) -> torch.Tensor:
         decoded = self.vae.decode(x_0 / self.vae.config.scaling_factor).sample
         return typing.cast("torch.Tensor", (decoded.float() / 2 + 0.5).clamp(0, 1))
+
+
+class DecoderStage(Stage):
+    """Mean squared error of what the decoder makes of the posterior's mean, the encoder being as it is.
+
+    So the latents, which the U-Net is trained on, stay the same, and the two may be trained at once.
+    """
+
+    name = "decoder"
+
+    def __init__(self, config: RadioMapConfig, data: Dataset, vae: AutoencoderKL, on_step: OnStep | None) -> None:
+        super().__init__(config, on_step)
+        self.steps, self.batch = config.decoder_steps, config.vae_batch
+        self.vae = vae
+        self.maps, self.held = Dataset.maps(data.train), Dataset.maps(data.held)
+        self.data_digest = digest(data.train)
+        self.modules = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
+        for module in self.modules.values():
+            module.requires_grad_(True)
+        self.use_optimizer(config.decoder_lr, warmup=min(50, self.steps // 10))
+
+    def loss(self) -> torch.Tensor:
+        """Draw a batch and return its loss."""
+        index = torch.randint(len(self.maps), (self.batch,), generator=self.generator)
+        signal = to_signal(turned(self.maps[index], self.generator), self.config.device)
+        with self.autocast():
+            with torch.no_grad():
+                mean = self.vae.encode(signal).latent_dist.mean
+            decoded = self.vae.decode(mean).sample.float()
+        return torch.nn.functional.mse_loss(decoded, signal)
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the figures for the log."""
+        return {"held_psnr_db": psnr_db(self.vae, self.held, self.config.device)}
 
 
 class RegressorStage(Stage):

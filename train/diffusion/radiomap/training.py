@@ -19,7 +19,7 @@ def train(config: RadioMapConfig, on_step: OnStep | None = None) -> Path:
     """Run the stages that the options name, or go on with them. Returns the model folder.
 
     The folder is written at the end of the U-Net's stage; the regressor stays in ``work``. A stage takes what those
-    before it left in ``work``, so that two processes may run a stage each.
+    before it left in ``work``, or goes through them, so that two processes may run a stage each.
 
     Args:
         config: the options.
@@ -34,7 +34,7 @@ def train(config: RadioMapConfig, on_step: OnStep | None = None) -> Path:
 
     from train.diffusion.radiomap.data import Dataset, turned
     from train.diffusion.radiomap.pipeline import SCALING_FACTOR, save_pipeline
-    from train.diffusion.radiomap.stages import RadioMapUnetStage, RegressorStage
+    from train.diffusion.radiomap.stages import DecoderStage, RadioMapUnetStage, RegressorStage
     from train.diffusion.stage import Stage
     from train.diffusion.vae import VaeStage, rescale, standardize
 
@@ -42,7 +42,7 @@ def train(config: RadioMapConfig, on_step: OnStep | None = None) -> Path:
         torch.set_num_threads(config.threads)
     chosen = config.stages.split(",")
     done: dict[str, Stage] = {}
-    if "vae" in chosen or "unet" in chosen:
+    if set(chosen) & {"vae", "decoder", "unet"}:
         few = Dataset(config, config.vae_scenes)
         images = Dataset.maps(few.train)
         vae_stage = done["vae"] = VaeStage(config, images, Dataset.maps(few.held), turned, on_step)
@@ -52,6 +52,10 @@ def train(config: RadioMapConfig, on_step: OnStep | None = None) -> Path:
         rescale(vae, SCALING_FACTOR)
         del few, images
     data = Dataset(config) if set(chosen) - {"vae"} else None
+    if set(chosen) & {"decoder", "unet"} and data is not None:
+        done["decoder"] = DecoderStage(config, data, vae, on_step)
+        done["decoder"].run()
+        vae.requires_grad_(False)
     if "unet" in chosen and data is not None:
         unet_stage = done["unet"] = RadioMapUnetStage(config, data, vae, on_step)
         unet_stage.run()
