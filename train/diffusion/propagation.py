@@ -8,16 +8,14 @@ model, its constants and where each comes from.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refine_env._compiled import kernel
 from refine_env.radiomap import BLACK_DBM, TRANSMIT_POWER_DBM, dbm, gray
-
-if TYPE_CHECKING:
-    from train.diffusion.scenes import Scene
+from train.diffusion.scene import Scene
 
 __all__ = [
     "ANTENNA_HEIGHT_M",
@@ -43,7 +41,7 @@ NEAREST_M = 1.0  # nearer than this, the power is that at this distance
 WALL_LOSS_DB = 13.4  # TR 38.901, Table 7.4.3-2, low-loss model at 5.9 GHz
 INSIDE_LOSS_DB_PER_M = 1.2  # 0.5 dB/m of TR 38.901, and a light inner wall of 3.4 dB every 5 m
 MAX_BUILDING_LOSS_DB = 50.0  # of one passage through a building, from wall to wall
-MAX_CORNERS = 3
+MAX_CORNERS = 3  # of one path
 
 _MAX_LOSS_DB = TRANSMIT_POWER_DBM - BLACK_DBM
 _FREE_SPACE_1M_DB = 20.0 * math.log10(4.0 * math.pi / WAVELENGTH_M)
@@ -51,6 +49,28 @@ _ROOF_M = CAR_HEIGHT_M - ANTENNA_HEIGHT_M
 _GRAZING_DB = 6.9 + 20.0 * math.log10(math.sqrt(0.1**2 + 1.0) - 0.1)  # J(0)
 _EPS = 1e-9
 _MAX_CROSSINGS = 64
+
+
+class _City(NamedTuple):
+    """What stands in the way, as the kernels take it.
+
+    Attributes:
+        edges: the walls, (x, y, x, y) each, those of one building after those of another.
+        first: the first edge of each building, and the number of all edges at the end.
+        circles: a circle around each building, (x, y, radius).
+        corners: the corners that a path may bend around, (x, y) of each and of the corners before and after it.
+        corner_edges: the two edges that meet in each.
+        car_edges: four edges of each car, one car after the other.
+        car_circles: a circle around each car.
+    """
+
+    edges: NDArray[np.float64]
+    first: NDArray[np.int64]
+    circles: NDArray[np.float64]
+    corners: NDArray[np.float64]
+    corner_edges: NDArray[np.int64]
+    car_edges: NDArray[np.float64]
+    car_circles: NDArray[np.float64]
 
 
 @kernel
@@ -69,7 +89,7 @@ def knife_edge_loss(v: float) -> float:
 
 @kernel
 def _fresnel(d1: float, d2: float) -> float:
-    """The square root in ITU-R P.526 Eq. (26): v per metre of height, for the distances to either side of an edge."""
+    """v per metre of an edge's height, ITU-R P.526 Eq. (26), for the distances to either side of it."""
     return math.sqrt(2.0 / WAVELENGTH_M * (d1 + d2) / max(d1 * d2, 1e-12))
 
 
@@ -77,9 +97,9 @@ def _fresnel(d1: float, d2: float) -> float:
 def _corner_loss(angle: float, length: float, d1: float, d2: float) -> float:
     """What a corner adds to the loss of a path in dB, without that of free space.
 
-    The knife-edge loss of the angle in radians, ITU-R P.526 Eq. (28), with the distances d1 and d2 to the points before
-    and after it; and by how much the correction for several edges in a row, -20 lg C_N of Eq. (44), grows with the
-    corner, of the path's length before it. At the first corner that is nothing.
+    The knife-edge loss of the angle in radians, ITU-R P.526 Eq. (27), with the distances d1 and d2 to the points before
+    and after it; and by how much the correction for several edges in a row, -20 lg C_N, grows with the corner, of the
+    path's length before it. At the first corner that is nothing.
     """
     v = angle * math.sqrt(2.0 / WAVELENGTH_M * d1 * d2 / max(d1 + d2, 1e-12))
     return knife_edge_loss(v) + 10.0 * math.log10((d1 + d2) * length / (d1 * (length + d2)))
@@ -92,11 +112,12 @@ def _in_order(px: float, py: float, qx: float, qy: float) -> bool:
 
 
 @kernel
-def _misses(px: float, py: float, dx: float, dy: float, square: float, circle: NDArray[np.float64]) -> bool:
-    """Whether a segment from p along d, of squared length ``square``, keeps out of a circle (x, y, radius)."""
+def _misses(px: float, py: float, dx: float, dy: float, circle: NDArray[np.float64]) -> bool:
+    """Whether a segment from p along d keeps out of a circle."""
     ex, ey = circle[0] - px, circle[1] - py
-    t = min(max((ex * dx + ey * dy) / square, 0.0), 1.0)
-    return (ex - t * dx) ** 2 + (ey - t * dy) ** 2 > circle[2] * circle[2]
+    t = min(max((ex * dx + ey * dy) / (dx * dx + dy * dy), 0.0), 1.0)
+    away: bool = (ex - t * dx) ** 2 + (ey - t * dy) ** 2 > circle[2] * circle[2]
+    return away
 
 
 @kernel
@@ -116,26 +137,20 @@ def _crossing(px: float, py: float, dx: float, dy: float, edge: NDArray[np.float
 
 
 @kernel
-def _building_loss(
-    px: float, py: float, qx: float, qy: float, edges: NDArray[np.float64], first: NDArray[np.int64],
-    circles: NDArray[np.float64], most: float,
-) -> float:  # fmt: skip
+def _building_loss(px: float, py: float, qx: float, qy: float, city: _City, most: float) -> float:
     """Penetration loss in dB of the segment between two points, or anything from ``most`` on once it is reached."""
     if not _in_order(px, py, qx, qy):
         px, py, qx, qy = qx, qy, px, py
     dx, dy = qx - px, qy - py
-    square = dx * dx + dy * dy
-    if square == 0.0:
-        return 0.0
-    length = math.sqrt(square)
+    length = math.sqrt(dx * dx + dy * dy)
     crossings = np.empty(_MAX_CROSSINGS)
     loss = 0.0
-    for building in range(len(first) - 1):
-        if _misses(px, py, dx, dy, square, circles[building]):
+    for building in range(len(city.circles)):
+        if length == 0.0 or _misses(px, py, dx, dy, city.circles[building]):
             continue
         n = 0
-        for e in range(first[building], first[building + 1]):
-            t = _crossing(px, py, dx, dy, edges[e])
+        for e in range(city.first[building], city.first[building + 1]):
+            t = _crossing(px, py, dx, dy, city.edges[e])
             if t >= 0.0 and n < _MAX_CROSSINGS:
                 k = n  # insertion sort
                 while k > 0 and crossings[k - 1] > t:
@@ -152,204 +167,184 @@ def _building_loss(
 
 
 @kernel
-def _car_loss(px: float, py: float, qx: float, qy: float, cars: NDArray[np.float64]) -> float:
-    """Loss in dB of all cars between two points: each the least of the three edges, its roof and its two sides.
+def _car_loss(px: float, py: float, qx: float, qy: float, city: _City) -> float:
+    """Loss in dB of all cars between two points: each the least of three edges, its roof and its two sides.
 
     A car on which one of the two points lies does not count: that antenna is on its roof.
     """
     if not _in_order(px, py, qx, qy):
         px, py, qx, qy = qx, qy, px, py
     dx, dy = qx - px, qy - py
-    square = dx * dx + dy * dy
-    if square == 0.0:
-        return 0.0
-    length = math.sqrt(square)
+    length = math.sqrt(dx * dx + dy * dy)
     loss = 0.0
-    for car in range(len(cars)):
-        if _misses(px, py, dx, dy, square, cars[car, 8:11]):
+    for car in range(len(city.car_circles)):
+        if length == 0.0 or _misses(px, py, dx, dy, city.car_circles[car]):
             continue
-        n = 0
-        middle = 0.0
-        for k in range(4):
-            t = _crossing(px, py, dx, dy, cars[car, 2 * k : 2 * k + 4] if k < 3 else cars[car, 11:15])
+        crossed = 0
+        middle, left, right = 0.0, 0.0, 0.0  # where the car is, and how far it reaches to either side of the line
+        for e in range(4 * car, 4 * car + 4):
+            t = _crossing(px, py, dx, dy, city.car_edges[e])
             if t >= 0.0:
-                n += 1
+                crossed += 1
                 middle += 0.5 * t
-        if n != 2:
-            continue
-        left, right = 0.0, 0.0  # how far the car reaches to either side of the line
-        for k in range(4):
-            beside = (dx * (cars[car, 2 * k + 1] - py) - dy * (cars[car, 2 * k] - px)) / length
+            beside = (dx * (city.car_edges[e, 1] - py) - dy * (city.car_edges[e, 0] - px)) / length
             left, right = max(left, beside), max(right, -beside)
-        d1, d2 = max(middle * length, NEAREST_M), max((1.0 - middle) * length, NEAREST_M)
-        loss += knife_edge_loss(min(_ROOF_M, left, right) * _fresnel(d1, d2))
+        if crossed == 2:
+            d1, d2 = max(middle * length, NEAREST_M), max((1.0 - middle) * length, NEAREST_M)
+            loss += knife_edge_loss(min(_ROOF_M, left, right) * _fresnel(d1, d2))
     return loss
 
 
 @kernel
-def _sees(
-    px: float, py: float, qx: float, qy: float, edges: NDArray[np.float64], first: NDArray[np.int64],
-    circles: NDArray[np.float64], p: int, q: int, corner_edges: NDArray[np.int64],
-) -> bool:  # fmt: skip
+def _sees(px: float, py: float, qx: float, qy: float, city: _City, p: int, q: int) -> bool:
     """Whether no wall is between two points; p and q are their numbers as corners, -1 for other points."""
     if not _in_order(px, py, qx, qy):
         px, py, qx, qy = qx, qy, px, py
     dx, dy = qx - px, qy - py
-    square = dx * dx + dy * dy
-    for building in range(len(first) - 1):
-        if _misses(px, py, dx, dy, square, circles[building]):
+    for building in range(len(city.circles)):
+        if _misses(px, py, dx, dy, city.circles[building]):
             continue
-        for e in range(first[building], first[building + 1]):
+        for e in range(city.first[building], city.first[building + 1]):
             # A path touches the walls of its corners there, and keeps on their outer side.
-            if p >= 0 and (e == corner_edges[p, 0] or e == corner_edges[p, 1]):
+            if p >= 0 and (e == city.corner_edges[p, 0] or e == city.corner_edges[p, 1]):
                 continue
-            if q >= 0 and (e == corner_edges[q, 0] or e == corner_edges[q, 1]):
+            if q >= 0 and (e == city.corner_edges[q, 0] or e == city.corner_edges[q, 1]):
                 continue
-            if _crossing(px, py, dx, dy, edges[e]) >= 0.0:
+            if _crossing(px, py, dx, dy, city.edges[e]) >= 0.0:
                 return False
     return True
 
 
 @kernel
-def _side(px: float, py: float, c: NDArray[np.float64]) -> float:
+def _side(px: float, py: float, corner: NDArray[np.float64]) -> float:
     """On which side of the line from p to a corner its building lies, +1 or -1; 0 where the line enters it."""
-    ux, uy = c[0] - px, c[1] - py
+    ux, uy = corner[0] - px, corner[1] - py
     scale = _EPS * (abs(ux) + abs(uy) + 1.0)
-    sa = ux * (c[3] - c[1]) - uy * (c[2] - c[0])
-    sb = ux * (c[5] - c[1]) - uy * (c[4] - c[0])
-    if sa >= -scale and sb >= -scale:
+    before = ux * (corner[3] - corner[1]) - uy * (corner[2] - corner[0])
+    after = ux * (corner[5] - corner[1]) - uy * (corner[4] - corner[0])
+    if before >= -scale and after >= -scale:
         return 1.0
-    return -1.0 if sa <= scale and sb <= scale else 0.0
+    return -1.0 if before <= scale and after <= scale else 0.0
 
 
 @kernel
-def _paths(
-    tx: float, ty: float, edges: NDArray[np.float64], first: NDArray[np.int64], circles: NDArray[np.float64],
-    corners: NDArray[np.float64], corner_edges: NDArray[np.int64], cars: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:  # fmt: skip
-    """All taut paths from the transmitter to a corner that can still matter.
+def _bend(path: NDArray[np.float64], corner: NDArray[np.float64], x: float, y: float) -> float:
+    """Angle in radians by which a path bends around its corner to go on to (x, y); -1 where it is not taut there."""
+    ux, uy, vx, vy = corner[0] - path[0], corner[1] - path[1], x - corner[0], y - corner[1]
+    side = path[2]
+    cross = side * (ux * vy - uy * vx)
+    if cross <= 0.0:
+        return -1.0
+    scale = -_EPS * (abs(vx) + abs(vy) + 1.0)
+    if side * (vx * (corner[3] - corner[1]) - vy * (corner[2] - corner[0])) < scale:
+        return -1.0
+    if side * (vx * (corner[5] - corner[1]) - vy * (corner[4] - corner[0])) < scale:
+        return -1.0
+    return math.atan2(cross, ux * vx + uy * vy)
 
-    Returns, for each, (x, y of the point before, side of the building, length up to the corner, loss before it without
-    that of free space) and the number of the corner. The loss at the corner itself depends on where the path goes on.
+
+@kernel
+def _paths(tx: float, ty: float, city: _City, sees: NDArray[np.int8]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """All taut paths from the transmitter to a corner that may still lead to a power above the least one.
+
+    Args:
+        tx, ty: the transmitter.
+        city: what stands in the way.
+        sees: for each pair of corners whether one is seen from the other, 0 or 1, and -1 where nobody asked yet.
+
+    Returns:
+        for each path x and y of the point before the corner, the side of the building, the length up to the corner, and
+        the loss before the corner without that of free space; and the corner's number. What is lost at the corner
+        itself depends on where the path goes on.
     """
-    n = len(corners)
-    sees = np.full((n, n), -1, dtype=np.int8)
     capacity = 256
-    paths = np.empty((capacity, 5))
-    at = np.empty(capacity, dtype=np.int64)
+    paths, at = np.empty((capacity, 5)), np.empty(capacity, dtype=np.int64)
     count = 0
-    begin, end = -1, 0  # the paths of the round before: at first, the transmitter alone
+    begin, end = -1, 0  # the paths of the round before: at first one without a corner, that to the transmitter
     for _ in range(MAX_CORNERS):
         for path in range(begin, end):
-            for c in range(n):
-                if path < 0:
-                    px, py, p, length, loss = tx, ty, -1, 0.0, 0.0
-                else:
-                    p = at[path]
-                    px, py, length, loss = corners[p, 0], corners[p, 1], paths[path, 3], paths[path, 4]
-                    if p == c:
-                        continue
-                dx, dy = corners[c, 0] - px, corners[c, 1] - py
-                d = math.sqrt(dx * dx + dy * dy)
-                side = _side(px, py, corners[c])
-                if side == 0.0 or d < _EPS:
+            for c in range(len(city.corners)):
+                px, py, p, length, loss, bends = tx, ty, -1, 0.0, 0.0, 1
+                if path >= 0:
+                    p, length, loss, bends = at[path], paths[path, 3], paths[path, 4], 2
+                    px, py = city.corners[p, 0], city.corners[p, 1]
+                x, y = city.corners[c, 0], city.corners[c, 1]
+                d = math.sqrt((x - px) ** 2 + (y - py) ** 2)
+                side = _side(px, py, city.corners[c])
+                if c == p or side == 0.0 or d < _EPS:
                     continue
-                bound = loss + (_GRAZING_DB if path >= 0 else 0.0) + _GRAZING_DB + free_space_loss(length + d)
-                if bound >= _MAX_LOSS_DB:
+                if loss + bends * _GRAZING_DB + free_space_loss(length + d) >= _MAX_LOSS_DB:
                     continue
                 if path >= 0:
-                    angle = _bend(paths[path], corners[p], corners[c, 0], corners[c, 1])
+                    angle = _bend(paths[path], city.corners[p], x, y)
                     if angle < 0.0:
                         continue
-                    ux, uy = px - paths[path, 0], py - paths[path, 1]
-                    loss += _corner_loss(angle, length, math.sqrt(ux * ux + uy * uy), d)
+                    d1 = math.sqrt((px - paths[path, 0]) ** 2 + (py - paths[path, 1]) ** 2)
+                    loss += _corner_loss(angle, length, d1, d)
                     if sees[p, c] < 0:
-                        sees[p, c] = _sees(
-                            px, py, corners[c, 0], corners[c, 1], edges, first, circles, p, c, corner_edges
-                        )
-                        sees[c, p] = sees[p, c]
+                        sees[p, c] = sees[c, p] = _sees(px, py, x, y, city, p, c)
                     if sees[p, c] == 0:
                         continue
-                elif not _sees(px, py, corners[c, 0], corners[c, 1], edges, first, circles, -1, c, corner_edges):
+                elif not _sees(px, py, x, y, city, p, c):
                     continue
-                loss += _car_loss(px, py, corners[c, 0], corners[c, 1], cars)
+                loss += _car_loss(px, py, x, y, city)
                 if loss + _GRAZING_DB + free_space_loss(length + d) >= _MAX_LOSS_DB:
                     continue
                 if count == capacity:
                     capacity *= 2
                     more, more_at = np.empty((capacity, 5)), np.empty(capacity, dtype=np.int64)
-                    more[:count], more_at[:count] = paths, at
+                    for k in range(count):
+                        more_at[k] = at[k]
+                        for i in range(5):
+                            more[k, i] = paths[k, i]
                     paths, at = more, more_at
                 paths[count, 0], paths[count, 1], paths[count, 2] = px, py, side
                 paths[count, 3], paths[count, 4] = length + d, loss
                 at[count] = c
                 count += 1
         begin, end = max(end, 0), count
-        if begin == end:
-            break
     return paths[:count], at[:count]
 
 
 @kernel
-def _bend(path: NDArray[np.float64], c: NDArray[np.float64], x: float, y: float) -> float:
-    """Angle in radians by which a path bends around its corner to go on to (x, y); -1 where it is not taut there."""
-    ux, uy, vx, vy = c[0] - path[0], c[1] - path[1], x - c[0], y - c[1]
-    side = path[2]
-    cross = side * (ux * vy - uy * vx)
-    if cross <= 0.0:
-        return -1.0
-    scale = -_EPS * (abs(vx) + abs(vy) + 1.0)
-    if side * (vx * (c[3] - c[1]) - vy * (c[2] - c[0])) < scale:
-        return -1.0
-    if side * (vx * (c[5] - c[1]) - vy * (c[4] - c[0])) < scale:
-        return -1.0
-    return math.atan2(cross, ux * vx + uy * vy)
-
-
-@kernel
-def _power_map(
-    tx: float, ty: float, built: NDArray[np.bool_], edges: NDArray[np.float64], first: NDArray[np.int64],
-    circles: NDArray[np.float64], corners: NDArray[np.float64], corner_edges: NDArray[np.int64],
-    cars: NDArray[np.float64],
-) -> NDArray[np.float32]:  # fmt: skip
-    paths, at = _paths(tx, ty, edges, first, circles, corners, corner_edges, cars)
-    order = np.argsort(paths[:, 4], kind="mergesort")
-    rows, columns = built.shape
-    power = np.full((rows, columns), BLACK_DBM, dtype=np.float32)
+def _fill_power(
+    power: NDArray[np.float32], built: NDArray[np.bool_], tx: float, ty: float, city: _City,
+    paths: NDArray[np.float64], at: NDArray[np.int64],
+) -> None:  # fmt: skip
+    """Write the power at all pixels that are not built on; paths are those of :func:`_paths`, of least loss first."""
+    rows, columns = power.shape
     for row in range(rows):
         for column in range(columns):
             if built[row, column]:
                 continue
             x, y = column + 0.5, row + 0.5
             free = free_space_loss(math.sqrt((x - tx) ** 2 + (y - ty) ** 2))
-            best = free + _building_loss(tx, ty, x, y, edges, first, circles, _MAX_LOSS_DB - free)
+            best = free + _building_loss(tx, ty, x, y, city, _MAX_LOSS_DB - free)
             if best < _MAX_LOSS_DB:
-                best += _car_loss(tx, ty, x, y, cars)
+                best += _car_loss(tx, ty, x, y, city)
             best = min(best, _MAX_LOSS_DB)
-            for k in order:
-                path = paths[k]
-                if path[4] + _GRAZING_DB + free >= best:
+            for k in range(len(at)):
+                if paths[k, 4] + _GRAZING_DB + free >= best:
                     break  # the paths that follow lost as much before their corner
-                c = corners[at[k]]
-                angle = _bend(path, c, x, y)
+                corner = city.corners[at[k]]
+                angle = _bend(paths[k], corner, x, y)
                 if angle < 0.0:
                     continue
-                d1 = math.sqrt((c[0] - path[0]) ** 2 + (c[1] - path[1]) ** 2)
-                d2 = math.sqrt((x - c[0]) ** 2 + (y - c[1]) ** 2)
-                loss = path[4] + _corner_loss(angle, path[3], d1, d2) + free_space_loss(path[3] + d2)
-                if loss >= best or not _sees(c[0], c[1], x, y, edges, first, circles, at[k], -1, corner_edges):
-                    continue
-                best = min(best, loss + _car_loss(c[0], c[1], x, y, cars))
+                d1 = math.sqrt((corner[0] - paths[k, 0]) ** 2 + (corner[1] - paths[k, 1]) ** 2)
+                d2 = math.sqrt((x - corner[0]) ** 2 + (y - corner[1]) ** 2)
+                loss = paths[k, 4] + _corner_loss(angle, paths[k, 3], d1, d2) + free_space_loss(paths[k, 3] + d2)
+                if loss < best and _sees(corner[0], corner[1], x, y, city, at[k], -1):
+                    best = min(best, loss + _car_loss(corner[0], corner[1], x, y, city))
             power[row, column] = TRANSMIT_POWER_DBM - best
-    return power
 
 
-def free_space_power(scene: Scene) -> NDArray[np.float32]:
-    """Received power of a scene's transmitter without anything in its way, dBm at pixel centres, shape (S, S)."""
-    centre = np.arange(scene.side) + 0.5
-    distance = np.hypot(centre[None, :] - scene.transmitter[0], centre[:, None] - scene.transmitter[1])
+def free_space_power(transmitter: tuple[float, float], side: int) -> NDArray[np.float32]:
+    """Received power of a transmitter at (x, y) without anything in its way, dBm at pixel centres, float32 (S, S)."""
+    centre = np.arange(side) + 0.5
+    distance = np.hypot(centre[None, :] - transmitter[0], centre[:, None] - transmitter[1])
     loss = _FREE_SPACE_1M_DB + 20.0 * np.log10(np.maximum(distance, NEAREST_M))
-    return (TRANSMIT_POWER_DBM - loss).astype(np.float32)
+    power: NDArray[np.float32] = (TRANSMIT_POWER_DBM - loss).astype(np.float32)
+    return power
 
 
 def received_power(scene: Scene) -> NDArray[np.float32]:
@@ -357,52 +352,53 @@ def received_power(scene: Scene) -> NDArray[np.float32]:
 
     It is :data:`refine_env.radiomap.BLACK_DBM` inside buildings, as RadioMapSeer has it, and nowhere less.
     """
-    edges, first, circles, corners, corner_edges = _walls(scene)
-    power: NDArray[np.float32] = _power_map(
-        *map(float, scene.transmitter), scene.buildings, edges, first, circles, corners, corner_edges, _car_table(scene)
-    )
+    city = _city(scene)
+    x, y = map(float, scene.transmitter)
+    paths, at = _paths(x, y, city, np.full((len(city.corners),) * 2, -1, dtype=np.int8))
+    order = np.argsort(paths[:, 4], kind="stable")
+    power = np.full((scene.side, scene.side), BLACK_DBM, dtype=np.float32)
+    _fill_power(power, scene.buildings, x, y, city, paths[order], at[order])
     return power
 
 
-def _circle(points: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Centre and radius of a circle around points, shape (n, 2)."""
-    centre = (points.min(axis=0) + points.max(axis=0)) / 2
-    return float(centre[0]), float(centre[1]), float(np.hypot(*(points - centre).T).max()) + 1e-6
+def _edges(ring: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The edges of a ring, (x, y, x, y) each."""
+    return np.hstack([ring, np.roll(ring, -1, axis=0)])
 
 
-def _walls(
-    scene: Scene,
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """A scene's walls as the kernels take them.
+def _circle(ring: NDArray[np.float64]) -> list[float]:
+    """A circle around a ring, (x, y, radius)."""
+    centre = (ring.min(axis=0) + ring.max(axis=0)) / 2
+    return [*centre, np.hypot(*(ring - centre).T).max() + 1e-6]
 
-    Returns edges (x, y, x, y), the first edge of each building with the number of all at the end, each building's
-    circle, the corners that a path may bend around (x, y and both neighbors), and the two edges that meet in each.
-    """
-    edges: list[NDArray[np.float64]] = []
-    first, circles, corners, corner_edges = [0], [], [], []
-    for rings in scene.polygons:
-        for ring in rings:
-            start, n = sum(map(len, edges)), len(ring)
-            before, after = np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0)
-            edges.append(np.hstack([ring, after]))
-            (ax, ay), (bx, by) = (ring - before).T, (after - ring).T
-            turn = ax * by - ay * bx  # the building is on the left of all its rings, so that a corner turns left
-            within = ((ring > 0.0) & (ring < scene.side)).all(axis=1)
-            for i in np.flatnonzero((turn > 0.0) & within):
-                corners.append([*ring[i], *before[i], *after[i]])
-                corner_edges.append([start + (i - 1) % n, start + i])
-        first.append(sum(map(len, edges)))
-        circles.append(_circle(rings[0]))
-    return (
-        np.concatenate(edges) if edges else np.empty((0, 4)),
-        np.array(first, dtype=np.int64),
-        np.array(circles, dtype=np.float64).reshape(-1, 3),
-        np.array(corners, dtype=np.float64).reshape(-1, 6),
-        np.array(corner_edges, dtype=np.int64).reshape(-1, 2),
+
+def _city(scene: Scene) -> _City:
+    """What stands in a scene."""
+    edges, first, corners, corner_edges = (
+        [np.empty((0, 4))],
+        [0],
+        [np.empty((0, 6))],
+        [np.empty((0, 2), dtype=np.int64)],
     )
-
-
-def _car_table(scene: Scene) -> NDArray[np.float64]:
-    """A scene's cars as the kernels take them: four corners, the circle around them, and the edge that closes them."""
-    table = [[*c.ravel(), *_circle(c), *c[3], *c[0]] for c in scene.car_polygons]
-    return np.array(table, dtype=np.float64).reshape(-1, 15)
+    for rings in scene.polygons:
+        last = first[-1]
+        for ring in rings:
+            before, after = np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0)
+            (ax, ay), (bx, by) = (ring - before).T, (after - ring).T
+            # The building is on the left of all its rings, so where they turn left it can be gone around.
+            convex = (ax * by - ay * bx > 0.0) & ((ring > 0.0) & (ring < scene.side)).all(axis=1)
+            numbers = last + np.arange(len(ring))
+            edges.append(_edges(ring))
+            corners.append(np.hstack([ring, before, after])[convex])
+            corner_edges.append(np.column_stack([np.roll(numbers, 1), numbers])[convex])
+            last += len(ring)
+        first.append(last)
+    return _City(
+        np.concatenate(edges),
+        np.array(first, dtype=np.int64),
+        np.array([_circle(rings[0]) for rings in scene.polygons], dtype=np.float64).reshape(-1, 3),
+        np.concatenate(corners),
+        np.concatenate(corner_edges),
+        np.concatenate([np.empty((0, 4)), *map(_edges, scene.car_polygons)]),
+        np.array([_circle(car) for car in scene.car_polygons], dtype=np.float64).reshape(-1, 3),
+    )

@@ -1,16 +1,15 @@
 """Street scenes: blocks of buildings, cars on the streets between them, and a transmitter, all from one seed.
 
-A scene is a square window of ``side`` metres, one pixel a metre, on a neighborhood that goes on outside of it. The
-neighborhood is a grid of streets and blocks, turned by an angle of its own. Points are (x, y) in metres, x along a row
-of pixels and y down the rows; pixel (row, column) has its centre at (column + 0.5, row + 0.5).
+A scene is a square window on a neighborhood that goes on outside of it: a grid of streets and blocks, turned by an
+angle of its own.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from refine_env._compiled import kernel
 from refine_env._validation import check_integer, shown
 from refine_env.errors import ConfigurationError
-from train.diffusion import propagation
-from train.diffusion.propagation import gray
+from train.diffusion.propagation import free_space_power, gray
+from train.diffusion.scene import Points, Scene
 
 __all__ = [
     "BUILT_SHARE",
@@ -36,7 +35,7 @@ __all__ = [
     "without_cars",
 ]
 
-Points = NDArray[np.float64]
+Buildings = list[tuple[Points, ...]]
 
 SIDES = (64, 128, 256)
 BUILT_SHARE = (0.15, 0.5)  # least and most of a scene that buildings cover
@@ -46,37 +45,14 @@ _GAP_M = 1.5  # the least between two buildings
 _CLEARANCE_M = 1.0  # the least between a transmitter and a building
 
 
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """One street scene.
-
-    Attributes:
-        buildings: True where a pixel's centre is inside a building, bool of shape (S, S).
-        cars: True where it is inside a car, bool of shape (S, S); never where ``buildings`` is.
-        polygons: one tuple of rings for each building: its outline, then the courtyards inside it. Every ring is
-            float64 of shape (n, 2), with the building on its left in (x, y): outlines one way around, courtyards the
-            other. Rings may reach out of the scene.
-        car_polygons: the four corners of each car, float64 of shape (4, 2), in the order of an outline.
-        streets: the four corners of each street in the same way, from house front to house front.
-        transmitter: where the transmitter is, (x, y) in metres; the centre of a pixel.
-        side: S, pixels and metres along a side.
-    """
-
-    buildings: NDArray[np.bool_]
-    cars: NDArray[np.bool_]
-    polygons: tuple[tuple[Points, ...], ...]
-    car_polygons: tuple[Points, ...]
-    streets: tuple[Points, ...]
-    transmitter: tuple[float, float]
-    side: int
-
-
 @kernel
 def _fill(mask: NDArray[np.bool_], ring: Points) -> None:
     """Turn over all pixels of a mask whose centre is inside a ring: a second ring within the first cuts it out."""
     rows, columns = mask.shape
-    top, bottom = max(int(ring[:, 1].min()), 0), min(int(ring[:, 1].max()) + 1, rows)
-    left, right = max(int(ring[:, 0].min()), 0), min(int(ring[:, 0].max()) + 1, columns)
+    top, bottom, left, right = rows, 0, columns, 0  # the pixels that may be inside
+    for x, y in ring:
+        top, bottom = min(top, max(int(y), 0)), max(bottom, min(int(y) + 1, rows))
+        left, right = min(left, max(int(x), 0)), max(right, min(int(x) + 1, columns))
     for row in range(top, bottom):
         for column in range(left, right):
             x, y = column + 0.5, row + 0.5
@@ -98,12 +74,9 @@ def _mask(rings: Sequence[Points], side: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _buildings_mask(polygons: Sequence[Sequence[Points]], side: int) -> NDArray[np.bool_]:
+def _built(polygons: Iterable[Sequence[Points]], side: int) -> NDArray[np.bool_]:
+    """Pixels inside buildings."""
     return _mask([ring for rings in polygons for ring in rings], side)
-
-
-def _cars_mask(car_polygons: Sequence[Points], side: int) -> NDArray[np.bool_]:
-    return _mask(car_polygons, side)
 
 
 def _rectangle(x0: float, y0: float, x1: float, y1: float) -> Points:
@@ -221,8 +194,8 @@ def _lots(rng: np.random.Generator, w: float, h: float) -> list[tuple[float, flo
         return lots
     # A row of houses along the longer side; in deep blocks two rows, back to back around a yard.
     along, deep = max(w, h), min(w, h)
-    rows = [(0.0, deep)] if deep < 15.0 or kind == 2 else [(0.0, 0.36 * deep), (0.64 * deep, deep)]
-    for begin, end in rows:
+    strips = [(0.0, deep)] if deep < 15.0 or kind == 2 else [(0.0, 0.36 * deep), (0.64 * deep, deep)]
+    for begin, end in strips:
         at = 0.0
         while along - at >= 5.0:
             width = min(rng.uniform(7.0, 15.0), along - at)
@@ -236,7 +209,7 @@ def _lots(rng: np.random.Generator, w: float, h: float) -> list[tuple[float, flo
     return lots
 
 
-def _neighborhood(rng: np.random.Generator, side: int) -> tuple[list[tuple[Points, ...]], list[Points]]:
+def _neighborhood(rng: np.random.Generator, side: int) -> tuple[Buildings, list[Points]]:
     """Buildings and streets that reach into the window."""
     reach = 0.75 * side + 20.0
     angle = 0.0 if rng.random() < 0.35 else rng.uniform(0.0, np.pi / 2)
@@ -261,10 +234,6 @@ def _neighborhood(rng: np.random.Generator, side: int) -> tuple[list[tuple[Point
     )
 
 
-def _built_share(buildings: NDArray[np.bool_]) -> float:
-    return float(buildings.mean())
-
-
 def _near(mask: NDArray[np.bool_], metres: float) -> NDArray[np.bool_]:
     """Pixels whose centre is within some metres of that of a pixel in a mask."""
     near, k = mask.copy(), int(metres)
@@ -278,17 +247,15 @@ def _near(mask: NDArray[np.bool_], metres: float) -> NDArray[np.bool_]:
 
 
 def _place_transmitter(
-    rng: np.random.Generator,
-    scene: Scene,
-    away_from: tuple[float, float] | None = None,
+    rng: np.random.Generator, scene: Scene, apart_from: tuple[float, float] | None = None
 ) -> tuple[float, float] | None:
     """A pixel's centre on a street, off buildings, cars and the scene's border; None where there is none."""
     free = _street_mask(scene) & ~_near(scene.buildings, _CLEARANCE_M) & ~_near(scene.cars, _CLEARANCE_M)
     border = scene.side // 8
     free[:border], free[-border:], free[:, :border], free[:, -border:] = False, False, False, False
     rows, columns = np.nonzero(free)
-    if away_from is not None:
-        far = np.hypot(columns + 0.5 - away_from[0], rows + 0.5 - away_from[1]) >= border
+    if apart_from is not None:
+        far = np.hypot(columns + 0.5 - apart_from[0], rows + 0.5 - apart_from[1]) >= border
         rows, columns = rows[far], columns[far]
     if not len(rows):
         return None
@@ -303,6 +270,10 @@ def _street_mask(scene: Scene) -> NDArray[np.bool_]:
     return mask
 
 
+def _check_seed(seed: int) -> int:
+    return check_integer("seed", seed, 0, advice="Choose a number from 0 on.")
+
+
 def make_scene(seed: int, side: int = 64) -> Scene:
     """The scene of a seed, with cars.
 
@@ -313,15 +284,15 @@ def make_scene(seed: int, side: int = 64) -> Scene:
     Raises:
         ConfigurationError: an argument is none of these.
     """
-    seed = check_integer("seed", seed, 0, advice="Choose a number from 0 on.")
+    seed = _check_seed(seed)
     if side not in SIDES:
         listed = ", ".join(map(str, SIDES))
         raise ConfigurationError(f"`side` must be one of {listed}, got {shown(side)}. Choose one of them.")
     rng = np.random.default_rng((seed, side))
     while True:
         polygons, streets = _neighborhood(rng, side)
-        buildings = _buildings_mask(polygons, side)
-        if not BUILT_SHARE[0] <= _built_share(buildings) <= BUILT_SHARE[1]:
+        buildings = _built(polygons, side)
+        if not BUILT_SHARE[0] <= buildings.mean() <= BUILT_SHARE[1]:
             continue
         scene = Scene(buildings, np.zeros_like(buildings), tuple(polygons), (), tuple(streets), (0.0, 0.0), side)
         transmitter = _place_transmitter(rng, scene)
@@ -330,10 +301,19 @@ def make_scene(seed: int, side: int = 64) -> Scene:
 
 
 def move_transmitter(scene: Scene, seed: int) -> Scene:
-    """The scene with its transmitter elsewhere on the streets, at least an eighth of the side away."""
-    rng = np.random.default_rng((seed, 1))
-    transmitter = _place_transmitter(rng, scene, away_from=scene.transmitter)
-    return replace(scene, transmitter=scene.transmitter if transmitter is None else transmitter)
+    """The scene with its transmitter elsewhere on the streets, at least an eighth of the side away.
+
+    Raises:
+        ConfigurationError: if the seed is negative, or the streets have no other place.
+    """
+    rng = np.random.default_rng((_check_seed(seed), 1))
+    transmitter = _place_transmitter(rng, scene, apart_from=scene.transmitter)
+    if transmitter is None:
+        raise ConfigurationError(
+            f"`scene` must have another place for its transmitter, got none beside {scene.transmitter}. "
+            "Take another scene."
+        )
+    return replace(scene, transmitter=transmitter)
 
 
 def without_cars(scene: Scene) -> Scene:
@@ -342,8 +322,12 @@ def without_cars(scene: Scene) -> Scene:
 
 
 def with_cars(scene: Scene, seed: int) -> Scene:
-    """The scene with cars drawn anew, in the place of those that it has."""
-    return _park(np.random.default_rng((seed, 2)), without_cars(scene))
+    """The scene with cars drawn anew, in the place of those that it has, none of them near the transmitter.
+
+    Raises:
+        ConfigurationError: if the seed is negative.
+    """
+    return _park(np.random.default_rng((_check_seed(seed), 2)), without_cars(scene))
 
 
 def change_cars(scene: Scene, seed: int) -> Scene:
@@ -390,51 +374,86 @@ def _park(rng: np.random.Generator, scene: Scene) -> Scene:
                         cars.append(car)
         if cars:
             break
-    return replace(scene, cars=_cars_mask(cars, scene.side), car_polygons=tuple(cars))
+    return replace(scene, cars=_mask(cars, scene.side), car_polygons=tuple(cars))
 
 
 def change_buildings(scene: Scene, seed: int) -> Scene:
-    """The scene with one or two buildings gone, come or changed, and all else as it is.
+    """The scene with one or two buildings gone, changed or come, and all else as it is.
 
-    At least 1 % of the pixels change; the streets with their cars and the transmitter stay free.
+    At least 1 % of the pixels change. The streets stay free, and so do the cars and the transmitter.
+
+    Raises:
+        ConfigurationError: if the seed is negative, or no such change is found in a hundred.
     """
-    rng = np.random.default_rng((seed, 3))
-    taken = _near(scene.cars, _CLEARANCE_M)
-    taken[int(scene.transmitter[1]), int(scene.transmitter[0])] = True
-    taken = _near(taken, _CLEARANCE_M) & ~scene.buildings
-    visible = [k for k, rings in enumerate(scene.polygons) if _buildings_mask([rings], scene.side).sum() >= 12]
-    for _ in range(1000):
-        polygons = list(scene.polygons)
-        for k in sorted(rng.choice(visible, size=min(rng.integers(1, 3), len(visible)), replace=False))[::-1]:
-            action = rng.random()
-            if action < 0.35:
-                del polygons[k]
-            elif action < 0.7:
-                polygons[k] = _rebuilt(rng, polygons[k][0])
-            else:
-                polygons.append(_new_house(rng, scene, polygons[k][0]))
-        mask = np.zeros_like(scene.buildings)
-        overlap = any(
-            _separation(new[0], other[0]) < _GAP_M
-            for k, new in enumerate(polygons)
-            if k >= len(scene.polygons) or not any(new is old for old in scene.polygons)
-            for j, other in enumerate(polygons)
-            if j != k
-        )
-        if overlap:
+    rng = np.random.default_rng((_check_seed(seed), 3))
+    streets = _street_mask(scene)
+    for _ in range(100):
+        polygons: Buildings | None = list(scene.polygons)
+        for k in rng.integers(3, size=rng.integers(1, 3)):
+            polygons = None if polygons is None else (_go, _rebuild, _come)[k](rng, scene, polygons, streets)
+        if polygons is None:
             continue
-        mask = _buildings_mask(polygons, scene.side)
-        changed = mask ^ scene.buildings
-        if changed.mean() < 0.01 or (mask & taken).any() or (mask & _streets_only(scene)).any():
-            continue
-        if BUILT_SHARE[0] <= _built_share(mask) <= BUILT_SHARE[1]:
-            return replace(scene, buildings=mask, polygons=tuple(polygons))
-    raise RuntimeError(f"no change of buildings found for seed {seed}")
+        buildings = _built(polygons, scene.side)
+        if (buildings ^ scene.buildings).mean() >= 0.01 and BUILT_SHARE[0] <= buildings.mean() <= BUILT_SHARE[1]:
+            return replace(scene, buildings=buildings, polygons=tuple(polygons))
+    raise ConfigurationError(
+        f"`scene` must have a building to change, got none for seed {seed}. Take another seed or another scene."
+    )
 
 
-def _streets_only(scene: Scene) -> NDArray[np.bool_]:
-    """Streets where no building stood."""
-    return _street_mask(scene) & ~scene.buildings
+def _pick(rng: np.random.Generator, scene: Scene, polygons: Buildings) -> int | None:
+    """Number of a building of the scene that is seen; None if there is none."""
+    old = {id(rings) for rings in scene.polygons}
+    seen = [k for k, rings in enumerate(polygons) if id(rings) in old and _built([rings], scene.side).sum() >= 12]
+    return seen[rng.integers(len(seen))] if seen else None
+
+
+def _stands(rings: tuple[Points, ...], others: Buildings, streets: NDArray[np.bool_]) -> bool:
+    """Whether a building stands in the scene, off the streets and apart from others."""
+    built = _built([rings], len(streets))
+    apart = all(_separation(rings[0], other[0]) >= _GAP_M for other in others)
+    return apart and bool(built.any()) and not (built & streets).any()
+
+
+def _go(rng: np.random.Generator, scene: Scene, polygons: Buildings, streets: NDArray[np.bool_]) -> Buildings | None:
+    """One building less; None if there is none."""
+    k = _pick(rng, scene, polygons)
+    return None if k is None else polygons[:k] + polygons[k + 1 :]
+
+
+def _rebuild(
+    rng: np.random.Generator, scene: Scene, polygons: Buildings, streets: NDArray[np.bool_]
+) -> Buildings | None:
+    """One building in the place of another, on its lot; None if none was found."""
+    k = _pick(rng, scene, polygons)
+    if k is None:
+        return None
+    others = polygons[:k] + polygons[k + 1 :]
+    middle, angle, w, h = _frame(polygons[k][0])
+    for _ in range(20):
+        a, b = rng.uniform(0.45, 1.0) * w, rng.uniform(0.45, 1.0) * h
+        corner = np.array([rng.uniform(0.0, w - a) - w / 2, rng.uniform(0.0, h - b) - h / 2])
+        rings = tuple(_turned(ring + corner, angle, middle) for ring in _footprint(rng, a, b))
+        if _stands(rings, others, streets):
+            return [*others, rings]
+    return None
+
+
+def _come(rng: np.random.Generator, scene: Scene, polygons: Buildings, streets: NDArray[np.bool_]) -> Buildings | None:
+    """One building more, on free ground and in line with a neighbor; None if none was found."""
+    k = _pick(rng, scene, polygons)
+    rows, columns = np.nonzero(~streets & ~_near(_built(polygons, scene.side), 4.0))
+    if k is None or not len(rows):
+        return None
+    _, angle, _, _ = _frame(polygons[k][0])
+    for _ in range(100):
+        place = rng.integers(len(rows))
+        w, h = rng.uniform(5.0, 14.0, 2)
+        middle = np.array([columns[place], rows[place]]) + rng.uniform(0.0, 1.0, 2)
+        rings = tuple(_turned(ring - [w / 2, h / 2], angle, middle) for ring in _footprint(rng, w, h))
+        if _stands(rings, polygons, streets):
+            return [*polygons, rings]
+    return None
 
 
 def _frame(outline: Points) -> tuple[Points, float, float, float]:
@@ -446,22 +465,6 @@ def _frame(outline: Points) -> tuple[Points, float, float, float]:
     low, high = flat.min(axis=0), flat.max(axis=0)
     middle = _turned(((low + high) / 2)[None], angle, np.zeros(2))[0]
     return middle, angle, float(high[0] - low[0]), float(high[1] - low[1])
-
-
-def _rebuilt(rng: np.random.Generator, outline: Points) -> tuple[Points, ...]:
-    """Another building on the lot of one that was."""
-    middle, angle, w, h = _frame(outline)
-    a, b = rng.uniform(0.45, 1.0) * w, rng.uniform(0.45, 1.0) * h
-    corner = np.array([rng.uniform(0.0, w - a) - w / 2, rng.uniform(0.0, h - b) - h / 2])
-    return tuple(_turned(ring + corner, angle, middle) for ring in _footprint(rng, a, b))
-
-
-def _new_house(rng: np.random.Generator, scene: Scene, neighbor: Points) -> tuple[Points, ...]:
-    """A house anywhere in the scene, along the walls of one that stands."""
-    _, angle, _, _ = _frame(neighbor)
-    w, h = rng.uniform(5.0, 12.0), rng.uniform(5.0, 12.0)
-    middle = rng.uniform(0.0, scene.side, 2)
-    return tuple(_turned(ring - [w / 2, h / 2], angle, middle) for ring in _footprint(rng, w, h))
 
 
 def conditions(scene: Scene, static: bool = False) -> NDArray[np.float32]:
@@ -479,7 +482,7 @@ def conditions(scene: Scene, static: bool = False) -> NDArray[np.float32]:
     told[0] = scene.buildings
     if not static:
         told[1] = scene.cars
-        told[2] = gray(propagation.free_space_power(scene))
+        told[2] = gray(free_space_power(scene.transmitter, scene.side))
     return told
 
 
