@@ -223,6 +223,7 @@ class LatentSampler:
         step: int,
         report: Callable[[], None] | None = None,
         *,
+        passing: Sequence[int] = (),
         conditions: ArrayLike | None = None,
     ) -> list[Midpoint]:
         """Run one batch as far as x_m, by T − m evaluations of the network for each.
@@ -232,37 +233,83 @@ class LatentSampler:
             seeds: one seed for each sample.
             step: m, 1 … T − 1.
             report: called after every step.
+            passing: further steps, m … T − 1, whose midpoints the same run gives.
             conditions: as in :meth:`sample`.
 
+        Returns:
+            Those of m, in the order of the samples, then those of every further step.
+
         Raises:
-            ConfigurationError: if the scheduler keeps something else than x_t, which has no midpoint, or the conditions
-                are not those that the model wants.
+            ConfigurationError: if the scheduler keeps something else than x_t, which has no midpoint, a further step
+                does not lie before m, or the conditions are not those that the model wants.
         """
         self.check_midpoints()
-        num_steps = self.schedule.num_steps
-        done = 0
-        tensors: dict[str, Any] = {}
+        for at in passing:
+            check_integer("passing", at, step, self.schedule.num_steps - 1, advice="Give steps before m is reached.")
+        reached = self.schedule.num_steps
+        found: dict[int, dict[str, NDArray[Any]]] = {}
 
         def record(sample: Any, previous: Any, estimate: Any) -> None:
-            nonlocal done
-            done += 1
+            nonlocal reached
+            reached -= 1
             if report is not None:
                 report()
-            if done == num_steps - step:
-                tensors.update(latent=previous, **_history(self._scheduler, previous.shape))
+            if reached == step or reached in passing:
+                tensors = {"latent": previous, **_history(self._scheduler, previous.shape)}
+                found[reached] = {name: _lossless(tensor) for name, tensor in tensors.items()}
+            if reached == step:
                 raise _ArrivedError
 
         with contextlib.suppress(_ArrivedError):
             self._run(prompts, seeds, record, conditions=conditions)
         given = [None] * len(prompts) if conditions is None else list(np.asarray(conditions))
-        arrays = {name: _lossless(tensor) for name, tensor in tensors.items()}
         return [
             Midpoint(
-                key=self.midpoint_key(prompt, seed, step, len(prompts), given[index]),
-                tensors={name: values[index] for name, values in arrays.items()},
+                key=self.midpoint_key(prompt, seed, at, len(prompts), given[index]),
+                tensors={name: values[index] for name, values in found[at].items()},
             )
+            for at in (step, *passing)
             for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
+
+    def estimate(
+        self, prompts: Sequence[str], latents: ArrayLike, step: int, *, conditions: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
+        """The clean-sample estimates y(x_t, c) at given latents, by one evaluation of the network for each.
+
+        Args:
+            prompts: one prompt for each sample.
+            latents: x_t, (B, C, H, W), in the model's own units.
+            step: t, 1 … T.
+            conditions: as in :meth:`sample`.
+
+        Returns:
+            float32 (B, C, H, W), with the sampler's guidance.
+
+        Raises:
+            ConfigurationError: if the step or the latents' shape is none of the sampler's, its scheduler keeps
+                something else than x_t, or the conditions are not those that the model wants.
+        """
+        self.check_midpoints()
+        step = check_integer("step", step, 1, self.schedule.num_steps, advice="Give t, for example T.")
+        values = np.asarray(latents, dtype=np.float32)
+        if values.shape != (len(prompts), *self.latent_shape):
+            raise ConfigurationError(
+                f"`latents` must be of shape {(len(prompts), *self.latent_shape)}, one x_t for each prompt, got "
+                f"{values.shape}. Give those of this model."
+            )
+        key = self.midpoint_key("", 0, step, len(prompts))
+        start = [Midpoint(key=key, tensors={"latent": value}) for value in values]
+        found: list[Any] = []
+
+        def record(sample: Any, previous: Any, estimate: Any) -> None:
+            found.append(estimate)
+            raise _ArrivedError
+
+        with contextlib.suppress(_ArrivedError):
+            self._run(prompts, [0] * len(prompts), record, start, conditions=conditions, with_history=False)
+        array: NDArray[np.float32] = found[0].detach().float().cpu().numpy()
+        return array
 
     def check_midpoints(self) -> None:
         """Check that the scheduler's runs have midpoints that others may start from.
@@ -289,8 +336,12 @@ class LatentSampler:
         start: Sequence[Midpoint] | None = None,
         *,
         conditions: ArrayLike | None = None,
+        with_history: bool = True,
     ) -> None:
-        """Run the pipeline, with ``record(x_{t+1}, x_t, y_t)`` called at every step."""
+        """Run the pipeline, with ``record(x_{t+1}, x_t, y_t)`` called at every step.
+
+        Without history the scheduler has zeros for what it keeps beside x_t; the first y_t is the same.
+        """
         seen = self._condition_arguments(conditions, len(prompts))
         torch = import_extra("torch", EXTRA)
         generators = self._generators(seeds)
@@ -309,8 +360,9 @@ class LatentSampler:
                 initial["latents"] = tensors.pop("latent").to(drawn.dtype)
                 skipped = self.schedule.num_steps - start[0].key.step
                 device = self._pipeline.device
+                history = tensors if with_history else None
                 before = stack.enter_context(
-                    _begun(self._scheduler, skipped, torch.zeros_like(drawn), generators, fresh, tensors, device)
+                    _begun(self._scheduler, skipped, torch.zeros_like(drawn), generators, fresh, history, device)
                 )
             stack.enter_context(_watched(self._scheduler, record, before))
             self._pipeline(
@@ -669,7 +721,7 @@ def _begun(
     nothing: Any,
     generators: list[Any],
     fresh: list[Any],
-    history: dict[str, Any],
+    history: dict[str, Any] | None,
     device: Any,
 ) -> Iterator[Callable[[], None]]:
     """Have a pipeline find its scheduler with the first steps behind it.
@@ -684,7 +736,7 @@ def _begun(
         nothing: zeros (B, C, H, W) on the CPU, in the pipeline's number format.
         generators: of the samples, with x_T behind them.
         fresh: their states before that.
-        history: what the scheduler had kept, (B, C, H, W) each.
+        history: what the scheduler had kept, (B, C, H, W) each; None where what comes of it is not wanted.
         device: of the pipeline.
 
     Gives:
@@ -708,13 +760,14 @@ def _begun(
         drawing = {"generator": generators} if "generator" in inspect.signature(step).parameters else {}
         for timestep in scheduler.timesteps[:skipped]:
             step(nothing, timestep, nothing, **drawing)
-        kept = _history(scheduler, nothing.shape)
-        if kept.keys() != history.keys():
-            raise ConfigurationError(
-                f"`start` must be midpoints with what {type(scheduler).__name__} keeps, {sorted(kept)}, got "
-                f"{sorted(history)}. Make them with the same scheduler."
-            )
-        _put_history(scheduler, {name: history[name].to(device, values.dtype) for name, values in kept.items()})
+        if history is not None:
+            kept = _history(scheduler, nothing.shape)
+            if kept.keys() != history.keys():
+                raise ConfigurationError(
+                    f"`start` must be midpoints with what {type(scheduler).__name__} keeps, {sorted(kept)}, got "
+                    f"{sorted(history)}. Make them with the same scheduler."
+                )
+            _put_history(scheduler, {name: history[name].to(device, values.dtype) for name, values in kept.items()})
         scheduler.timesteps = every[0][skipped:]
         ahead[:] = [generator.get_state() for generator in generators]
         put(fresh)

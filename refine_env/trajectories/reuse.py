@@ -20,13 +20,13 @@ from refine_env.errors import ConfigurationError
 from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories.conditions import Conditions, hash_condition
 from refine_env.trajectories.manifest import REUSE_MODES, Recipe, sample_seed
-from refine_env.trajectories.midpoints import DEFAULT_MAX_BYTES, Midpoint, MidpointKey, MidpointStore
+from refine_env.trajectories.midpoints import DEFAULT_MAX_BYTES, Midpoint, MidpointStore
 from refine_env.trajectories.prompts import PromptSelection
 
 if TYPE_CHECKING:
     from refine_env.trajectories.pipeline import LatentSampler
 
-__all__ = ["MidpointSource", "Reuse", "check_stages", "describe_reuse"]
+__all__ = ["MidpointSource", "Reuse", "check_stages", "describe_reuse", "obtain_midpoints"]
 
 _ADVICE = "Give the part of the steps that is not computed, for example 0.5."
 
@@ -220,42 +220,25 @@ class MidpointSource:
             ConfigurationError: if an average is wanted of a scheduler that keeps more than x_t.
             CacheError: if the store cannot be read or written.
         """
-        seen = {index: None if self._images is None else self._images[index] for index in indices}
-        keys = {
-            index: [
-                self._static.midpoint_key(prompt, seed, self._step, self._batch_size, seen[index]) for seed in seeds
-            ]
+        seen = {index: None if self._images is None else hash_condition(self._images[index]) for index in indices}
+        runs = {
+            index: [(prompt, seed, seen[index]) for seed in seeds]
             for index in indices
             for prompt, seeds in [self._sources[index]]
         }
-        images = {key: seen[index] for index, run in keys.items() for key in run}
-        found = self._obtain(images, report)
-        return [self._combine(index, [found[key] for key in keys[index]]) for index in indices]
-
-    def _obtain(
-        self, images: Mapping[MidpointKey, NDArray[Any] | None], report: Callable[[], None]
-    ) -> dict[MidpointKey, Midpoint]:
-        """Read midpoints, or make them under their conditions."""
-        found: dict[MidpointKey, Midpoint] = {}
-        missing = []
-        for key in images:
-            midpoint = self._store.read(key)
-            if midpoint is None:
-                missing.append(key)
-            else:
-                found[key] = midpoint
-        for first in range(0, len(missing), self._batch_size):
-            batch = missing[first : first + self._batch_size]
-            padded = batch + batch[-1:] * (self._batch_size - len(batch))  # the last bits depend on the batch size
-            seen = [image for key in padded if (image := images[key]) is not None]
-            conditions = np.stack(seen) if seen else None
-            made = self._static.sample_midpoints(
-                [key.prompt for key in padded], [key.seed for key in padded], self._step, report, conditions=conditions
-            )
-            for midpoint in made[: len(batch)]:
-                self._store.write(midpoint)
-                found[midpoint.key] = midpoint
-        return found
+        images = (
+            None if self._images is None else {run: self._images[index] for index, own in runs.items() for run in own}
+        )
+        found = obtain_midpoints(
+            self._static,
+            self._store,
+            [run for own in runs.values() for run in own],
+            [self._step],
+            self._batch_size,
+            report,
+            images=images,
+        )
+        return [self._combine(index, [found[(*run, self._step)] for run in runs[index]]) for index in indices]
 
     def _combine(self, index: int, midpoints: Sequence[Midpoint]) -> Midpoint:
         if self._mode not in ("mean", "mean-plain"):
@@ -272,6 +255,59 @@ class MidpointSource:
             missing = (1.0 - 1.0 / len(runs)) * (1.0 - self._target.schedule.alpha_bar[self._step])
             mean = mean + np.sqrt(missing) * self._target.initial_noise([self._seeds[index]])[0]
         return replace(midpoints[0], tensors={"latent": mean.astype(runs.dtype)})
+
+
+def obtain_midpoints(
+    sampler: LatentSampler,
+    store: MidpointStore,
+    runs: Sequence[tuple[Any, ...]],
+    steps: Sequence[int],
+    batch_size: int,
+    report: Callable[[], None] | None = None,
+    *,
+    images: Mapping[tuple[Any, ...], NDArray[Any]] | None = None,
+) -> dict[tuple[Any, ...], Midpoint]:
+    """The midpoints of runs at several steps: from the store, or made, each run once, and stored.
+
+    Args:
+        sampler: that makes them.
+        store: the store.
+        runs: prompt and seed of each, and whatever else tells it from others.
+        steps: m, at least one.
+        batch_size: samples that the network sees at once; a batch that is not full is padded.
+        report: called after every step of a run that makes midpoints.
+        images: that each run's network sees beside the latent, (C, H, W), where it sees one.
+
+    Returns:
+        By the run's tuple with m behind it.
+
+    Raises:
+        ConfigurationError: if the scheduler's runs have no midpoints, or a step is out of range.
+        CacheError: if the store cannot be read or written.
+    """
+    found: dict[tuple[Any, ...], Midpoint] = {}
+    missing = []
+    for run in dict.fromkeys(runs):
+        for step in steps:
+            image = None if images is None else images[run]
+            midpoint = store.read(sampler.midpoint_key(*run[:2], step, batch_size, image))
+            if midpoint is not None:
+                found[(*run, step)] = midpoint
+            elif run not in missing:
+                missing.append(run)
+    for first in range(0, len(missing), batch_size):
+        batch = missing[first : first + batch_size]
+        padded = batch + batch[-1:] * (batch_size - len(batch))  # the last bits depend on the batch size
+        prompts, seeds = [run[0] for run in padded], [run[1] for run in padded]
+        seen = None if images is None else np.stack([images[run] for run in padded])
+        last, *passing = sorted(set(steps))
+        made = sampler.sample_midpoints(prompts, seeds, last, report, passing=passing, conditions=seen)
+        places = [(*run, step) for step in (last, *passing) for run in padded]
+        for place, midpoint in zip(places, made, strict=True):
+            if place not in found:
+                store.write(midpoint)
+                found[place] = midpoint
+    return found
 
 
 def describe_reuse(
