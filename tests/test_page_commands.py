@@ -41,6 +41,7 @@ ONLY_READ = {
     "train.diffusion.assess": "writes into the bundled model's folder; tests/train/diffusion runs it elsewhere",
     "train.diffusion.gallery": "needs the font; tests/train/diffusion/test_gallery.py writes one",
     "train.ldm": "hours; tests/train/diffusion/test_ldm.py trains a small one",
+    "train.diffusion.radiomap.experiments": "hours; tests/train/diffusion/test_radiomap_experiments.py",
     "train.diffusion.reuse": "twenty minutes of generation; tests/train/diffusion/test_reuse.py runs a small one",
     "train.diffusion.scene_sheet": "compiles the kernels; tests/train/diffusion/test_scenes.py draws one",
     "train.rl.search": "hours; tests/train/rl/test_search.py runs a small one",
