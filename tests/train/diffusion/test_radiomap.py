@@ -277,6 +277,24 @@ def test_assessment(trained: RadioMapConfig, tmp_path: Path) -> None:
         assess(tmp_path, trained.work, tmp_path / "sheet.png")
 
 
+def test_the_bundled_model_maps_scenes_that_it_has_not_seen() -> None:
+    folder = ROOT / "refine_env" / "models" / "radiomap"
+    if not (folder / "model_index.json").is_file():
+        pytest.skip("the bundled model is not in this checkout")
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 20e6
+    sampler = LatentSampler("radiomap", num_steps=10, guidance_scale=1.0)
+    assert (sampler.latent_shape, sampler.condition_shape) == ((4, 16, 16), (48, 16, 16))
+    scenes = [make_scene(FIRST_TEST_SEED + 5000 + k) for k in range(4)]
+    seen = np.stack([conditions(scene) for scene in scenes])
+    latents, _ = sampler.sample([""] * 4, range(4), conditions=seen)
+    maps = LatentDecoder("radiomap")(latents[:, 0])[..., 0]
+    # Four maps of ten steps: the sets' figures are in metrics.json.
+    assert error_figures(truths(scenes), maps)["nmse"] < 0.05
+    held = json.loads((folder / "metrics.json").read_text())["evaluation"]["sets"]["held-out"]
+    assert held["full model"]["nmse"] < 0.02
+    assert held["full model"]["nmse"] < 2 * held["regressor"]["nmse"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -78,7 +78,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         found: NDArray[np.uint8] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise unreadable_checkpoint("--work", path, describe_error(error)) from None
-    if (found.shape, found.dtype) != (shape, np.uint8):
+    if found.shape != shape or found.dtype != np.uint8:
         raise unreadable_checkpoint("--work", path, f"{found.dtype} of shape {found.shape}, not uint8 of {shape}")
     return found
 
