@@ -62,7 +62,7 @@ def experiment(folder: Path, model: Path, **options: Any) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    train(tiny(folder, vae_steps=1, decoder_steps=0, unet_steps=1, regressor_steps=1, log_every=1))
+    train(tiny(folder, vae_steps=1, decoder_steps=1, unet_steps=1, regressor_steps=1, log_every=1))
     return folder
 
 
