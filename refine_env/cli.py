@@ -19,7 +19,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from refine_env.commands import command, parse_list, run, set_parameters
-from refine_env.errors import printable
+from refine_env.errors import ConfigurationError, printable
 from refine_env.trajectories import (
     Reuse,
     TrajectoryCache,
@@ -31,6 +31,7 @@ from refine_env.trajectories import (
     read_manifest,
     read_prompts,
 )
+from refine_env.trajectories.conditions import read_conditions
 from refine_env.trajectories.denoising import measure_decoder, open_denoiser, record_decoder
 from refine_env.trajectories.manifest import MANIFEST_FILE, REUSE_MODES
 from refine_env.trajectories.midpoints import DEFAULT_MAX_BYTES, MidpointStore
@@ -209,23 +210,34 @@ def _diffusers(
             "--model",
             "-m",
             metavar="ID|FOLDER",
-            help="Hub id, local folder, or `emoji` (bundled). The paper's is "
+            help="Hub id, local folder, or `emoji` or `radiomap` (bundled). The paper's is "
             "stable-diffusion-v1-5/stable-diffusion-v1-5.",
             show_default=False,
         ),
     ],
+    out: Out,
     prompts: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--prompts",
             "-p",
             metavar="FILE",
             help="Prompts, one a trajectory: a text with one per line, or a table .csv, .tsv, .parquet or .json, "
             "such as DiffusionDB's metadata.parquet.",
+            show_default="the conditions' names",
+        ),
+    ] = None,
+    conditions: Annotated[
+        Path | None,
+        typer.Option(
+            "--conditions",
+            "-c",
+            metavar="FILE",
+            help="Images that the network sees beside the latents, one a trajectory: a .npz, .npy or .safetensors file "
+            "with an array (N, C, H, W) in [0, 1].",
             show_default=False,
         ),
-    ],
-    out: Out,
+    ] = None,
     num_prompts: Annotated[
         int | None, typer.Option("--num-prompts", "-n", help="Draw a sample of the prompts.", show_default="all")
     ] = None,
@@ -301,6 +313,14 @@ def _diffusers(
             show_default=False,
         ),
     ] = None,
+    static_conditions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Conditions of the runs that make the midpoints: one for each trajectory, or one for all.",
+            show_default=False,
+        ),
+    ] = None,
     stage_one_model: Annotated[
         str | None,
         typer.Option(metavar="ID|FOLDER", help="Model that makes the midpoints of `two-stage`.", show_default=False),
@@ -316,17 +336,25 @@ def _diffusers(
 ) -> _Generator:
     """Trajectories of a diffusion model: any text-to-image latent pipeline of diffusers.
 
+    One of --prompts and --conditions is needed; a model whose network sees an image beside the latent, such as
+    `radiomap`, takes --conditions.
+
     Records x_T … x_0 and the network's estimate of the clean sample at every step, in the model's own units.
     Equal bytes are for one kind of machine and the library versions in the manifest, whatever the number of
     workers (on a CPU each runs on one thread); the noise is the same everywhere. Needs the extra `generate`.
 
     Example: refine-env generate diffusers --model emoji --prompts prompts.txt --out cached_trajectories/mine
     """
+    images = None if conditions is None else read_conditions(conditions)
+    static_images = None if static_conditions is None else read_conditions(static_conditions)
     reuse = None
-    if reuse_ratio or reuse_mode != "vanilla" or static_prompts or stage_one_model or midpoints or with_full:
+    given = (static_prompts, static_conditions, stage_one_model, midpoints)
+    if reuse_ratio or reuse_mode != "vanilla" or with_full or any(given):
+        static: Sequence[str] = () if static_images is None else ("",)
         reuse = Reuse(
             ratio=reuse_ratio,
-            static_prompts=() if static_prompts is None else read_prompts(static_prompts, unique=False),
+            static_prompts=static if static_prompts is None else read_prompts(static_prompts, unique=False),
+            static_conditions=static_images,
             mode=reuse_mode,
             stage_one_model=stage_one_model,
             mean_runs=mean_runs,
@@ -334,14 +362,22 @@ def _diffusers(
             max_bytes=midpoints_limit,
             with_full=with_full,
         )
-    texts = read_prompts(
-        prompts, column=prompt_column, num_prompts=num_prompts, seed=prompt_seed, max_nsfw=max_nsfw, unique=unique
-    )
+    texts = None
+    if prompts is not None:
+        texts = read_prompts(
+            prompts, column=prompt_column, num_prompts=num_prompts, seed=prompt_seed, max_nsfw=max_nsfw, unique=unique
+        )
+    elif any(value is not None for value in (prompt_column, num_prompts, max_nsfw, unique)):
+        raise ConfigurationError(
+            "`--prompts` must be given where prompts are to be chosen from it, got none. Name the file, or leave the "
+            "choice out."
+        )
     return partial(
         generate_diffusers,
         out,
         model,
         texts,
+        conditions=images,
         num_steps=num_steps,
         scheduler=scheduler,
         guidance_scale=guidance_scale,

@@ -44,6 +44,13 @@ ONLY_READ = {
     "train.rl.out_of_the_box": "an hour; tests/train/rl/test_out_of_the_box.py runs a small one",
     "train.diffusion.scene_sheet": "compiles the kernels; tests/train/diffusion/test_scenes.py draws one",
     "train.diffusion.reuse": "twenty minutes of generation; tests/train/diffusion/test_reuse.py runs a small one",
+    "refine-env generate diffusers --model radiomap": "a minute; see tests/trajectories/test_conditions.py",
+    "train.diffusion.radiomap.assess": "writes into the bundled model's folder; see test_radiomap.py",
+    "train.diffusion.radiomap.experiments": "hours; tests/train/diffusion/test_radiomap_experiments.py",
+    "train.diffusion.radiomap.scene_file": "compiles the kernels; see test_radiomap.py",
+    "train.diffusion.reuse": "twenty minutes of generation; tests/train/diffusion/test_reuse.py runs a small one",
+    "train.radiomap": "hours; tests/train/diffusion/test_radiomap.py trains a small one",
+    "train.diffusion.scene_sheet": "compiles the kernels; tests/train/diffusion/test_scenes.py draws one",
     "train.rl.search": "hours; tests/train/rl/test_search.py runs a small one",
     "train.rl.study": "an hour; tests/train/rl/test_study.py runs a small one",
 }

@@ -24,8 +24,17 @@ from refine_env.errors import CacheError, CacheFormatError, ConfigurationError
 from refine_env.model.decoding import DecoderCurve, DeviceObservation
 from refine_env.model.distortion import SecondMoments
 from refine_env.model.schedule import NoiseSchedule
+from refine_env.trajectories.conditions import decode_conditions
 from refine_env.trajectories.files import REMEDY, hash_file, open_file, parse_json, read_file, shorten
-from refine_env.trajectories.manifest import DECODED_PAYLOADS, MANIFEST_FILE, Manifest, Recipe, Span, sample_seed
+from refine_env.trajectories.manifest import (
+    CONDITIONS_FILE,
+    DECODED_PAYLOADS,
+    MANIFEST_FILE,
+    Manifest,
+    Recipe,
+    Span,
+    sample_seed,
+)
 from refine_env.trajectories.statistics import ShardSummary, summarize, total_statistics
 
 __all__ = ["SPLITS", "TrajectoryCache", "find_cache", "find_damage", "read_manifest"]
@@ -294,6 +303,20 @@ class TrajectoryCache:
         """
         return self.manifest.recipe.trajectories[self._index(index)].seed
 
+    @cached_property
+    def conditions(self) -> NDArray[Any] | None:
+        """The images that the network saw beside the latents: (N, C, H, W) in [0, 1]; None where it saw none.
+
+        Raises:
+            CacheError: if their file is missing, or another than the manifest has.
+        """
+        recipe = self.manifest.recipe
+        if recipe.conditions is None:
+            return None
+        values: NDArray[Any] = decode_conditions(_read_conditions(self.path, recipe.conditions["file_sha256"]))[0]
+        values.setflags(write=False)
+        return values
+
     def verify(self, progress: Callable[[int, int], None] | None = None, *, deep: bool = False) -> None:
         """Read every shard and compare it with its hash.
 
@@ -343,6 +366,21 @@ def _map_shard(
         np.frombuffer(buffer, dtype="<f2", count=prod(shape), offset=offset).reshape(shape)
         for offset, shape in zip(offsets[number], tensor_shapes(shard, manifest.recipe).values(), strict=True)
     )
+
+
+def _read_conditions(folder: Path, sha256: str) -> bytes:
+    """Read the file of conditions in a cache's folder.
+
+    Raises:
+        CacheError: if it cannot be read.
+        CacheFormatError: if it is missing, or has another hash.
+    """
+    file = folder / CONDITIONS_FILE
+    with open_file(file) as handle:
+        content = handle.read()
+    if (digest := hashlib.sha256(content).hexdigest()) != sha256:
+        raise CacheFormatError(f"{file} must have SHA-256 {shorten(sha256)}, got {digest}. {REMEDY}")
+    return content
 
 
 def find_cache(cache: str | os.PathLike[str]) -> Path:
@@ -441,6 +479,11 @@ def find_damage(
         done += shard.bytes
         if progress is not None:
             progress(done, total)
+    if recipe.conditions is not None:
+        try:
+            _read_conditions(folder, recipe.conditions["file_sha256"])
+        except CacheError as error:
+            damage.append(str(error).removesuffix(f" {REMEDY}"))
     if deep and not damage:
         damage = _find_wrong_fields(manifest, summaries, str(folder / MANIFEST_FILE))
     return damage

@@ -20,6 +20,7 @@ from refine_env._validation import check_integer, check_text
 from refine_env.errors import CacheError, ConfigurationError
 from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories.cache import TrajectoryCache
+from refine_env.trajectories.conditions import Conditions, encode_conditions, hash_condition
 from refine_env.trajectories.forward_process import clean_generator, forward_process, noise_generator
 from refine_env.trajectories.manifest import Recipe, Span, Trajectory, sample_seed
 from refine_env.trajectories.midpoints import MidpointStore
@@ -188,8 +189,9 @@ def generate_forward_process(
 def generate_diffusers(
     path: str | os.PathLike[str],
     model: str | os.PathLike[str],
-    prompts: Sequence[str],
+    prompts: Sequence[str] | None,
     *,
+    conditions: Conditions | NDArray[Any] | None = None,
     num_steps: int = DEFAULT_NUM_STEPS,
     scheduler: Any = "ddpm",
     guidance_scale: float = 7.5,
@@ -217,9 +219,11 @@ def generate_diffusers(
     Args:
         path: folder of the new cache.
         model: a hub id, such as ``stable-diffusion-v1-5/stable-diffusion-v1-5`` (the paper's); a local
-            folder; or ``emoji``, the bundled model.
+            folder; or ``emoji`` or ``radiomap``, the bundled models.
         prompts: one per sample, for instance of `read_prompts`. A prompt longer than the tokenizer takes is
-            truncated, as the pipeline does.
+            truncated, as the pipeline does. None, where there are conditions: their names, or empty ones.
+        conditions: of a model whose network sees an image beside the latent, one per sample: (N, C, H, W) in [0, 1],
+            for instance of `read_conditions`; see `LatentSampler`. The cache's folder keeps them.
         num_steps: T, the number of reverse diffusion steps.
         scheduler: ``ddpm`` (the paper's: ancestral sampling with variance β̃_t, [K] Eq. 3), ``ddim``,
             ``dpmsolver++`` (DPM-Solver++ 2M), ``model`` (the pipeline's own), or a diffusers scheduler with
@@ -251,7 +255,18 @@ def generate_diffusers(
         CacheError: if a latent is not finite or exceeds float16, the cache cannot be written, something else
             stands at ``path``, a worker has another model or other versions, or a worker died.
     """
+    if conditions is not None and not isinstance(conditions, Conditions):
+        conditions = Conditions(values=np.asarray(conditions))
+    if prompts is None and conditions is not None:
+        prompts = conditions.names or ("",) * len(conditions)
+    if prompts is None:
+        raise ConfigurationError(
+            "`prompts` must be given where there are no conditions, got neither. Give --prompts, or --conditions for a "
+            "model whose network sees an image."
+        )
     texts = _check_prompts(prompts)
+    if conditions is not None:
+        conditions = conditions.for_all(len(texts), "conditions")
     batch_size = check_integer("batch_size", batch_size, 1, advice="Use 1 where memory is short.")
     if shard_size is None:
         shard_size = batch_size * -(-DEFAULT_SHARD_SIZE // batch_size)
@@ -263,10 +278,12 @@ def generate_diffusers(
         address=address,
     )
     source = _DiffusionSource(model, num_steps, scheduler, guidance_scale, dtype, revision)
+    seen = None if conditions is None else conditions.values
     store = reuse.store() if reuse is not None and reuse.ratio > 0.0 else None
     # Where others draw, this process loads the model only to describe it, and not onto a device of theirs.
     device_here = pool.devices[0] if pool.is_here else "cpu"
     sampler = source.load(device_here)
+    sampler.check_conditions(None if seen is None else seen.shape)
     described = sampler.describe()
     draw: _Draw
     if reuse is not None and store is not None:
@@ -275,16 +292,17 @@ def generate_diffusers(
             stage_one = replace(source, model=reuse.stage_one_model, revision=None)
             static = stage_one.load(device_here)
             stage_one = stage_one.pinned(static)
-        from_midpoints = _MidpointSource(source.pinned(sampler), stage_one, store)
+        images = reuse.images(len(texts))
+        from_midpoints = _MidpointSource(source.pinned(sampler), stage_one, store, seen, images)
         described |= describe_reuse(reuse, sampler, static, texts, seed)
         draw = partial(pool.draw_shards, from_midpoints)
         if pool.is_here:
             draw = partial(_draw_here, partial(from_midpoints.sampler, sampler, static))
         del static
     elif pool.is_here:
-        draw = partial(_draw_here, partial(partial, _sample, sampler))
+        draw = partial(_draw_here, partial(partial, _sample, sampler, conditions=seen))
     else:
-        draw = partial(pool.draw_shards, source.pinned(sampler))
+        draw = partial(pool.draw_shards, _FullSource(source.pinned(sampler), seen))
     del sampler  # where others draw, its memory is the workers' from here on
     return _generate(
         path,
@@ -299,6 +317,8 @@ def generate_diffusers(
         model_dtype=dtype,
         device=pool.devices[0].partition(":")[0],
         prompt_source=prompts.source if isinstance(prompts, PromptSelection) else None,
+        conditions=conditions,
+        static_conditions=None if store is None or reuse is None else reuse.images(len(texts)),
         **described,
         **writing,
     )
@@ -329,10 +349,6 @@ class _DiffusionSource:
             return self
         return replace(self, revision=sampler.revision)
 
-    def open(self, recipe: Recipe, device: str) -> Sampler:
-        """Make the sampler, if the model and the libraries are those of the recipe."""
-        return partial(_sample, self.load_checked(recipe, recipe.model, device), recipe)
-
     def load_checked(self, recipe: Recipe, model: Mapping[str, str] | None, device: str) -> LatentSampler:
         """Load the model onto a device, if it and the libraries are those of the recipe."""
         sampler = self.load(device)
@@ -349,6 +365,19 @@ class _DiffusionSource:
 
 
 @dataclass(frozen=True)
+class _FullSource:
+    """What a worker needs for full runs: the model, and the conditions, (N, C, H, W), where it sees some."""
+
+    target: _DiffusionSource
+    conditions: NDArray[Any] | None
+
+    def open(self, recipe: Recipe, device: str) -> Sampler:
+        """Make the sampler, if the model and the libraries are those of the recipe."""
+        target = self.target.load_checked(recipe, recipe.model, device)
+        return partial(_sample, target, recipe, conditions=self.conditions)
+
+
+@dataclass(frozen=True)
 class _MidpointSource:
     """What a worker needs to start at midpoints.
 
@@ -356,11 +385,15 @@ class _MidpointSource:
         target: the model of the steps t <= m.
         stage_one: that of the steps t > m, where it is another.
         store: the store of midpoints.
+        conditions: of the steps t <= m, (N, C, H, W), where the model sees some.
+        static: those of the steps t > m, likewise.
     """
 
     target: _DiffusionSource
     stage_one: _DiffusionSource | None
     store: MidpointStore
+    conditions: NDArray[Any] | None
+    static: Conditions | None
 
     def open(self, recipe: Recipe, device: str) -> Sampler:
         """Make the sampler, if the models and the libraries are those of the recipe."""
@@ -372,8 +405,8 @@ class _MidpointSource:
 
     def sampler(self, target: LatentSampler, static: LatentSampler | None, recipe: Recipe) -> Sampler:
         """Make the sampler of models that are loaded."""
-        midpoints = MidpointSource(target, target if static is None else static, self.store, recipe)
-        return partial(_sample, target, recipe, midpoints=midpoints)
+        midpoints = MidpointSource(target, target if static is None else static, self.store, recipe, self.static)
+        return partial(_sample, target, recipe, midpoints=midpoints, conditions=self.conditions)
 
 
 def _sample(
@@ -384,6 +417,7 @@ def _sample(
     report: Callable[[float], None],
     *,
     midpoints: MidpointSource | None = None,
+    conditions: NDArray[Any] | None = None,
 ) -> Iterator[Chunk]:
     """Draw trajectories of a diffusion model, in batches."""
     assert recipe.batch_size is not None
@@ -393,15 +427,16 @@ def _sample(
         indices += indices[-1:] * (recipe.batch_size - count)  # an equal batch size keeps the last bits equal
         prompts = [recipe.trajectories[index].prompt or "" for index in indices]
         seeds = [recipe.trajectories[index].seed for index in indices]
+        seen = None if conditions is None else conditions[indices]
         scaled = partial(_scaled, report, count)
         if midpoints is None:
-            chunk: Chunk = sampler.sample(prompts, seeds, scaled)
+            chunk: Chunk = sampler.sample(prompts, seeds, scaled, conditions=seen)
         else:
             found = midpoints.start(indices, partial(report, 0.0))
             other = midpoints.of_another_model
-            chunk = sampler.sample(prompts, seeds, scaled, found, of_another_model=other)
+            chunk = sampler.sample(prompts, seeds, scaled, found, of_another_model=other, conditions=seen)
             if recipe.has_full:
-                full, _ = sampler.sample(prompts, seeds, partial(_scaled, report, 0))
+                full, _ = sampler.sample(prompts, seeds, partial(_scaled, report, 0), conditions=seen)
                 chunk = (*chunk, full[:, :1])
         yield tuple(values[:count] for values in chunk)
 
@@ -452,6 +487,8 @@ def _generate(
     overwrite: bool = False,
     note: str | None = None,
     progress: Progress | None = None,
+    conditions: Conditions | None = None,
+    static_conditions: Conditions | None = None,
     **details: Any,
 ) -> TrajectoryCache:
     """Write a recipe, draw the shards of it that are missing, and finish the cache."""
@@ -460,10 +497,17 @@ def _generate(
     total = len(prompts)
     seed = check_integer("seed", seed, 0, advice="Give a base seed such as 0.")
     num_train = max(1, total // 2) if num_train is None else num_train
+    kept = None
+    hashes: Sequence[str | None] = [None] * total
+    if conditions is not None:
+        kept = encode_conditions(conditions, static_conditions)
+        hashes = [hash_condition(values) for values in conditions.values]
+        details["conditions"] = {"file_sha256": hashlib.sha256(kept).hexdigest(), **conditions.record()}
     recipe = Recipe(
         alpha_bar=tuple(schedule.alpha_bar.tolist()),
         trajectories=tuple(
-            Trajectory(prompt=prompt, seed=sample_seed(seed, index)) for index, prompt in enumerate(prompts)
+            Trajectory(prompt=prompt, seed=sample_seed(seed, index), condition=seen)
+            for index, (prompt, seen) in enumerate(zip(prompts, hashes, strict=True))
         ),
         num_train=check_integer(
             "num_train", num_train, 1, total, advice="The rest of the trajectories is the test split."
@@ -479,7 +523,7 @@ def _generate(
         if progress is not None:
             progress(phase, count, total)
 
-    with CacheWriter(path, recipe, overwrite=overwrite) as writer:
+    with CacheWriter(path, recipe, overwrite=overwrite, conditions=kept) as writer:
         missing = writer.missing()
         done = total - sum(span.stop - span.start for span in missing)
         report("sampling", done)

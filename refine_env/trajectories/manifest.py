@@ -29,6 +29,7 @@ from refine_env.trajectories.files import MAX_JSON_BYTES, REMEDY, check_json, pa
 
 __all__ = [
     "CLEAN_ESTIMATE_KINDS",
+    "CONDITIONS_FILE",
     "DECODED_PAYLOADS",
     "FORMAT",
     "FORMAT_VERSION",
@@ -49,6 +50,9 @@ UNSEALED_VERSION = 1
 """The older format, whose manifest holds no hash of itself."""
 
 MANIFEST_FILE = "manifest.json"
+CONDITIONS_FILE = "conditions.safetensors"
+"""Of a cache whose model saw conditions: those, and with a reuse the static ones."""
+
 DTYPE = "float16"
 
 SOURCES = ("gaussian", "forward-process", "diffusers")
@@ -91,10 +95,19 @@ def sample_seed(seed: int, index: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """One sample: the seed that all of its draws come from, and its prompt (None where there is none)."""
+    """One sample: the seed that all of its draws come from, its prompt, and the hash of its condition.
+
+    The latter two are None where there is none.
+    """
 
     prompt: str | None
     seed: int
+    condition: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sample as JSON values, without the condition where there is none."""
+        condition = {} if self.condition is None else {"condition": self.condition}
+        return {"prompt": self.prompt, "seed": self.seed} | condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +154,9 @@ class Recipe:
         note: free text, for instance the license of the samples.
         reuse: for trajectories that start at a midpoint x_m, where that comes from, as
             :meth:`refine_env.trajectories.reuse.Reuse.record` has it. Then everything here is of the steps t <= m.
+        conditions: what the images are that the network saw beside the latents, as
+            :meth:`refine_env.trajectories.conditions.Conditions.record` has it, with the ``sha256`` of the file in the
+            cache's folder that holds them.
     """
 
     source: str
@@ -164,6 +180,7 @@ class Recipe:
     prompt_source: Mapping[str, Any] | None = None
     note: str | None = None
     reuse: Mapping[str, Any] | None = None
+    conditions: Mapping[str, Any] | None = None
 
     @property
     def num_trajectories(self) -> int:
@@ -211,11 +228,12 @@ class Recipe:
             "num_steps": self.num_steps,
             "dtype": DTYPE,
             "splits": {"train": [0, self.num_train], "test": [self.num_train, self.num_trajectories]},
-            "trajectories": [dict(vars(sample)) for sample in self.trajectories],
+            "trajectories": [sample.to_dict() for sample in self.trajectories],
         }
-        reuse = {} if self.reuse is None else {"reuse": dict(self.reuse)}
+        added = {name: getattr(self, name) for name in ("reuse", "conditions")}
+        present = {name: dict(value) for name, value in added.items() if value is not None}
         fields = {name: derived[name] if name in derived else _plain(getattr(self, name)) for name in _RECIPE_FIELDS}
-        return fields | reuse
+        return fields | present
 
     def to_bytes(self) -> bytes:
         """Write the recipe as JSON text with a hash of itself, the same bytes for the same recipe.
@@ -284,7 +302,11 @@ class Recipe:
         if (dtype := fields.text("dtype")) != DTYPE:
             fields.fail("dtype", repr(DTYPE), dtype)
         trajectories = tuple(
-            Trajectory(prompt=entry.optional("prompt", entry.text), seed=entry.integer("seed"))
+            Trajectory(
+                prompt=entry.optional("prompt", entry.text),
+                seed=entry.integer("seed"),
+                condition=entry.optional("condition", entry.text),
+            )
             for entry in fields.entries("trajectories")
         )
         splits = fields.entry("splits")
@@ -323,6 +345,7 @@ class Recipe:
             prompt_source=fields.optional("prompt_source", fields.mapping),
             note=fields.optional("note", fields.text),
             reuse=fields.optional("reuse", fields.reuse, num_steps, len(trajectories)),
+            conditions=fields.optional("conditions", fields.conditions, len(trajectories)),
         )
 
 
@@ -496,7 +519,7 @@ class Manifest:
 
 def is_cache_file(name: str) -> bool:
     """Return whether a file of this name belongs to a cache."""
-    return name == MANIFEST_FILE or is_shard_file(name)
+    return name in (MANIFEST_FILE, CONDITIONS_FILE) or is_shard_file(name)
 
 
 def is_shard_file(name: str) -> bool:
@@ -622,6 +645,16 @@ class _Fields:
                 source.fail("seeds", "at least one seed", [])
         if len(sources) != count:
             entry.fail("sources", f"a list of {count} objects, one a trajectory", sources)
+        return dict(entry.values)
+
+    def conditions(self, name: str, count: int) -> dict[str, Any]:
+        """Read what the conditions of so many trajectories are."""
+        entry = self.entry(name)
+        for key in ("file_sha256", "values_sha256"):
+            entry.text(key)
+        shape = entry.integers("shape")
+        if len(shape) != 4 or shape[0] != count or min(shape) < 1:
+            entry.fail("shape", f"[{count}, C, H, W], an image a trajectory", list(shape))
         return dict(entry.values)
 
     def entry(self, name: str) -> _Fields:

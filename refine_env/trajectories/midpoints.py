@@ -61,6 +61,7 @@ class MidpointKey:
         device: kind of device that it ran on.
         batch_size: samples that it saw at once.
         versions: of the libraries, as JSON text.
+        condition: SHA-256 of the image that the network saw beside the latent; None where it sees none.
     """
 
     model: str
@@ -74,11 +75,12 @@ class MidpointKey:
     device: str
     batch_size: int
     versions: str
+    condition: str | None = None
 
     @property
     def text(self) -> str:
-        """The fields as canonical JSON."""
-        return _canonical(asdict(self))
+        """The fields as canonical JSON, without the condition where there is none."""
+        return _canonical({name: value for name, value in asdict(self).items() if value is not None})
 
     @property
     def file(self) -> str:

@@ -24,11 +24,14 @@ from refine_env._validation import check_choice, check_finite, check_integer
 from refine_env.errors import CacheError, ConfigurationError, ModelNotFoundError, describe_error, import_extra
 from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories.cache import TrajectoryCache
+from refine_env.trajectories.conditions import hash_condition
 from refine_env.trajectories.midpoints import Midpoint, MidpointKey
 
 __all__ = ["BUNDLED_MODEL", "LatentDecoder", "LatentDenoiser", "LatentSampler", "ModelNotFoundError", "open_recorded"]
 
 BUNDLED_MODEL = "emoji"
+BUNDLED_MODELS = {BUNDLED_MODEL: "train.ldm", "radiomap": "train.radiomap"}
+"""The models that the package has with it, and what trained them."""
 EXTRA = "generate"
 SCHEDULERS = ("ddpm", "ddim", "dpmsolver++", "model")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -46,8 +49,13 @@ class LatentSampler:
     The pipeline runs as it is; only its scheduler's `step` is watched. So what is recorded is, bit for bit,
     what the pipeline itself computes, for every pipeline and scheduler alike.
 
+    A pipeline whose network sees an image beside the latent (StableDiffusionUpscalePipeline) takes a *condition* with
+    every prompt: an image in [0, 1] that has the latent's resolution, or r times that; then the r² pixels of each of
+    its elements are channels, as `torch.nn.functional.pixel_unshuffle` orders them. No noise is added to it: the
+    pipeline's `noise_level` is 0.
+
     Args:
-        model: hub id, local folder, or ``emoji`` (bundled).
+        model: hub id, local folder, or ``emoji`` or ``radiomap`` (bundled).
         num_steps: T, the number of reverse diffusion steps.
         scheduler: ``ddpm``, ``ddim``, ``dpmsolver++`` (2M), ``model``, or a diffusers scheduler.
         guidance_scale: scale of the classifier-free guidance; 1 is none.
@@ -62,6 +70,8 @@ class LatentSampler:
         timesteps: τ_T > … > τ_1.
         scheduler_config: class and config of the scheduler.
         latent_shape: (C, H, W).
+        condition_shape: (C, H, W) of the image that the network sees, at the latent's resolution; None where it sees
+            none.
         guidance_scale: as given.
         device_kind: ``cpu``, ``cuda``, …
         versions: of the libraries that the samples depend on.
@@ -104,6 +114,7 @@ class LatentSampler:
             "config": _public_config(self._scheduler),
         }
         self.latent_shape = _latent_shape(self._pipeline)
+        self.condition_shape = _condition_shape(self._pipeline, self.latent_shape)
         self.versions = _versions()
 
     def describe(self) -> dict[str, Any]:
@@ -126,6 +137,7 @@ class LatentSampler:
         start: Sequence[Midpoint] | None = None,
         *,
         of_another_model: bool = False,
+        conditions: ArrayLike | None = None,
     ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         """Sample one batch.
 
@@ -138,6 +150,7 @@ class LatentSampler:
             report: called with the part of the steps that is done.
             start: one midpoint for each sample, all of one step m; default x_T.
             of_another_model: whether the midpoints may be of another model and scheduler, of the same schedule.
+            conditions: one condition for each sample, (B, C, H, W), for a model that sees one.
 
         Returns:
             Latents (B, T+1, C, H, W) and clean estimates (B, T, C, H, W), float16, indexed by t, in the
@@ -145,8 +158,8 @@ class LatentSampler:
             recorded as x_t. y_0 = x_0. A value beyond float16's range is ±inf; the caller checks.
 
         Raises:
-            ConfigurationError: if the pipeline's latents have another shape, or the midpoints are of another model, T,
-                step or shape than can be.
+            ConfigurationError: if the pipeline's latents have another shape, the midpoints are of another model, T,
+                step or shape than can be, or the conditions are not those that the model wants.
         """
         num_steps = self.schedule.num_steps if start is None else self._check_start(start, seeds, of_another_model)
         samples: list[Any] = []
@@ -160,7 +173,7 @@ class LatentSampler:
             if report is not None:
                 report(len(estimates) / num_steps)
 
-        self._run(prompts, seeds, record, start)
+        self._run(prompts, seeds, record, start, conditions=conditions)
         expected = (len(prompts), *self.latent_shape)
         if len(estimates) != num_steps or tuple(samples[0].shape) != expected:
             raise ConfigurationError(
@@ -176,14 +189,17 @@ class LatentSampler:
         clean[:, 0] = latents[:, 0]
         return latents, clean
 
-    def midpoint_key(self, prompt: str, seed: int, step: int, batch_size: int) -> MidpointKey:
+    def midpoint_key(
+        self, prompt: str, seed: int, step: int, batch_size: int, condition: NDArray[Any] | None = None
+    ) -> MidpointKey:
         """All that the midpoint x_m of a run depends on.
 
         Args:
-            prompt: the condition of the run.
+            prompt: of the run.
             seed: of its x_T and noise.
             step: m.
             batch_size: samples at once.
+            condition: of the run, (C, H, W), where the model sees one.
         """
         return MidpointKey(
             model=self.revision,
@@ -197,6 +213,7 @@ class LatentSampler:
             device=self.device_kind,
             batch_size=batch_size,
             versions=json.dumps(self.versions, sort_keys=True),
+            condition=None if condition is None else hash_condition(condition),
         )
 
     def sample_midpoints(
@@ -207,6 +224,7 @@ class LatentSampler:
         report: Callable[[], None] | None = None,
         *,
         passing: Sequence[int] = (),
+        conditions: ArrayLike | None = None,
     ) -> list[Midpoint]:
         """Run one batch as far as x_m, by T − m evaluations of the network for each.
 
@@ -216,13 +234,14 @@ class LatentSampler:
             step: m, 1 … T − 1.
             report: called after every step.
             passing: further steps, m … T − 1, whose midpoints the same run gives.
+            conditions: as in :meth:`sample`.
 
         Returns:
             Those of m, in the order of the samples, then those of every further step.
 
         Raises:
-            ConfigurationError: if the scheduler keeps something else than x_t, which has no midpoint, or a further
-                step does not lie before m.
+            ConfigurationError: if the scheduler keeps something else than x_t, which has no midpoint, a further step
+                does not lie before m, or the conditions are not those that the model wants.
         """
         self.check_midpoints()
         for at in passing:
@@ -242,30 +261,34 @@ class LatentSampler:
                 raise _ArrivedError
 
         with contextlib.suppress(_ArrivedError):
-            self._run(prompts, seeds, record)
+            self._run(prompts, seeds, record, conditions=conditions)
+        given = [None] * len(prompts) if conditions is None else list(np.asarray(conditions))
         return [
             Midpoint(
-                key=self.midpoint_key(prompt, seed, at, len(prompts)),
+                key=self.midpoint_key(prompt, seed, at, len(prompts), given[index]),
                 tensors={name: values[index] for name, values in found[at].items()},
             )
             for at in (step, *passing)
             for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
 
-    def estimate(self, prompts: Sequence[str], latents: ArrayLike, step: int) -> NDArray[np.float32]:
+    def estimate(
+        self, prompts: Sequence[str], latents: ArrayLike, step: int, *, conditions: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
         """The clean-sample estimates y(x_t, c) at given latents, by one evaluation of the network for each.
 
         Args:
             prompts: one prompt for each sample.
             latents: x_t, (B, C, H, W), in the model's own units.
             step: t, 1 … T.
+            conditions: as in :meth:`sample`.
 
         Returns:
             float32 (B, C, H, W), with the sampler's guidance.
 
         Raises:
-            ConfigurationError: if the step or the latents' shape is none of the sampler's, or its scheduler keeps
-                something else than x_t.
+            ConfigurationError: if the step or the latents' shape is none of the sampler's, its scheduler keeps
+                something else than x_t, or the conditions are not those that the model wants.
         """
         self.check_midpoints()
         step = check_integer("step", step, 1, self.schedule.num_steps, advice="Give t, for example T.")
@@ -284,7 +307,7 @@ class LatentSampler:
             raise _ArrivedError
 
         with contextlib.suppress(_ArrivedError):
-            self._run(prompts, [0] * len(prompts), record, start, with_history=False)
+            self._run(prompts, [0] * len(prompts), record, start, conditions=conditions, with_history=False)
         array: NDArray[np.float32] = found[0].detach().float().cpu().numpy()
         return array
 
@@ -301,7 +324,7 @@ class LatentSampler:
             )
 
     def initial_noise(self, seeds: Sequence[int]) -> NDArray[np.float32]:
-        """The x_T of samples: the first that their generators draw, float32 (B, C, H, W)."""
+        """The x_T of samples: what their generators draw first, float32 (B, C, H, W); behind a condition's noise."""
         array: NDArray[np.float32] = self._draw_initial(self._generators(seeds)).float().numpy()
         return array
 
@@ -312,12 +335,14 @@ class LatentSampler:
         record: Callable[[Any, Any, Any], None],
         start: Sequence[Midpoint] | None = None,
         *,
+        conditions: ArrayLike | None = None,
         with_history: bool = True,
     ) -> None:
         """Run the pipeline, with ``record(x_{t+1}, x_t, y_t)`` called at every step.
 
         Without history the scheduler has zeros for what it keeps beside x_t; the first y_t is the same.
         """
+        seen = self._condition_arguments(conditions, len(prompts))
         torch = import_extra("torch", EXTRA)
         generators = self._generators(seeds)
         with contextlib.ExitStack() as stack:
@@ -330,13 +355,14 @@ class LatentSampler:
                     name: torch.from_numpy(np.stack([midpoint.tensors[name] for midpoint in start]))
                     for name in start[0].tensors
                 }
+                fresh = [generator.get_state() for generator in generators]
                 drawn = self._draw_initial(generators)  # and not used: what is drawn later is to be the same
                 initial["latents"] = tensors.pop("latent").to(drawn.dtype)
                 skipped = self.schedule.num_steps - start[0].key.step
                 device = self._pipeline.device
                 history = tensors if with_history else None
                 before = stack.enter_context(
-                    _begun(self._scheduler, skipped, torch.zeros_like(drawn), generators, history, device)
+                    _begun(self._scheduler, skipped, torch.zeros_like(drawn), generators, fresh, history, device)
                 )
             stack.enter_context(_watched(self._scheduler, record, before))
             self._pipeline(
@@ -346,17 +372,68 @@ class LatentSampler:
                 generator=generators,
                 output_type="latent",
                 **initial,
+                **seen,
             )
+
+    def check_conditions(self, shape: Sequence[int] | None, name: str = "conditions") -> None:
+        """Check the shape of conditions.
+
+        Args:
+            shape: (N, C, H, W); None where there are none.
+            name: of the argument.
+
+        Raises:
+            ConfigurationError: if the model sees no condition and there are some, the other way round, or they have
+                another shape than it sees.
+        """
+        wanted = self.condition_shape
+        if wanted is None:
+            if shape is not None:
+                raise ConfigurationError(
+                    f"`{name}` must be left out for a model that sees no image, got some for {self.model_id!r:.100}. "
+                    "Give prompts alone, or choose another model."
+                )
+            return
+        channels, height, width = wanted
+        fold = 0 if shape is None or len(shape) != 4 else max(1, shape[2] // height)
+        if shape is None or tuple(shape[1:]) != (channels // fold**2 if fold else 0, fold * height, fold * width):
+            raise ConfigurationError(
+                f"`{name}` must be of shape (N, {channels}, {height}, {width}) for the model {self.model_id!r:.100}, "
+                f"or (N, {channels}/r², {height}·r, {width}·r), got {'none' if shape is None else tuple(shape)}. Give "
+                "the images that the model was made for."
+            )
+
+    def _condition_arguments(self, conditions: ArrayLike | None, count: int) -> dict[str, Any]:
+        """What the pipeline is called with for conditions (B, C, H, W)."""
+        values = None if conditions is None else np.array(conditions, dtype=np.float32)
+        self.check_conditions(None if values is None else values.shape)
+        if values is None or self.condition_shape is None:
+            return {}
+        if len(values) != count or not ((values >= 0.0) & (values <= 1.0)).all():
+            raise ConfigurationError(
+                f"`conditions` must be one image in [0, 1] for each of the {count} samples, got {len(values)} in "
+                f"[{values.min():.4g}, {values.max():.4g}]. Scale them, or give as many."
+            )
+        torch = import_extra("torch", EXTRA)
+        fold = values.shape[2] // self.condition_shape[1]
+        return {"image": torch.nn.functional.pixel_unshuffle(torch.from_numpy(values), fold), "noise_level": 0}
 
     def _generators(self, seeds: Sequence[int]) -> list[Any]:
         torch = import_extra("torch", EXTRA)
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def _draw_initial(self, generators: Sequence[Any]) -> Any:
-        """Draw x_T as pipelines do, (B, C, H, W)."""
+        """Draw x_T as pipelines do, (B, C, H, W); before it they draw the noise of the condition."""
         torch = import_extra("torch", EXTRA)
-        shape, dtype = (1, *self.latent_shape), _torch_dtype(self._dtype)
-        return torch.cat([torch.randn(shape, generator=generator, dtype=dtype) for generator in generators])
+        shapes = [shape for shape in (self.condition_shape, self.latent_shape) if shape is not None]
+        for shape in shapes:
+            drawn = torch.cat(
+                [
+                    torch.randn((1, *shape), generator=generator, dtype=_torch_dtype(self._dtype))
+                    for generator in generators
+                ]
+            )
+        return drawn
 
     def _check_start(self, start: Sequence[Midpoint], seeds: Sequence[int], of_another_model: bool) -> int:
         """Check that samples can start at these midpoints; return their m."""
@@ -431,7 +508,8 @@ class LatentDecoder:
             latents: (N, C, H, W), in the model's own units (scaling factor applied).
 
         Returns:
-            float32 (N, height, width, 3) in [0, 1].
+            float32 (N, height, width, 3) in [0, 1]; of a model of one channel, such as a radio map's gray level, that
+            channel three times.
         """
         torch = import_extra("torch", EXTRA)
         config = self._vae.config
@@ -439,7 +517,8 @@ class LatentDecoder:
         values = torch.from_numpy(np.array(latents, dtype=np.float32)) / config.scaling_factor + shift
         with torch.no_grad(), _one_thread(self._vae.device.type):
             images = self._vae.decode(values.to(self._vae.device, self._vae.dtype), return_dict=False)[0]
-        array: NDArray[np.float32] = (images.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        pixels = (images.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        array: NDArray[np.float32] = np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
         return array
 
 
@@ -476,7 +555,11 @@ class LatentDenoiser:
         folder, self.model_id, self.revision = _find_checked_model(model, revision)
         self._pipeline = _load_pipeline(folder, self.model_id, torch_dtype).to(torch_device)
         network = getattr(self._pipeline, "unet", None)
-        if network is None or getattr(network.config, "addition_embed_type", None) not in (None, "text"):
+        if (
+            network is None
+            or getattr(network.config, "addition_embed_type", None) not in (None, "text")
+            or network.config.in_channels != network.config.out_channels
+        ):
             raise ConfigurationError(
                 f"`model` must have a U-Net that takes a latent, a timestep and the prompt, got "
                 f"{type(self._pipeline).__name__}. Use one such as stable-diffusion-v1-5/stable-diffusion-v1-5."
@@ -633,18 +716,26 @@ def _watched(
 
 @contextlib.contextmanager
 def _begun(
-    scheduler: Any, skipped: int, nothing: Any, generators: list[Any], history: dict[str, Any] | None, device: Any
+    scheduler: Any,
+    skipped: int,
+    nothing: Any,
+    generators: list[Any],
+    fresh: list[Any],
+    history: dict[str, Any] | None,
+    device: Any,
 ) -> Iterator[Callable[[], None]]:
     """Have a pipeline find its scheduler with the first steps behind it.
 
     The scheduler goes these steps itself, on zeros: so its counters are as after a run, and the generators have drawn
-    what they draw in one. Then it gets the tensors that it had kept in the run to the midpoint.
+    what they draw in one. Then it gets the tensors that it had kept in the run to the midpoint. What the pipeline draws
+    before its first step (the noise of a condition) it draws of fresh generators.
 
     Args:
         scheduler: whose `set_timesteps` the pipeline will call.
         skipped: T − m.
         nothing: zeros (B, C, H, W) on the CPU, in the pipeline's number format.
-        generators: of the samples.
+        generators: of the samples, with x_T behind them.
+        fresh: their states before that.
         history: what the scheduler had kept, (B, C, H, W) each; None where what comes of it is not wanted.
         device: of the pipeline.
 
@@ -656,6 +747,11 @@ def _begun(
     """
     original, step = scheduler.set_timesteps, scheduler.step
     every: list[Any] = []
+    ahead: list[Any] = []  # states of the generators, from the first step on
+
+    def put(states: list[Any]) -> None:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
     @functools.wraps(original)
     def set_timesteps(*args: Any, **kwargs: Any) -> None:
@@ -673,9 +769,14 @@ def _begun(
                 )
             _put_history(scheduler, {name: history[name].to(device, values.dtype) for name, values in kept.items()})
         scheduler.timesteps = every[0][skipped:]
+        ahead[:] = [generator.get_state() for generator in generators]
+        put(fresh)
 
     def before() -> None:
         scheduler.timesteps = every[0]
+        if ahead:
+            put(ahead)
+            ahead.clear()
 
     scheduler.set_timesteps = set_timesteps
     try:
@@ -780,13 +881,13 @@ def _build_scheduler(own: Any, wanted: Any) -> Any:
 def _find_model(model: str | os.PathLike[str], revision: str | None) -> tuple[Path, str, str]:
     """Return folder, id and revision of a model, which is downloaded if need be."""
     name = os.fspath(model)
-    if name == BUNDLED_MODEL:
-        folder = Path(str(importlib.resources.files("refine_env"))) / "models" / BUNDLED_MODEL
+    if name in BUNDLED_MODELS:
+        folder = Path(str(importlib.resources.files("refine_env"))) / "models" / name
         if not (folder / _INDEX_FILE).is_file():
             raise ModelNotFoundError(
                 f"`model` must be an installed model, got {name!r}, which this installation lacks (no "
                 f"{_INDEX_FILE} in {folder}). Install refine-env anew, or train it with `python -m "
-                "train.ldm`."
+                f"{BUNDLED_MODELS[name]}`."
             )
         return folder, name, _fingerprint(folder)
     folder = Path(name)
@@ -794,8 +895,8 @@ def _find_model(model: str | os.PathLike[str], revision: str | None) -> tuple[Pa
         return folder, folder.resolve().name, _fingerprint(folder)
     if isinstance(model, os.PathLike) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelNotFoundError(
-            f"`model` must be a hub id, a local folder or {BUNDLED_MODEL!r}, got {name!r}, and there is no "
-            "such folder. Check the path."
+            f"`model` must be a hub id, a local folder, {' or '.join(map(repr, BUNDLED_MODELS))}, got {name!r}, and "
+            "there is no such folder. Check the path."
         )
     diffusers = import_extra("diffusers", EXTRA)
     try:
@@ -845,9 +946,11 @@ def _find_checked_model(model: str | os.PathLike[str], revision: str | None) -> 
 def _load_pipeline(folder: Path, model_id: str, dtype: Any) -> Any:
     diffusers = import_extra("diffusers", EXTRA)
     import_extra("transformers", EXTRA)
-    unused = {}
+    unused: dict[str, Any] = {}
     if "safety_checker" in _read_index(folder):
-        unused = {**UNUSED_COMPONENTS, "requires_safety_checker": False}
+        unused = dict(UNUSED_COMPONENTS)
+        if "low_res_scheduler" not in _read_index(folder):  # a pipeline that upscales has no such option
+            unused["requires_safety_checker"] = False
     with _loading(model_id):
         return diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **unused)
 
@@ -871,7 +974,8 @@ def _check_signature(pipeline: Any) -> None:
     parameters = inspect.signature(pipeline.__call__).parameters
     wanted = {"prompt", "num_inference_steps", "guidance_scale", "generator", "output_type"}
     name = type(pipeline).__name__
-    if not wanted <= set(parameters) or {"image", "mask_image"} & set(parameters):
+    starts_from_image = "image" in parameters and not _sees_condition(pipeline)
+    if not wanted <= set(parameters) or starts_from_image or "mask_image" in parameters:
         raise ConfigurationError(
             f"`model` must be a text-to-image latent pipeline, got a {name}, which does not go from a prompt "
             "alone to latents. Use one such as stable-diffusion-v1-5/stable-diffusion-v1-5."
@@ -882,7 +986,21 @@ def _latent_shape(pipeline: Any) -> tuple[int, int, int]:
     network = getattr(pipeline, "unet", None) or pipeline.transformer
     size = network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
-    return int(network.config.in_channels), int(height), int(width)
+    channels = pipeline.vae.config.latent_channels if _sees_condition(pipeline) else network.config.in_channels
+    return int(channels), int(height), int(width)
+
+
+def _sees_condition(pipeline: Any) -> bool:
+    """Whether the network sees an image beside the latent, at its resolution: StableDiffusionUpscalePipeline's does."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    return {"image", "noise_level"} <= set(parameters) and hasattr(pipeline, "low_res_scheduler")
+
+
+def _condition_shape(pipeline: Any, latent_shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
+    if not _sees_condition(pipeline):
+        return None
+    channels, height, width = latent_shape
+    return int(pipeline.unet.config.in_channels) - channels, height, width
 
 
 def _public_config(scheduler: Any) -> dict[str, Any]:

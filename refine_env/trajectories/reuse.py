@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from refine_env._validation import check_choice, check_finite, check_flag, check_integer, check_text, shown
 from refine_env.errors import ConfigurationError
 from refine_env.model.schedule import NoiseSchedule
+from refine_env.trajectories.conditions import Conditions, hash_condition
 from refine_env.trajectories.manifest import REUSE_MODES, Recipe, sample_seed
 from refine_env.trajectories.midpoints import DEFAULT_MAX_BYTES, Midpoint, MidpointStore
 from refine_env.trajectories.prompts import PromptSelection
@@ -44,6 +45,8 @@ class Reuse:
       added so that its variance is 1 − ᾱ_m again, the trajectory's own x_T, scaled.
     - ``mean-plain``: that average without the noise.
 
+    Of a model whose network sees an image beside the latent, that image is a part of c and of c_s.
+
     Args:
         ratio: R in [0, 1); 0 is a full run.
         static_prompts: c_s of each trajectory, or one for all.
@@ -54,6 +57,7 @@ class Reuse:
         max_bytes: limit of the store.
         with_full: whether x_0 of the full run with the same prompt and seed is recorded beside, for the
             cost of that run.
+        static_conditions: the images of c_s, one for each trajectory or one for all, where the model sees one.
 
     Raises:
         ConfigurationError: if a value is out of range, or values do not go together.
@@ -67,6 +71,7 @@ class Reuse:
     midpoints: str | os.PathLike[str] | None = None
     max_bytes: int = DEFAULT_MAX_BYTES
     with_full: bool = False
+    static_conditions: Conditions | None = None
 
     def __post_init__(self) -> None:
         ratio = check_finite("reuse_ratio", self.ratio, advice=_ADVICE)
@@ -91,6 +96,15 @@ class Reuse:
             )
         for text in texts:
             check_text("static_prompts", text)
+
+    def images(self, count: int) -> Conditions | None:
+        """The static conditions of so many trajectories.
+
+        Raises:
+            ConfigurationError: if there is another number of them.
+        """
+        given = self.static_conditions
+        return None if given is None else given.for_all(count, "static_conditions")
 
     @property
     def averages(self) -> bool:
@@ -133,12 +147,16 @@ class Reuse:
                 f"`static_prompts` must be one for each of the {len(prompts)} prompts, or one for all, got "
                 f"{len(static)}. Write one per line."
             )
+        images = self.images(len(static))
+        hashes = [None] * len(static) if images is None else [hash_condition(image) for image in images.values]
+        runs = list(zip(static, hashes, strict=True))
         sources = []
-        for index, text in enumerate(static):
+        for index, (text, condition) in enumerate(runs):
             own = self.mode in ("switch", "two-stage")
-            first = sample_seed(seed, index if own else static.index(text))
+            first = sample_seed(seed, index if own else runs.index((text, condition)))
             more = [sample_seed(first, run) for run in range(1, self.mean_runs)] if self.averages else []
-            sources.append({"prompt": text, "seeds": [first, *more]})
+            seen = {} if condition is None else {"condition": condition}
+            sources.append({"prompt": text, **seen, "seeds": [first, *more]})
         source = static_prompts.source if isinstance(static_prompts := self.static_prompts, PromptSelection) else None
         return {
             "mode": self.mode,
@@ -148,6 +166,7 @@ class Reuse:
             "stage_one_model": None if stage_one is None else dict(stage_one),
             "with_full": self.with_full,
             "prompt_source": None if source is None else dict(source),
+            **({} if images is None else {"conditions": dict(images.source)}),
             "sources": sources,
         }
 
@@ -164,9 +183,17 @@ class MidpointSource:
         static: the sampler that makes the midpoints; the same, or one of the same schedule.
         store: the store.
         recipe: which has a `Recipe.reuse`.
+        conditions: the static conditions, one for each trajectory, where the model sees some.
     """
 
-    def __init__(self, target: LatentSampler, static: LatentSampler, store: MidpointStore, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        target: LatentSampler,
+        static: LatentSampler,
+        store: MidpointStore,
+        recipe: Recipe,
+        conditions: Conditions | None = None,
+    ) -> None:
         assert recipe.reuse is not None
         assert recipe.batch_size is not None
         self._target, self._static, self._store = target, static, store
@@ -175,6 +202,7 @@ class MidpointSource:
         self._sources = [(source["prompt"], source["seeds"]) for source in recipe.reuse["sources"]]
         self._seeds = [trajectory.seed for trajectory in recipe.trajectories]
         self._batch_size = recipe.batch_size
+        self._images = None if conditions is None else conditions.values
 
     @property
     def of_another_model(self) -> bool:
@@ -192,9 +220,15 @@ class MidpointSource:
             ConfigurationError: if an average is wanted of a scheduler that keeps more than x_t.
             CacheError: if the store cannot be read or written.
         """
+        seen = {index: None if self._images is None else hash_condition(self._images[index]) for index in indices}
         runs = {
-            index: [(prompt, seed) for seed in seeds] for index in indices for prompt, seeds in [self._sources[index]]
+            index: [(prompt, seed, seen[index]) for seed in seeds]
+            for index in indices
+            for prompt, seeds in [self._sources[index]]
         }
+        images = (
+            None if self._images is None else {run: self._images[index] for index, own in runs.items() for run in own}
+        )
         found = obtain_midpoints(
             self._static,
             self._store,
@@ -202,6 +236,7 @@ class MidpointSource:
             [self._step],
             self._batch_size,
             report,
+            images=images,
         )
         return [self._combine(index, [found[(*run, self._step)] for run in runs[index]]) for index in indices]
 
@@ -225,33 +260,37 @@ class MidpointSource:
 def obtain_midpoints(
     sampler: LatentSampler,
     store: MidpointStore,
-    runs: Sequence[tuple[str, int]],
+    runs: Sequence[tuple[Any, ...]],
     steps: Sequence[int],
     batch_size: int,
     report: Callable[[], None] | None = None,
-) -> dict[tuple[str, int, int], Midpoint]:
+    *,
+    images: Mapping[tuple[Any, ...], NDArray[Any]] | None = None,
+) -> dict[tuple[Any, ...], Midpoint]:
     """The midpoints of runs at several steps: from the store, or made, each run once, and stored.
 
     Args:
         sampler: that makes them.
         store: the store.
-        runs: condition and seed of each.
+        runs: prompt and seed of each, and whatever else tells it from others.
         steps: m, at least one.
         batch_size: samples that the network sees at once; a batch that is not full is padded.
         report: called after every step of a run that makes midpoints.
+        images: that each run's network sees beside the latent, (C, H, W), where it sees one.
 
     Returns:
-        By condition, seed and m.
+        By the run's tuple with m behind it.
 
     Raises:
         ConfigurationError: if the scheduler's runs have no midpoints, or a step is out of range.
         CacheError: if the store cannot be read or written.
     """
-    found: dict[tuple[str, int, int], Midpoint] = {}
+    found: dict[tuple[Any, ...], Midpoint] = {}
     missing = []
     for run in dict.fromkeys(runs):
         for step in steps:
-            midpoint = store.read(sampler.midpoint_key(*run, step, batch_size))
+            image = None if images is None else images[run]
+            midpoint = store.read(sampler.midpoint_key(*run[:2], step, batch_size, image))
             if midpoint is not None:
                 found[(*run, step)] = midpoint
             elif run not in missing:
@@ -259,9 +298,10 @@ def obtain_midpoints(
     for first in range(0, len(missing), batch_size):
         batch = missing[first : first + batch_size]
         padded = batch + batch[-1:] * (batch_size - len(batch))  # the last bits depend on the batch size
-        conditions, seeds = [run[0] for run in padded], [run[1] for run in padded]
+        prompts, seeds = [run[0] for run in padded], [run[1] for run in padded]
+        seen = None if images is None else np.stack([images[run] for run in padded])
         last, *passing = sorted(set(steps))
-        made = sampler.sample_midpoints(conditions, seeds, last, report, passing=passing)
+        made = sampler.sample_midpoints(prompts, seeds, last, report, passing=passing, conditions=seen)
         places = [(*run, step) for step in (last, *passing) for run in padded]
         for place, midpoint in zip(places, made, strict=True):
             if place not in found:
@@ -286,6 +326,8 @@ def describe_reuse(
         ConfigurationError: if the two samplers do not fit each other, or the reuse does not fit the prompts or T.
     """
     check_stages(sampler, static or sampler)
+    images = reuse.images(len(prompts))
+    (static or sampler).check_conditions(None if images is None else images.values.shape, "static_conditions")
     stage_one = None if static is None else {"id": static.model_id, "revision": static.revision}
     record = reuse.record(prompts, seed, sampler.schedule.num_steps, stage_one)
     step = record["step"]

@@ -32,7 +32,15 @@ from refine_env.trajectories.cache import (
     tensor_shapes,
 )
 from refine_env.trajectories.files import disk_errors, read_file
-from refine_env.trajectories.manifest import MANIFEST_FILE, Manifest, Recipe, Span, is_cache_file, is_shard_file
+from refine_env.trajectories.manifest import (
+    CONDITIONS_FILE,
+    MANIFEST_FILE,
+    Manifest,
+    Recipe,
+    Span,
+    is_cache_file,
+    is_shard_file,
+)
 from refine_env.trajectories.statistics import ShardSummary, summarize, total_statistics
 
 fcntl: ModuleType | None
@@ -59,6 +67,7 @@ class CacheWriter:
         path: folder of the finished cache.
         recipe: what determines the cache's samples.
         overwrite: replace a finished cache that stands there; it stays whole until the new one is complete.
+        conditions: the content of the file of conditions, where the recipe has some.
 
     Raises:
         CacheError: if ``path`` holds a finished cache of another recipe (and not ``overwrite``), or files
@@ -66,7 +75,15 @@ class CacheWriter:
             is writing it; if the folder cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], recipe: Recipe, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        recipe: Recipe,
+        *,
+        overwrite: bool = False,
+        conditions: bytes | None = None,
+    ) -> None:
+        self._conditions = conditions
         self.path = Path(path).resolve()
         self.recipe = recipe
         self.staging = self.path.parent / (self.path.name + STAGING_SUFFIX)
@@ -137,6 +154,8 @@ class CacheWriter:
         if not self.finished:
             manifest = self._summarize(progress)
             with disk_errors(self.staging):
+                if self._conditions is not None:
+                    _replace(self.staging / CONDITIONS_FILE, self._conditions)
                 _replace(self.staging / MANIFEST_FILE, manifest.to_bytes())
                 self._publish()
             self.finished = True

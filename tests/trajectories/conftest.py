@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .models import TINY_LATENT_SHAPE, save_sd15, save_tiny
+from .models import TINY_LATENT_SHAPE, save_conditioned, save_sd15, save_tiny
 
 LATENT_SHAPE = TINY_LATENT_SHAPE
 
@@ -35,6 +35,14 @@ def tiny_model(torch_on_one_thread: Any, tmp_path_factory: pytest.TempPathFactor
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     return save_tiny(tmp_path_factory.mktemp("tiny")).rename(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def conditioned_model(torch_on_one_thread: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a StableDiffusionUpscalePipeline, whose network sees an image beside the latent."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    return save_conditioned(tmp_path_factory.mktemp("conditioned"))
 
 
 @pytest.fixture(scope="session")

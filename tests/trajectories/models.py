@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 TINY_LATENT_SHAPE = (4, 4, 4)
+CONDITION_SHAPE = (12, 4, 4)
+"""What the tiny conditioned pipeline sees: images (3, 8, 8), each 2 by 2 pixels the channels of one element."""
 SD15_LATENT_SHAPE = (4, 64, 64)
 
 # What the configuration files of stable-diffusion-v1-5 say beside the widths.
@@ -39,6 +41,7 @@ SD15_SCHEDULER: Mapping[str, Any] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+_BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 SD15_TOKENS = 77
 SD15_CHECKER = {
     "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
@@ -74,6 +77,33 @@ def save_tiny(folder: Path) -> Path:
             "sample_size": 2 * TINY_LATENT_SHAPE[1],
         },
     )
+
+
+def save_conditioned(folder: Path) -> Path:
+    """A pipeline of M = 64 whose network sees an image of 12 channels beside the latent, and adds no noise to it."""
+    path = save_tiny(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+        from diffusers import (
+            DDPMScheduler,
+            StableDiffusionPipeline,
+            StableDiffusionUpscalePipeline,
+            UNet2DConditionModel,
+        )
+
+        torch.manual_seed(1)
+        plain = StableDiffusionPipeline.from_pretrained(path)
+        config = {**plain.unet.config, "in_channels": TINY_LATENT_SHAPE[0] + CONDITION_SHAPE[0]}
+        StableDiffusionUpscalePipeline(
+            vae=plain.vae,
+            text_encoder=plain.text_encoder,
+            tokenizer=plain.tokenizer,
+            unet=UNet2DConditionModel.from_config(config),
+            low_res_scheduler=DDPMScheduler(num_train_timesteps=1, trained_betas=[0.0]),
+            scheduler=DDPMScheduler(**{name: SD15_SCHEDULER[name] for name in _BETAS}),
+        ).save_pretrained(folder / "conditioned")
+    return folder / "conditioned"
 
 
 def save_sd15(folder: Path, width: int = 32) -> Path:

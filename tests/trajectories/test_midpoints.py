@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ KEY = MidpointKey(
     device="cpu",
     batch_size=2,
     versions="{}",
+    condition="0" * 64,
 )
 
 
@@ -73,6 +75,13 @@ def test_every_field_of_the_key_makes_another_file(tmp_path: Path, field: str) -
     value = getattr(KEY, field)
     other = replace(KEY, **{field: value + "x" if isinstance(value, str) else value + 1})
     assert store.read(other) is None
+
+
+def test_a_key_without_condition_is_that_of_before(tmp_path: Path) -> None:
+    """A store that was filled before models saw conditions is as good as it was."""
+    text = replace(KEY, condition=None).text
+    assert "condition" not in text
+    assert replace(KEY, condition=None).file == hashlib.sha256(text.encode()).hexdigest() + ".safetensors"
 
 
 def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The options of ``python -m train.ldm``, and what follows from them alone."""
+"""The options of ``python -m train.ldm``, and those that it shares with other latent diffusion models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -19,10 +19,6 @@ LATENT_CHANNELS = 4
 
 OnStep = Callable[[str, int], None]
 """Called with a stage's name and the number of steps done."""
-
-# Options that the VAE does not depend on, beside the free ones: a finished VAE serves other U-Nets.
-_UNET_PREFIXES = ("unet_", "text_", "ema_", "snr_", "prompt_", "family_")
-
 
 # Options of the training that the assessment has, too.
 FontOption = Annotated[
@@ -40,29 +36,24 @@ SHEET = Path("docs/figures/emoji-samples.png")
 
 
 @dataclass(frozen=True)
-class Config(Options):
-    """Every option of ``python -m train.ldm``. The defaults made the bundled model.
+class StageConfig(Options):
+    """Options of every training of a latent diffusion model: of the VAE's stage, the U-Net's, and their loop.
+
+    Attributes:
+        UNET_PREFIXES: beginnings of the names of the options that the VAE does not depend on, beside the free ones: a
+            finished VAE serves other U-Nets.
 
     Raises:
         ConfigurationError: if an option is out of its bounds.
     """
 
-    MODULE = "train.ldm"
+    UNET_PREFIXES: ClassVar[tuple[str, ...]] = ("unet_", "ema_", "snr_")
 
-    out: Annotated[Path, typer.Option(help="Folder the pipeline is saved in."), FREE] = MODEL
-    work: Annotated[Path, typer.Option(help="Folder of checkpoints."), FREE] = Path("runs/emoji")
-    sheet: Annotated[SheetOption, FREE] = SHEET
-    trajectory_prompts: Annotated[
-        Path, typer.Option(help="File for the 128 prompts of the cached trajectories."), FREE
-    ] = PROMPTS
-    font: Annotated[FontOption, FREE] = None
-    emoji_test: Annotated[GroupsOption, FREE] = None
+    work: Annotated[Path, typer.Option(help="Folder of checkpoints."), FREE] = Path("runs")
     device: Annotated[DeviceOption, FREE] = "cpu"
     threads: Annotated[int, typer.Option(help="Torch threads; 0 leaves torch's own choice.", min=0, max=1024), FREE] = 0
     bf16: Annotated[bool, typer.Option(help="Run the networks under bfloat16 autocast.")] = True
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and noise.", min=0)] = 0
-    split_seed: Annotated[int, typer.Option(help="Seed of the held-out families and of the prompt choice.", min=0)] = 0
-    held_out: Annotated[float, typer.Option(help="Part of the glyphs held out, by family.", min=0, max=0.5)] = 0.05
     resolution: Annotated[
         int, typer.Option(help="Image side in pixels; the latents' side is a quarter of it.", min=8, max=1024)
     ] = 64
@@ -73,9 +64,6 @@ class Config(Options):
     vae_attention: Annotated[bool, typer.Option(help="Attention in the middle of the VAE's encoder and decoder.")] = (
         False
     )
-    vae_augment: Annotated[
-        bool, typer.Option(help="Mirror, shift and recolor the VAE's training images at random.")
-    ] = True
     vae_steps: Annotated[int, typer.Option(help="VAE steps.", min=0)] = 4000
     vae_batch: Annotated[int, typer.Option(help="VAE images a step.", min=1, max=65536)] = 16
     vae_lr: Annotated[float, typer.Option(help="VAE peak learning rate (cosine decay to 0).", min=0, max=1)] = 2.5e-3
@@ -88,29 +76,11 @@ class Config(Options):
     unet_batch: Annotated[int, typer.Option(help="U-Net samples a step.", min=1, max=65536)] = 32
     unet_lr: Annotated[float, typer.Option(help="U-Net peak learning rate (cosine decay to 0).", min=0, max=1)] = 1e-3
     unet_warmup: Annotated[int, typer.Option(help="Warm-up steps of the learning rate.", min=0)] = 300
-    text_vocab: Annotated[int, typer.Option(help="Largest vocabulary of the tokenizer.", min=1, max=65536)] = 1536
-    text_length: Annotated[int, typer.Option(help="Tokens a prompt is padded or cut to.", min=4, max=65536)] = 32
-    text_width: Annotated[int, typer.Option(help="Width of the text encoder.", min=1, max=65536)] = 128
-    text_layers: Annotated[int, typer.Option(help="Layers of the text encoder.", min=1, max=65536)] = 2
-    text_heads: Annotated[int, typer.Option(help="Attention heads of the text encoder.", min=1, max=65536)] = 4
     ema_decay: Annotated[float, typer.Option(help="Largest decay of the moving average.", min=0, max=1)] = 0.999
     snr_gamma: Annotated[float, typer.Option(help="Bound of the Min-SNR weight; 0: none.", min=0, max=1e12)] = 5.0
     snr_power: Annotated[
         float,
         typer.Option(help="The error of x_0 weighs as the bounded SNR to this power; 1 is Min-SNR.", min=0, max=1),
-    ] = 0.25
-    prompt_dropout: Annotated[float, typer.Option(help="Part of the prompts left empty.", min=0, max=1)] = 0.1
-    family_power: Annotated[
-        float,
-        typer.Option(
-            help="A glyph is drawn with weight (family size)^-power: variants do not crowd out the rest.",
-            min=-10,
-            max=10,
-        ),
-    ] = 1.0
-    prompt_signs: Annotated[
-        float,
-        typer.Option(help="Weight with which a flag, sign or letter is drawn, a picture's being 1.", min=0, max=1e6),
     ] = 0.25
 
     @property
@@ -132,10 +102,55 @@ class Config(Options):
         """The options that the weights of a stage ("vae" or "unet") depend on, by name."""
         options = self.trained_with()
         if stage == "vae":
-            return {name: value for name, value in options.items() if not name.startswith(_UNET_PREFIXES)}
+            return {name: value for name, value in options.items() if not name.startswith(self.UNET_PREFIXES)}
         return options
 
     def command(self) -> str:
         """The command line of this run: the options that shape the weights and are not the defaults."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return self.command_line(name for name, value in self.trained_with().items() if value != defaults[name])
+
+
+@dataclass(frozen=True)
+class Config(StageConfig):
+    """Every option of ``python -m train.ldm``. The defaults made the bundled model.
+
+    Raises:
+        ConfigurationError: if an option is out of its bounds.
+    """
+
+    MODULE = "train.ldm"
+    UNET_PREFIXES = (*StageConfig.UNET_PREFIXES, "text_", "prompt_", "family_")
+
+    out: Annotated[Path, typer.Option(help="Folder the pipeline is saved in."), FREE] = MODEL
+    work: Annotated[Path, typer.Option(help="Folder of checkpoints."), FREE] = Path("runs/emoji")
+    sheet: Annotated[SheetOption, FREE] = SHEET
+    trajectory_prompts: Annotated[
+        Path, typer.Option(help="File for the 128 prompts of the cached trajectories."), FREE
+    ] = PROMPTS
+    font: Annotated[FontOption, FREE] = None
+    emoji_test: Annotated[GroupsOption, FREE] = None
+    split_seed: Annotated[int, typer.Option(help="Seed of the held-out families and of the prompt choice.", min=0)] = 0
+    held_out: Annotated[float, typer.Option(help="Part of the glyphs held out, by family.", min=0, max=0.5)] = 0.05
+    vae_augment: Annotated[
+        bool, typer.Option(help="Mirror, shift and recolor the VAE's training images at random.")
+    ] = True
+
+    text_vocab: Annotated[int, typer.Option(help="Largest vocabulary of the tokenizer.", min=1, max=65536)] = 1536
+    text_length: Annotated[int, typer.Option(help="Tokens a prompt is padded or cut to.", min=4, max=65536)] = 32
+    text_width: Annotated[int, typer.Option(help="Width of the text encoder.", min=1, max=65536)] = 128
+    text_layers: Annotated[int, typer.Option(help="Layers of the text encoder.", min=1, max=65536)] = 2
+    text_heads: Annotated[int, typer.Option(help="Attention heads of the text encoder.", min=1, max=65536)] = 4
+    prompt_dropout: Annotated[float, typer.Option(help="Part of the prompts left empty.", min=0, max=1)] = 0.1
+    family_power: Annotated[
+        float,
+        typer.Option(
+            help="A glyph is drawn with weight (family size)^-power: variants do not crowd out the rest.",
+            min=-10,
+            max=10,
+        ),
+    ] = 1.0
+    prompt_signs: Annotated[
+        float,
+        typer.Option(help="Weight with which a flag, sign or letter is drawn, a picture's being 1.", min=0, max=1e6),
+    ] = 0.25

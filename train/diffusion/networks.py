@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from train.diffusion.config import LATENT_CHANNELS, Config
+from train.diffusion.config import LATENT_CHANNELS, Config, StageConfig
 
 TRAIN_TIMESTEPS = 1000
 
@@ -19,8 +19,12 @@ def norm_groups(widths: Sequence[int]) -> int:
     return max(groups for groups in range(1, 33) if common % groups == 0 and (common // groups > 1 or groups == 1))
 
 
-def build_scheduler() -> DDPMScheduler:
-    """Return Stable Diffusion v1-5's noise schedule, sampled by DDPM with the posterior variance."""
+def build_scheduler(prediction_type: str = "epsilon") -> DDPMScheduler:
+    """Return Stable Diffusion v1-5's noise schedule, sampled by DDPM with the posterior variance.
+
+    Args:
+        prediction_type: what the network says of x_t: ``epsilon`` or ``v_prediction``.
+    """
     return DDPMScheduler(
         num_train_timesteps=TRAIN_TIMESTEPS,
         beta_schedule="scaled_linear",
@@ -28,16 +32,18 @@ def build_scheduler() -> DDPMScheduler:
         beta_end=0.012,
         variance_type="fixed_small",
         clip_sample=False,
-        prediction_type="epsilon",
+        prediction_type=prediction_type,
         timestep_spacing="leading",
         steps_offset=1,
     )
 
 
-def build_vae(config: Config) -> AutoencoderKL:
-    """Return an untrained VAE; each level but the last halves the side."""
+def build_vae(config: StageConfig, channels: int = 3) -> AutoencoderKL:
+    """Return an untrained VAE of images with so many channels; each level but the last halves the side."""
     widths = config.vae_widths
     return AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=widths,
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),

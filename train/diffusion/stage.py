@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from refine_env._files import replacing
 from refine_env.errors import ConfigurationError, describe_error
-from train.diffusion.config import Config, OnStep
+from train.diffusion.config import OnStep, StageConfig
 from train.options import unreadable_checkpoint
 
 log = logging.getLogger("train.ldm")
@@ -79,7 +79,7 @@ class Stage(ABC):
     steps: int
     batch: int
 
-    def __init__(self, config: Config, on_step: OnStep | None) -> None:
+    def __init__(self, config: StageConfig, on_step: OnStep | None) -> None:
         self.config = config
         self.on_step = on_step
         self.generator = torch.Generator().manual_seed(config.seed)

@@ -38,7 +38,7 @@ def train(config: Config, glyphs: Sequence[emoji.Glyph] | None = None, on_step: 
     from train.diffusion.pipeline import save_pipeline
     from train.diffusion.tokenizer import build_tokenizer
     from train.diffusion.unet import UnetStage
-    from train.diffusion.vae import VaeStage, standardize
+    from train.diffusion.vae import VaeStage, augmented, standardize
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -46,7 +46,8 @@ def train(config: Config, glyphs: Sequence[emoji.Glyph] | None = None, on_step: 
     log.info("%d glyphs for training, %d held out", len(data.train), len(data.held))
     write_prompts(config, data)
 
-    vae_stage = VaeStage(config, data, on_step)
+    augment = augmented if config.vae_augment else None
+    vae_stage = VaeStage(config, data.train_images, data.held_images, augment, on_step)
     vae_stage.run()
     vae = vae_stage.vae.eval().requires_grad_(False)
     standardize(vae, data.train_images, config.device)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import typing
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDPMScheduler
 from diffusers.training_utils import EMAModel, compute_snr
 from transformers import CLIPTokenizer
 
 from train.diffusion import emoji
-from train.diffusion.config import Config, OnStep
+from train.diffusion.config import Config, OnStep, StageConfig
 from train.diffusion.data import Dataset
 from train.diffusion.networks import TRAIN_TIMESTEPS, build_scheduler, build_text_encoder, build_unet
 from train.diffusion.stage import Stage, digest
@@ -42,10 +44,66 @@ def noise_loss_weight(snr: torch.Tensor, gamma: float, power: float) -> torch.Te
     return bounded**power / snr
 
 
-class UnetStage(Stage):
-    """Noise prediction, Min-SNR weighted; evaluated and saved is the moving average of the weights."""
+class DenoisingStage(Stage):
+    """A U-Net at all timesteps, weighted by their SNR; evaluated and saved is the moving average of the weights."""
 
     name = "unet"
+
+    def __init__(self, config: StageConfig, on_step: OnStep | None) -> None:
+        super().__init__(config, on_step)
+        self.steps, self.batch = config.unet_steps, config.unet_batch
+
+    def use_modules(
+        self,
+        modules: dict[str, torch.nn.Module],
+        noising: DDPMScheduler,
+        weight: Callable[[torch.Tensor, float, float], torch.Tensor],
+    ) -> None:
+        """Set the networks, the noise schedule, and by the weight of the loss at an SNR how often a timestep is drawn.
+
+        Args:
+            modules: the networks, by name.
+            noising: the noise schedule.
+            weight: the loss's weight of SNRs, of ``snr_gamma`` and ``snr_power``.
+        """
+        config = self.config
+        self.modules = modules
+        self.use_optimizer(config.unet_lr, config.unet_warmup)
+        self.ema = EMAModel(self.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+        self.noising = noising
+        snr = compute_snr(self.noising, torch.arange(TRAIN_TIMESTEPS))
+        weights = weight(snr, config.snr_gamma, config.snr_power)
+        # Half of the weight, on the log scale, is in how often a timestep is drawn: less noise in the gradient.
+        self.timestep_share = weights.sqrt() / weights.sqrt().sum()
+        self.loss_weight = (weights / (self.timestep_share * TRAIN_TIMESTEPS)).to(config.device)
+
+    def after_update(self) -> None:
+        """Do what follows an optimizer step."""
+        self.ema.step(self.parameters())
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the figures for the log."""
+        self.ema.store(self.parameters())
+        self.ema.copy_to(self.parameters())
+        figures = self.figures()
+        self.ema.restore(self.parameters())
+        return figures
+
+    @abstractmethod
+    def figures(self) -> dict[str, float]:
+        """Return the figures for the log, of the weights that the networks have."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return further state for the checkpoint."""
+        return {"ema": self.ema.state_dict()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``extra_state`` returned."""
+        self.ema.load_state_dict(state["ema"])
+
+
+class UnetStage(DenoisingStage):
+    """Noise prediction, Min-SNR weighted, under prompts."""
 
     def __init__(
         self,
@@ -56,7 +114,7 @@ class UnetStage(Stage):
         on_step: OnStep | None,
     ) -> None:
         super().__init__(config, on_step)
-        self.steps, self.batch = config.unet_steps, config.unet_batch
+        self.prompt_dropout = config.prompt_dropout
         device, scale = config.device, vae.config.scaling_factor
         self.mean, self.std = (scale * moment for moment in latent_moments(vae, data.train_images, device))
         self.held_mean = scale * latent_moments(vae, data.held_images, device)[0] if data.held else self.mean[:0]
@@ -76,15 +134,8 @@ class UnetStage(Stage):
         torch.manual_seed(config.seed)
         self.unet = build_unet(config).to(device)
         self.text_encoder = build_text_encoder(tokenizer, config).to(device)
-        self.modules = {"unet": self.unet, "text_encoder": self.text_encoder}
-        self.use_optimizer(config.unet_lr, config.unet_warmup)
-        self.ema = EMAModel(self.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-        self.noising = build_scheduler()
-        snr = compute_snr(self.noising, torch.arange(TRAIN_TIMESTEPS))
-        weight = noise_loss_weight(snr, config.snr_gamma, config.snr_power)
-        # Half of the weight, on the log scale, is in how often a timestep is drawn: less noise in the gradient.
-        self.timestep_share = weight.sqrt() / weight.sqrt().sum()
-        self.loss_weight = (weight / (self.timestep_share * TRAIN_TIMESTEPS)).to(device)
+        modules = {"unet": self.unet, "text_encoder": self.text_encoder}
+        self.use_modules(modules, build_scheduler(), noise_loss_weight)
 
     def predict(self, x_t: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Return the predicted noise of latents x_t (B, 4, S, S) at timesteps t (B,) under prompts (B, L)."""
@@ -100,29 +151,21 @@ class UnetStage(Stage):
         latent_noise, noise = (
             torch.randn(self.batch, *self.mean.shape[1:], generator=draw).to(device) for _ in range(2)
         )
-        emptied = (torch.rand(self.batch, generator=draw) < self.config.prompt_dropout).to(device)
+        emptied = (torch.rand(self.batch, generator=draw) < self.prompt_dropout).to(device)
         index = index.to(device)
         x_0 = self.mean[index] + self.std[index] * latent_noise
         ids = torch.where(emptied[:, None], self.no_prompt, self.ids[index])
         predicted = self.predict(self.noising.add_noise(x_0, noise, t), t, ids)
         return (self.loss_weight[t] * ((predicted - noise) ** 2).mean(dim=(1, 2, 3))).mean()
 
-    def after_update(self) -> None:
-        """Do what follows an optimizer step."""
-        self.ema.step(self.parameters())
-
-    def evaluate(self) -> dict[str, float]:
-        """Return the figures for the log."""
-        self.ema.store(self.parameters())
-        self.ema.copy_to(self.parameters())
+    def figures(self) -> dict[str, float]:
+        """Return the figures for the log, of the weights that the networks have."""
         count = max(1, len(self.held_mean))
         stride = max(1, len(self.mean) // count)
-        figures = {
+        return {
             "train_noise_mse": self._noise_mse(self.mean[::stride][:count], self.ids[::stride][:count]),
             "held_noise_mse": self._noise_mse(self.held_mean, self.held_ids),
         }
-        self.ema.restore(self.parameters())
-        return figures
 
     def _noise_mse(self, x_0: torch.Tensor, ids: torch.Tensor, timesteps_each: int = 4) -> float:
         """Return the unweighted noise prediction error: the same noise at every call, t evenly spread."""
@@ -140,11 +183,3 @@ class UnetStage(Stage):
                     predicted = self.predict(self.noising.add_noise(x_0[rows], noise, t), t, ids[rows])
                     errors.append(((predicted - noise) ** 2).mean(dim=(1, 2, 3)))
         return float(torch.cat(errors).mean())
-
-    def extra_state(self) -> dict[str, Any]:
-        """Return further state for the checkpoint."""
-        return {"ema": self.ema.state_dict()}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what ``extra_state`` returned."""
-        self.ema.load_state_dict(state["ema"])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from diffusers import AutoencoderKL
 
-from train.diffusion.config import LATENT_CHANNELS, Config, OnStep
-from train.diffusion.data import Dataset
+from train.diffusion.config import LATENT_CHANNELS, OnStep, StageConfig
 from train.diffusion.networks import build_vae
 from train.diffusion.stage import Stage, digest
 
@@ -46,28 +45,47 @@ def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return images[image[:, None, None, None], order[:, :, None, None], rows[:, None, :, None], columns[:, None, None]]
 
 
+Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+"""Changes images (B, C, R, R) at random, by the draws of a generator."""
+
+
 class VaeStage(Stage):
-    """Mean squared error plus a little KL, on augmented images."""
+    """Mean squared error plus a little KL, on augmented images.
+
+    Args:
+        config: the options.
+        images: those of the training, uint8 (N, C, R, R).
+        held_images: those held out, likewise.
+        augment: what changes a batch of images at random; None leaves them as they are.
+        on_step: see :class:`Stage`.
+    """
 
     name = "vae"
 
-    def __init__(self, config: Config, data: Dataset, on_step: OnStep | None) -> None:
+    def __init__(
+        self,
+        config: StageConfig,
+        images: torch.Tensor,
+        held_images: torch.Tensor,
+        augment: Augment | None,
+        on_step: OnStep | None,
+    ) -> None:
         super().__init__(config, on_step)
         self.steps, self.batch = config.vae_steps, config.vae_batch
-        self.data = data
-        self.data_digest = digest(data.train_images)
+        self.images, self.held_images, self.augment = images, held_images, augment
+        self.data_digest = digest(images)
         torch.manual_seed(config.seed)
-        self.vae = build_vae(config).to(config.device)
+        self.vae = build_vae(config, images.shape[1]).to(config.device)
         self.modules = {"vae": self.vae}
         self.use_optimizer(config.vae_lr, warmup=min(100, config.vae_steps // 10))
 
     def loss(self) -> torch.Tensor:
         """Draw a batch and return its loss."""
-        index = torch.randint(len(self.data.train_images), (self.batch,), generator=self.generator)
+        index = torch.randint(len(self.images), (self.batch,), generator=self.generator)
         noise = torch.randn(self._latent_shape(), generator=self.generator).to(self.config.device)
-        images = self.data.train_images[index]
-        if self.config.vae_augment:
-            images = augmented(images, self.generator)
+        images = self.images[index]
+        if self.augment is not None:
+            images = self.augment(images, self.generator)
         signal = to_signal(images, self.config.device)
         with self.autocast():
             posterior = self.vae.encode(signal).latent_dist
@@ -82,7 +100,7 @@ class VaeStage(Stage):
 
     def evaluate(self) -> dict[str, float]:
         """Return the figures for the log."""
-        return {"held_psnr_db": psnr_db(self.vae, self.data.held_images, self.config.device)}
+        return {"held_psnr_db": psnr_db(self.vae, self.held_images, self.config.device)}
 
 
 def batches(rows: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
@@ -126,3 +144,17 @@ def standardize(vae: AutoencoderKL, images: torch.Tensor, device: str) -> None:
         vae.quant_conv.bias[:LATENT_CHANNELS] -= shift
         vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ shift
     vae.register_to_config(scaling_factor=1 / scale)
+
+
+def rescale(vae: AutoencoderKL, scaling_factor: float) -> None:
+    """Give a VAE another scaling factor, its scaled latents and what it reconstructs being the same.
+
+    The ratio goes into the two 1x1 convolutions at the latent.
+    """
+    ratio = vae.config.scaling_factor / scaling_factor
+    with torch.no_grad():
+        vae.quant_conv.weight[:LATENT_CHANNELS] *= ratio
+        vae.quant_conv.bias[:LATENT_CHANNELS] *= ratio
+        vae.quant_conv.bias[LATENT_CHANNELS:] += 2 * math.log(ratio)  # the logarithm of the variance
+        vae.post_quant_conv.weight /= ratio
+    vae.register_to_config(scaling_factor=scaling_factor)

@@ -1,0 +1,1 @@
+"""The radio map model: data, stages, training and assessment."""
