@@ -50,6 +50,7 @@ SMALL = {
     "agents.distortion": "--trajectories 2 --no-images",
     "agents.evaluate": "--episodes 2 --snr-db 12",
     "agents.evaluate --study": "--episodes 2 --snr-db 12 --deadline 4",
+    "agents.evaluate --study reuse": "--episodes 2 --snr-db 12 --deadline 4 --reuse-ratios 0.94 --target-mse 0.5",
     "agents.evaluate --images": "--episodes 2 --snr-db 12 --image-episodes 1 --agents persistent-q3",
     "agents.figures": "",
     "agents.record": "--deadline 3 --slot 2 --decoder none",

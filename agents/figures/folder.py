@@ -14,6 +14,7 @@ from agents.figures.decoder import draw_decoder
 from agents.figures.distortion import draw_fig2a, draw_fig2b
 from agents.figures.images import draw_strip
 from agents.figures.ladder import draw_ladder
+from agents.figures.reuse import draw_reuse
 from agents.figures.scores import draw_scores
 from agents.figures.sensitivity import draw_sensitivity
 from agents.figures.sequential import draw_sequential
@@ -23,6 +24,7 @@ from agents.studies.decoder import read_decoder
 from agents.studies.distortion import DIFFUSION_COLUMNS, QUANTIZATION_COLUMNS, read_distortion_table
 from agents.studies.images import read_tiles
 from agents.studies.ladder import read_ladder
+from agents.studies.reuse import read_reuse
 from agents.studies.scores import read_scores
 from agents.studies.sensitivity import read_sensitivity
 from agents.studies.sequential import read_sequential
@@ -60,6 +62,7 @@ _STUDIES: dict[str, Callable[[Path, Path], list[Path]]] = {
     "chains.csv": lambda folder, out: draw_assumptions(read_assumptions(folder), out),
     "sensitivity.csv": lambda folder, out: draw_sensitivity(read_sensitivity(folder)[0], out),
     "sequential.csv": lambda folder, out: draw_sequential(read_sequential(folder)[0], out),
+    "reuse.csv": lambda folder, out: draw_reuse(read_reuse(folder), out),
     "agreement.csv": lambda folder, out: draw_scores(*read_scores(folder), out),
     "messages.csv": lambda folder, out: draw_timeline(read_timelines(folder), out),
 }

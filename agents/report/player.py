@@ -109,8 +109,8 @@ def make_player(
         entries[_key(choice)] = {
             "title": f"{label} at {row['snr_db']:g} dB: episode {row['episode']}, seed {row['seed']}, "
             f"trajectory {row['trajectory']}{of_prompt}",
-            "data": _draw_episode(trace, cache.num_steps, floor).to_plotly_json()["data"],
-            "slots": [_describe(slot, len(trace), cache.num_steps) for slot in trace],
+            "data": _draw_episode(trace, cache.payload_schedule.num_steps, floor).to_plotly_json()["data"],
+            "slots": [_describe(slot, len(trace), cache.payload_schedule.num_steps) for slot in trace],
         }
     pictures: list[str] = []
     each = 0
@@ -121,7 +121,7 @@ def make_player(
     deadline = len(traces[0])
     most_chosen = max(len(numbers) for numbers in chosen.values())
     return {
-        "layout": _player_layout(deadline, cache.num_steps, floor, max(values)),
+        "layout": _player_layout(deadline, cache.payload_schedule.num_steps, floor, max(values)),
         "frames": [
             {"name": str(slot), "layout": {"shapes": _now_and_later(slot, deadline)}} for slot in range(1, deadline + 1)
         ],
@@ -347,17 +347,17 @@ def _add_pictures(
         return position[key]
 
     for key, trace in traces.items():
-        source = cache.latents(trace[0]["trajectory"])
+        source = cache.payload(trace[0]["trajectory"], "latent")
         entries[key]["clean"] = add(source[0])
         slots = ends[key]
         kept = {slots[k] for k in np.linspace(len(slots) - 1, 0, min(each, len(slots))).round().astype(int)}
         first = trace[0]["device_step"]  # no prompt and message are through in one slot
-        start = "noise" if first == cache.num_steps else "midpoint"
+        start = "noise" if first == cache.payload_schedule.num_steps else "midpoint"
         picture = [add(source[first]), f"the {start} that both ends share"]
         entries[key]["pictures"] = []
         for slot in trace:
             if slot["slot"] in kept:
-                held = _describe_latent(slot["device_step"], slot["device_bits"], cache.num_steps)
+                held = _describe_latent(slot["device_step"], slot["device_bits"], cache.payload_schedule.num_steps)
                 picture = [add(slot["latent"]), f"{held}, delivered in slot {slot['slot']}"]
             entries[key]["pictures"].append(picture)
     return [_data_uri(image) for image in decode(decoder, np.stack(latents))], each
