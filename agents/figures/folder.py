@@ -52,7 +52,8 @@ def draw_images(folder: Path, out: Path, episode: int = 0) -> list[Path]:
                 "python -m agents.evaluate --images --lpips-weights FILE"
             )
     if (folder / "images.npz").is_file():
-        written += draw_strip(*read_tiles(folder / "images.npz", episode), out)
+        tiles, clean, prompt, scale = read_tiles(folder / "images.npz", episode)
+        written += draw_strip(tiles, clean, prompt, out, scale)
     return written
 
 
