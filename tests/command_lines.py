@@ -65,9 +65,13 @@ BASE = {
     "agents.send": "--agent final-only --cache tiny --port 1 --timeout 0.01",
     "train.diffusion.assess": "--model nowhere --prompts prompts.txt --sheet {out}.png --font nowhere",
     "train.diffusion.gallery": "--model nowhere --font nowhere --out {out}.npz",
+    "train.diffusion.radiomap.assess": "--model nowhere --work nowhere --sheet {out}.png",
+    "train.diffusion.radiomap.scene_file": "--train 1 --test 1 --out {out}.npz",
     "train.rl.export_minari": "{out}-v0 --agent final-only --cache tiny --episodes 1 --out datasets",
     "train.ldm": "--out {out} --work {out}-work --sheet {out}.png --trajectory-prompts {out}.txt --font nowhere",
     "train.ppo": _TRAIN,
+    "train.radiomap": "--stages data --scenes 1 --vae-scenes 1 --held-out 1 --out {out} --work {out}-work "
+    "--sheet {out}.png",
     "train.rl.search": "--out {out} --trials 1 --total-steps 1 --eval-every 1 --eval-episodes 1 --rival nobody "
     "--cache tiny",
     "train.rl.study": "--out {out} --runs {out}-runs --seeds 0 --cache tiny",
@@ -78,6 +82,7 @@ ENDS = {
     "agents.send": 3,
     "train.diffusion.assess": 3,
     "train.diffusion.gallery": 2,
+    "train.diffusion.radiomap.assess": 2,
     "train.ldm": 3,
     "train.rl.search": 2,
     "train.rl.study": 2,

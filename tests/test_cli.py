@@ -106,12 +106,15 @@ class TestGenerate:
             "reuse_ratio": 0.5,
             "reuse_mode": "two-stage",
             "static_prompts": tmp_path / "prompts.txt",
+            "static_conditions": tmp_path / "static.npy",
             "stage_one_model": "c/d",
             "mean_runs": 3,
             "midpoints": tmp_path / "store",
             "midpoints_limit": 7,
         }
-        values = {**options, **reuse}
+        np.save(tmp_path / "conditions.npy", np.full((2, 1, 2, 2), 0.5, np.float16))
+        np.save(tmp_path / "static.npy", np.full((1, 1, 2, 2), 0.25, np.float16))
+        values = {**options, **reuse, "conditions": tmp_path / "conditions.npy"}
         flags = [str(part) for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
         arguments = ["--model", "a/b", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "new", *flags]
         assert run("generate", "diffusers", *arguments, "--overwrite", "--with-full") == 0
@@ -119,13 +122,15 @@ class TestGenerate:
         assert (out, model, list(prompts)) == (tmp_path / "new", "a/b", ["a cat", "ein Bär"])
         given = vars(kwargs.pop("reuse"))
         assert list(given.pop("static_prompts")) == ["a cat", "ein Bär"]
+        assert [len(seen) for seen in (kwargs.pop("conditions"), given.pop("static_conditions"))] == [2, 1]
         assert given == {
             "ratio": 0.5, "mode": "two-stage", "stage_one_model": "c/d", "mean_runs": 3,
             "midpoints": tmp_path / "store", "max_bytes": 7, "with_full": True,
         }  # fmt: skip
         assert kwargs == {**options, "device": ("cuda:0", "cuda:1"), "overwrite": True}
         assert run("generate", "diffusers", *arguments[:6]) == 0
-        assert calls.pop()[1]["reuse"] is None
+        kwargs = calls.pop()[1]
+        assert (kwargs["reuse"], kwargs["conditions"]) == (None, None)
 
     def test_goes_on_and_does_not_replace(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         before = TrajectoryCache.open(folder).sha256
@@ -159,7 +164,7 @@ class TestGenerate:
             pytest.param(
                 ["diffusers", "-m", "./a", "-p", "good.txt"],
                 4,
-                "`model` must be a hub id, a local folder or 'emoji'",
+                "`model` must be a hub id, a local folder, 'emoji' or 'radiomap'",
                 marks=pytest.mark.extras,
             ),
         ],

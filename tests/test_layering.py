@@ -65,6 +65,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "ppo": {"options", "rl"},
         "diffusion": {"options"},
         "ldm": {"diffusion", "options"},
+        "radiomap": {"diffusion", "options"},
     },
 }
 # What imports what of another package: policies see descriptions and models, never the simulator or a cache.

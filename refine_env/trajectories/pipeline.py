@@ -845,7 +845,7 @@ def _find_model(model: str | os.PathLike[str], revision: str | None) -> tuple[Pa
         return folder, folder.resolve().name, _fingerprint(folder)
     if isinstance(model, os.PathLike) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelNotFoundError(
-            f"`model` must be a hub id, a local folder or {' or '.join(map(repr, BUNDLED_MODELS))}, got {name!r}, and "
+            f"`model` must be a hub id, a local folder, {' or '.join(map(repr, BUNDLED_MODELS))}, got {name!r}, and "
             "there is no such folder. Check the path."
         )
     diffusers = import_extra("diffusers", EXTRA)

@@ -231,7 +231,9 @@ def test_goes_on_after_a_kill(
         generate(tmp_path / "cache", tiny_model, shard_size=2, guidance_scale=2.0)
     calls = []
     original = LatentSampler.sample
-    monkeypatch.setattr(LatentSampler, "sample", lambda self, *args: calls.append(1) or original(self, *args))
+    monkeypatch.setattr(
+        LatentSampler, "sample", lambda self, *args, **kwargs: calls.append(1) or original(self, *args, **kwargs)
+    )
     again = generate(tmp_path / "cache", tiny_model, shard_size=2)
     assert len(calls) == 2
     assert again.sha256 == whole.sha256
@@ -348,7 +350,9 @@ class TestBadModels:
         return model
 
     def test_no_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelNotFoundError, match=r"`model` must be a hub id, a local folder or 'emoji', got"):
+        with pytest.raises(
+            ModelNotFoundError, match=r"`model` must be a hub id, a local folder, 'emoji' or 'radiomap', got"
+        ):
             generate(tmp_path / "cache", tmp_path / "nowhere")
         with pytest.raises(ModelNotFoundError, match="`model` must be a folder with a model_index.json"):
             generate(tmp_path / "cache", tmp_path)

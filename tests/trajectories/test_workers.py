@@ -311,12 +311,13 @@ class TestDiffusers:
         assert 1 in seen[len(seen) // 2 :]  # also of the second run
 
     def test_a_worker_with_another_model_is_refused(self, tiny_model: Path, tmp_path: Path) -> None:
-        from refine_env.trajectories.generate import _DiffusionSource
+        from refine_env.trajectories.generate import _DiffusionSource, _FullSource
 
         recipe = self.generate(tmp_path / "cache", tiny_model).manifest.recipe
-        source = _DiffusionSource(
+        model = _DiffusionSource(
             model=tiny_model, num_steps=3, scheduler="ddpm", guidance_scale=7.5, dtype="float32", revision=None
         )
+        source = _FullSource(model, None)
         assert callable(source.open(recipe, "cpu"))
         with pytest.raises(
             CacheError, match=r"`workers` must have the same model .*, got model sha256:\w+ instead of x"

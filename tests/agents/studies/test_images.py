@@ -403,7 +403,9 @@ class TestDecoder:
             open_decoder(TrajectoryCache.open(model_cache), str(other))
 
     def test_a_model_that_is_not_here(self, model_cache: Path) -> None:
-        with pytest.raises(CacheError, match="`model` must be a hub id, a local folder or 'emoji', got 'small'"):
+        with pytest.raises(
+            CacheError, match="`model` must be a hub id, a local folder, 'emoji' or 'radiomap', got 'small'"
+        ):
             open_decoder(TrajectoryCache.open(model_cache))
 
     def test_without_diffusers(self, model: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,14 @@ for module in EXTRA:
 import torch  # noqa: E402
 
 from refine_env.radiomap import gray  # noqa: E402
+from refine_env.trajectories import Reuse, generate_diffusers  # noqa: E402
+from refine_env.trajectories.conditions import read_conditions  # noqa: E402
 from refine_env.trajectories.pipeline import LatentDecoder, LatentSampler  # noqa: E402
 from train.diffusion.networks import build_vae  # noqa: E402
 from train.diffusion.propagation import received_power  # noqa: E402
 from train.diffusion.radiomap.assess import assess, error_figures, truths  # noqa: E402
 from train.diffusion.radiomap.data import Dataset, folded, load_planes, turned, unit, variants  # noqa: E402
+from train.diffusion.radiomap.scene_file import scene_seed, write_scenes  # noqa: E402
 from train.diffusion.radiomap.stages import RadioMapUnetStage, velocity_loss_weight  # noqa: E402
 from train.diffusion.scenes import FIRST_TEST_SEED, conditions, make_scene  # noqa: E402
 from train.diffusion.unet import noise_loss_weight  # noqa: E402
@@ -157,6 +160,29 @@ def test_data(tmp_path: Path) -> None:
     other[0] = 7
     np.save(written, other)  # what is there is taken
     assert int(load_planes(tmp_path, "test", 2, 64)[0].max()) == 7
+    whole = written.read_bytes()
+    for damaged in (whole[:-1], whole[:10], b"", whole.replace(b"|u1", b"|i1")):
+        written.write_bytes(damaged)
+        with pytest.raises(
+            ConfigurationError, match=r"`--work` must hold a checkpoint that can be read, got '.*\.npy'"
+        ):
+            load_planes(tmp_path, "test", 2, 64)
+
+
+def test_a_file_of_scenes_becomes_a_cache(trained: RadioMapConfig, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes.npz", 1, 2)
+    write_scenes(tmp_path / "static.npz", 1, 2, static=True)
+    scenes, static = read_conditions(tmp_path / "scenes.npz"), read_conditions(tmp_path / "static.npz")
+    assert [scene_seed(name) for name in scenes.names] == [0, FIRST_TEST_SEED, FIRST_TEST_SEED + 1]
+    np.testing.assert_allclose(scenes.values[1], conditions(make_scene(FIRST_TEST_SEED)), atol=1e-3)
+    np.testing.assert_array_equal(static.values[:, 0], scenes.values[:, 0])
+    assert not static.values[:, 1:].any()
+    reuse = Reuse(ratio=0.5, static_prompts=("",), static_conditions=static, mode="switch", midpoints=tmp_path / "m")
+    cache = generate_diffusers(
+        tmp_path / "cache", trained.out, None, conditions=scenes, num_steps=2, guidance_scale=1.0, reuse=reuse
+    )
+    assert (cache.num_steps, cache.prompt(2)) == (1, f"scene {FIRST_TEST_SEED + 1}")
+    cache.verify(deep=True)
 
 
 def test_turned_maps_are_the_eight_symmetries(tmp_path: Path) -> None:
@@ -249,6 +275,24 @@ def test_assessment(trained: RadioMapConfig, tmp_path: Path) -> None:
         ConfigurationError, match=r"`--model` must be the folder of a model that python -m train\.radiomap"
     ):
         assess(tmp_path, trained.work, tmp_path / "sheet.png")
+
+
+def test_the_bundled_model_maps_scenes_that_it_has_not_seen() -> None:
+    folder = ROOT / "refine_env" / "models" / "radiomap"
+    if not (folder / "model_index.json").is_file():
+        pytest.skip("the bundled model is not in this checkout")
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 20e6
+    sampler = LatentSampler("radiomap", num_steps=10, guidance_scale=1.0)
+    assert (sampler.latent_shape, sampler.condition_shape) == ((4, 16, 16), (48, 16, 16))
+    scenes = [make_scene(FIRST_TEST_SEED + 5000 + k) for k in range(4)]
+    seen = np.stack([conditions(scene) for scene in scenes])
+    latents, _ = sampler.sample([""] * 4, range(4), conditions=seen)
+    maps = LatentDecoder("radiomap")(latents[:, 0])[..., 0]
+    # Four maps of ten steps: the sets' figures are in metrics.json.
+    assert error_figures(truths(scenes), maps)["nmse"] < 0.05
+    held = json.loads((folder / "metrics.json").read_text())["evaluation"]["sets"]["held-out"]
+    assert held["full model"]["nmse"] < 0.02
+    assert held["full model"]["nmse"] < 2 * held["regressor"]["nmse"]
 
 
 @pytest.mark.parametrize(

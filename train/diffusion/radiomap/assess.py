@@ -167,7 +167,8 @@ def assess(
         vae = decoder._vae
         with torch.no_grad():
             signal = torch.from_numpy(maps[:, None] * 2 - 1).to(device)
-            latents = torch.cat([vae.encode(part).latent_dist.mode() for part in signal.split(BATCH)])
+            parts = [signal[first : first + BATCH] for first in range(0, len(signal), BATCH)]
+            latents = torch.cat([vae.encode(part).latent_dist.mode() for part in parts])
         return decode((latents * vae.config.scaling_factor).float().cpu().numpy())
 
     seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + scenes)

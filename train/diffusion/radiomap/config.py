@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from refine_env.errors import ConfigurationError
 from train.diffusion.config import LATENT_CHANNELS, StageConfig
+from train.diffusion.scenes import FIRST_TEST_SEED
 from train.options import FREE, parse_numbers
 
-__all__ = ["CONDITION_CHANNELS", "EXTRA", "MODEL", "SHEET", "STAGES", "RadioMapConfig"]
+__all__ = ["CONDITION_CHANNELS", "EXTRA", "MODEL", "SHEET", "STAGES", "RadioMapConfig", "Split", "first_seed"]
 
 EXTRA = ("torch", "diffusers", "transformers", "accelerate", "PIL")
 """Packages of the ``ldm`` extra without which nothing is trained or assessed."""
@@ -20,9 +21,15 @@ EXTRA = ("torch", "diffusers", "transformers", "accelerate", "PIL")
 CONDITION_CHANNELS = 3
 """Of a scene: buildings, cars, and the gray value of the transmitter's power in free space."""
 
+Split = Literal["train", "test"]
 STAGES = ("data", "vae", "decoder", "unet", "regressor")
 MODEL = Path("refine_env/models/radiomap")
 SHEET = Path("docs/figures/radiomap-samples.png")
+
+
+def first_seed(split: Split) -> int:
+    """The seed of a split's first scene."""
+    return 0 if split == "train" else FIRST_TEST_SEED
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ cars.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,10 +15,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from refine_env._files import replacing
+from refine_env.errors import describe_error
 from refine_env.radiomap import gray
 from train.diffusion.propagation import received_power
-from train.diffusion.radiomap.config import CONDITION_CHANNELS, RadioMapConfig
-from train.diffusion.scenes import FIRST_TEST_SEED, Scene, conditions, make_scene, move_transmitter, without_cars
+from train.diffusion.radiomap.config import CONDITION_CHANNELS, RadioMapConfig, Split, first_seed
+from train.diffusion.scenes import Scene, conditions, make_scene, move_transmitter, without_cars
+from train.options import unreadable_checkpoint
 
 SHARD = 250
 """Scenes in a file."""
@@ -37,18 +38,13 @@ def planes(scene: Scene) -> NDArray[np.uint8]:
     return bytes_of(np.concatenate([conditions(scene), gray(received_power(scene))[None]]))
 
 
-def first_seed(split: Literal["train", "test"]) -> int:
-    """The seed of a split's first scene."""
-    return 0 if split == "train" else FIRST_TEST_SEED
-
-
 def variants(seed: int, side: int) -> list[Scene]:
     """The three scenes that are made of a seed."""
     scene = make_scene(seed, side=side)
     return [scene, move_transmitter(scene, seed), without_cars(move_transmitter(scene, seed + _OTHER_SEED))]
 
 
-def load_planes(folder: Path, split: Literal["train", "test"], count: int, side: int) -> torch.Tensor:
+def load_planes(folder: Path, split: Split, count: int, side: int) -> torch.Tensor:
     """The maps of the first scenes of a split with their conditions, drawn and written where files of them are missing.
 
     Args:
@@ -59,6 +55,9 @@ def load_planes(folder: Path, split: Literal["train", "test"], count: int, side:
 
     Returns:
         uint8 (3 · count, 4, side, side): buildings, cars, transmitter, map.
+
+    Raises:
+        ConfigurationError: if a file is there and damaged.
     """
     parts = []
     shards = range(-(-count // SHARD))
@@ -70,8 +69,18 @@ def load_planes(folder: Path, split: Literal["train", "test"], count: int, side:
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.save(file, drawn)
-        parts.append(torch.from_numpy(np.load(path)))
+        parts.append(torch.from_numpy(_read(path, (3 * len(scenes), CONDITION_CHANNELS + 1, side, side))))
     return torch.cat(parts)
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    try:
+        found: NDArray[np.uint8] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise unreadable_checkpoint("--work", path, describe_error(error)) from None
+    if found.shape != shape or found.dtype != np.uint8:
+        raise unreadable_checkpoint("--work", path, f"{found.dtype} of shape {found.shape}, not uint8 of {shape}")
+    return found
 
 
 class Dataset:
