@@ -54,6 +54,7 @@ from refine_env.evaluation import (
     write_table,
 )
 from refine_env.metrics import DEFAULT_METRICS, LPIPS, MAX_PSNR_DB, METRICS, GlyphTask, MapTask, gallery_path
+from refine_env.render.decoder import scale_of
 from refine_env.trajectories.denoising import open_denoiser
 
 __all__ = [
@@ -471,7 +472,7 @@ class _ImageOptions(NamedTuple):
         decoder = open_decoder(cache, self.model, device=self.device)
         gallery = gallery_path(decoder.folder) if "task" in names else None
         metrics, missing = open_metrics(
-            names, self.lpips_weights, device=self.device, gallery=gallery, scale=decoder.scale
+            names, self.lpips_weights, device=self.device, gallery=gallery, scale=scale_of(decoder)
         )
         scorer = ImageScorer(cache, decoder, metrics, image_episodes=self.episodes)
         for sentence in missing:

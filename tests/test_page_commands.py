@@ -30,6 +30,7 @@ ONLY_READ = {
     "refine-env decoder": "writes into a cache's manifest; tests/trajectories/test_denoising.py runs it",
     "agents.evaluate --study assumptions": "minutes of generation; tests/agents/studies/test_assumptions.py",
     "agents.evaluate --study sensitivity": "27 systems; tests/agents/studies/test_sensitivity.py runs eight",
+    "agents.evaluate --study coverage": "minutes; tests/agents/test_radio_maps.py runs a small one",
     "agents.evaluate --study sequential": "20 minutes of generation; tests/agents/studies/test_sequential.py",
     "refine-env generate diffusers --model stable-diffusion-v1-5": "gigabytes of weights; see test_sd15.py",
     "refine-env generate diffusers --model emoji --reuse-ratio": "prompts in pairs; tests/trajectories/test_reuse.py",

@@ -37,6 +37,7 @@ from refine_env.evaluation import (
     write_table,
 )
 from refine_env.metrics import METRICS, gallery_path
+from refine_env.render.decoder import scale_of
 
 __all__ = [
     "AGREEMENT_COLUMNS",
@@ -131,10 +132,10 @@ def open_image_scores(cache_name: str, say: Callable[[str], None]) -> ImageScore
         say(f"No scores of images: {error}")
         return None
     names, gallery = list(METRICS), gallery_path(decoder.folder)
-    if decoder.scale is None and not gallery.is_file():
+    if scale_of(decoder) is None and not gallery.is_file():
         names.remove("task")
         say(f"No task: there is no gallery of the model's glyphs at {gallery}.")
-    metrics, missing = open_metrics(names, gallery=gallery, scale=decoder.scale)
+    metrics, missing = open_metrics(names, gallery=gallery, scale=scale_of(decoder))
     for sentence in missing:
         say(sentence)
     return ImageScorer(cache, decoder, metrics)
