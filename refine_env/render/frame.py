@@ -275,7 +275,7 @@ class FramePainter:
 
     def _build_color_bar(self, scale: PowerScale) -> None:
         axes = self._axes(*_BAR_BOX)
-        axes.imshow(color_bar(), aspect="auto", extent=(0.0, 1.0, *scale), origin="lower")
+        axes.imshow(color_bar(), aspect="auto", extent=(0.0, 1.0, *scale), origin="lower", interpolation="nearest")
         axes.set_xticks([])
         axes.yaxis.tick_right()
         axes.tick_params(axis="y", length=2, pad=2, labelsize=8.5)

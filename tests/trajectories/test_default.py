@@ -60,9 +60,7 @@ def test_radio_maps_are_of_two_transmitters_a_scene() -> None:
     cache = TrajectoryCache.open("radiomap")
     assert (len(cache), cache.latent_shape, cache.num_steps) == (64, (4, 16, 16), 50)
     seeds = [k for first in (0, 10**6) for k in range(first, first + 16)]
-    assert [cache.prompt(k) for k in range(64)] == [
-        f"scene {seed}{end}" for seed in seeds for end in ("", ", transmitter 2")
-    ]
+    assert [cache.prompt(k) for k in range(64)] == [f"scene {seed}{end}" for seed in seeds for end in ("", " b")]
     assert cache.indices("train").tolist() == list(range(32))
     assert cache.conditions is not None
     assert cache.conditions.shape == (64, 3, 64, 64)

@@ -183,7 +183,7 @@ def test_a_file_of_scenes_becomes_a_cache(trained: RadioMapConfig, tmp_path: Pat
     np.testing.assert_allclose(scenes.truth[1] / 255, gray(received_power(make_scene(FIRST_TEST_SEED))), atol=2e-3)
     write_scenes(tmp_path / "two.npz", 1, 1, transmitters=2)
     two = read_conditions(tmp_path / "two.npz")
-    assert two.names == ("scene 0", "scene 0, transmitter 2", "scene 1000000", "scene 1000000, transmitter 2")
+    assert two.names == ("scene 0", "scene 0 b", "scene 1000000", "scene 1000000 b")
     assert [scene_seed(name) for name in two.names] == [0, 0, FIRST_TEST_SEED, FIRST_TEST_SEED]
     assert other_transmitters(two.values).tolist() == [1, 0, 3, 2]
     moved = move_transmitter(make_scene(0), 0)

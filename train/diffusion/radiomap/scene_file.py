@@ -2,7 +2,7 @@
 
 ``python -m train.diffusion.radiomap.scene_file --train 32 --test 32 --out scenes.npz`` writes those of the first scenes
 of both splits, with their true maps. Their names, which become the prompts, hold the seeds: "scene 1000000" is
-``make_scene(1000000)``, and "scene 1000000, transmitter 2" the same with its transmitter moved.
+``make_scene(1000000)``, and "scene 1000000 b" the same with its transmitter moved.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def write_scenes(
     for seed in seeds:
         scene = scenes[f"scene {seed}"] = make_scene(seed, side=side)
         if transmitters > 1:
-            scenes[f"scene {seed}, transmitter 2"] = move_transmitter(scene, seed)
+            scenes[f"scene {seed} b"] = move_transmitter(scene, seed)
     arrays = {
         "conditions": np.stack([conditions(scene, static=static) for scene in scenes.values()]).astype(np.float16),
         "names": np.array(list(scenes)),
@@ -62,7 +62,7 @@ def scene_seed(name: str) -> int:
     Raises:
         ValueError: if it names none.
     """
-    return int(name.removeprefix("scene ").partition(",")[0])
+    return int(name.removeprefix("scene ").removesuffix(" b"))
 
 
 @command
