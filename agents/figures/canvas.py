@@ -87,7 +87,7 @@ def add_power_bar(figure: Any, panels: Any, scale: PowerScale, **options: Any) -
     cm = import_extra("matplotlib.cm", "plot")
     table = colors.ListedColormap(color_bar()[:, 0])
     maps = cm.ScalarMappable(colors.Normalize(*scale), table)
-    bar = figure.colorbar(maps, ax=panels, **{"fraction": 0.05, "aspect": 30, **options})
+    bar = figure.colorbar(maps, ax=panels, **{"fraction": 0.03, "aspect": 40, **options})
     bar.set_label(f"{QUANTITY} [dBm]; buildings gray", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     bar.ax.axhline(COVERAGE_DBM, color="white", linewidth=1.0)

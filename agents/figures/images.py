@@ -35,7 +35,7 @@ def draw_strip(
     styles = styles_by_policy(policies)
     snrs = sorted({row["snr_db"] for row in tiles})
     figure, grid = new_figure(
-        1.6 + 0.75 * (len(snrs) + 1),
+        1.6 + 0.75 * (len(snrs) + 1) + (0.9 if scale is not None else 0.0),
         0.7 + 0.78 * len(policies),
         len(policies),
         len(snrs) + 2,

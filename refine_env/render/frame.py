@@ -281,7 +281,7 @@ class FramePainter:
         axes.tick_params(axis="y", length=2, pad=2, labelsize=8.5)
         axes.set_yticks([scale.black_dbm, COVERAGE_DBM, scale.white_dbm])
         left, top, width, height = _BAR_BOX
-        self._text(left + width / 2, top + height + 16, "dBm", _CAPTION_SIZE, ha="center", animated=False)
+        self._text(left + width / 2, top + height + 20, "dBm", _CAPTION_SIZE, ha="center", animated=False)
 
     def _build_header(self) -> None:
         deadline, snr = self._config.deadline, _format_snr(self._config.snr_db)

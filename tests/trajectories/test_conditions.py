@@ -22,6 +22,7 @@ from refine_env.trajectories.conditions import (
     hash_condition,
     read_conditions,
 )
+from refine_env.trajectories.midpoints import MidpointStore
 from refine_env.trajectories.pipeline import LatentDecoder, LatentDenoiser, LatentSampler
 
 from .conftest import LATENT_SHAPE
@@ -309,6 +310,16 @@ class TestCaches:
         assert [source["condition"] for source in record["sources"]] == [hash_condition(x) for x in static.values]
         assert record["sources"][2]["seeds"] == [cache.seed(0 if mode in ("vanilla", "mean") else 2)]
         cache.verify(deep=True)
+
+    def test_a_store_tells_conditions_apart(self, conditioned_model: Path, tmp_path: Path) -> None:
+        """The same prompt, seed and step under two static conditions are two midpoints."""
+        caches = []
+        for seed in (7, 8):
+            static = Conditions(values=images(1, seed=seed))
+            reuse = Reuse(ratio=0.6, static_prompts=("",), static_conditions=static, midpoints=tmp_path / "store")
+            caches.append(generate(tmp_path / str(seed), conditioned_model, conditions=images(1), reuse=reuse))
+        assert (caches[0].latents(0)[2] != caches[1].latents(0)[2]).any()
+        assert len(MidpointStore(tmp_path / "store").sizes()) == 2
 
     def test_reuse_that_does_not_fit(self, conditioned_model: Path, tiny_model: Path, tmp_path: Path) -> None:
         def warm(count: int | None) -> Reuse:

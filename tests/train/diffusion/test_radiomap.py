@@ -302,9 +302,11 @@ def test_the_bundled_model_maps_scenes_that_it_has_not_seen() -> None:
     maps = LatentDecoder("radiomap")(latents[:, 0])[..., 0]
     # Four maps of ten steps: the sets' figures are in metrics.json.
     assert error_figures(truths(scenes), maps)["nmse"] < 0.05
-    held = json.loads((folder / "metrics.json").read_text())["evaluation"]["sets"]["held-out"]
-    assert held["full model"]["nmse"] < 0.02
-    assert held["full model"]["nmse"] < 2 * held["regressor"]["nmse"]
+    sets = json.loads((folder / "metrics.json").read_text())["evaluation"]["sets"]
+    for name in ("held-out", "S1, transmitter moved", "S3, buildings changed"):
+        assert sets[name]["full model"]["nmse"] < 2 * sets[name]["regressor"]["nmse"]
+        if "copying" in sets[name]:
+            assert sets[name]["full model"]["nmse"] < sets[name]["copying"]["nmse"]
 
 
 @pytest.mark.parametrize(
