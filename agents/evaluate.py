@@ -53,7 +53,8 @@ from refine_env.evaluation import (
     write_atomically,
     write_table,
 )
-from refine_env.metrics import DEFAULT_METRICS, LPIPS, MAX_PSNR_DB, METRICS, GlyphTask, gallery_path
+from refine_env.metrics import DEFAULT_METRICS, LPIPS, MAX_PSNR_DB, METRICS, GlyphTask, MapTask, gallery_path
+from refine_env.render.decoder import scale_of
 from refine_env.trajectories.denoising import open_denoiser
 
 __all__ = [
@@ -470,7 +471,9 @@ class _ImageOptions(NamedTuple):
             check_choice("metrics", name, METRICS)
         decoder = open_decoder(cache, self.model, device=self.device)
         gallery = gallery_path(decoder.folder) if "task" in names else None
-        metrics, missing = open_metrics(names, self.lpips_weights, device=self.device, gallery=gallery)
+        metrics, missing = open_metrics(
+            names, self.lpips_weights, device=self.device, gallery=gallery, scale=scale_of(decoder)
+        )
         scorer = ImageScorer(cache, decoder, metrics, image_episodes=self.episodes)
         for sentence in missing:
             typer.echo(sentence)
@@ -484,6 +487,7 @@ class _ImageOptions(NamedTuple):
             "lpips_weights": None if self.lpips_weights is None else str(self.lpips_weights),
             "lpips": {"net": lpips.net, "weights_sha256": lpips.sha256} if isinstance(lpips, LPIPS) else None,
             **({"task": {"gallery_sha256": task.sha256}} if isinstance(task, GlyphTask) else {}),
+            **({"task": {"coverage_dbm": task.coverage_dbm}} if isinstance(task, MapTask) else {}),
             "versions": {
                 package: metadata.version(package)
                 for package in ("torch", "diffusers", "scikit-image", "lpips")

@@ -30,6 +30,7 @@ ONLY_READ = {
     "refine-env decoder": "writes into a cache's manifest; tests/trajectories/test_denoising.py runs it",
     "agents.evaluate --study assumptions": "minutes of generation; tests/agents/studies/test_assumptions.py",
     "agents.evaluate --study sensitivity": "27 systems; tests/agents/studies/test_sensitivity.py runs eight",
+    "agents.evaluate --study coverage": "minutes; tests/agents/test_radio_maps.py runs a small one",
     "agents.evaluate --study sequential": "20 minutes of generation; tests/agents/studies/test_sequential.py",
     "refine-env generate diffusers --model stable-diffusion-v1-5": "gigabytes of weights; see test_sd15.py",
     "refine-env generate diffusers --model emoji --reuse-ratio": "prompts in pairs; tests/trajectories/test_reuse.py",
@@ -48,9 +49,7 @@ ONLY_READ = {
     "train.diffusion.radiomap.assess": "writes into the bundled model's folder; see test_radiomap.py",
     "train.diffusion.radiomap.experiments": "hours; tests/train/diffusion/test_radiomap_experiments.py",
     "train.diffusion.radiomap.scene_file": "compiles the kernels; see test_radiomap.py",
-    "train.diffusion.reuse": "twenty minutes of generation; tests/train/diffusion/test_reuse.py runs a small one",
     "train.radiomap": "hours; tests/train/diffusion/test_radiomap.py trains a small one",
-    "train.diffusion.scene_sheet": "compiles the kernels; tests/train/diffusion/test_scenes.py draws one",
     "train.rl.search": "hours; tests/train/rl/test_search.py runs a small one",
     "train.rl.study": "an hour; tests/train/rl/test_study.py runs a small one",
 }

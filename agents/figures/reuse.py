@@ -19,9 +19,9 @@ from agents.figures.style import BLUE, GRAY, GREEN, VERMILION
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table
 
-__all__ = ["draw_reuse"]
+__all__ = ["TITLES", "draw_deadlines", "draw_reuse"]
 
-_TITLES = {"lookahead": "look-ahead, the paper's coder", "dp": "optimum (DP), closed-loop coder"}
+TITLES = {"lookahead": "look-ahead, the paper's coder", "dp": "optimum (DP), closed-loop coder"}
 _DASHES = {"no": "-", "yes": "--"}
 _SNR_COLORS = (VERMILION, GREEN, BLUE)
 
@@ -52,7 +52,7 @@ def _draw_errors(axes: Any, cells: Table, colors: dict[float, Any], floor: float
     add_grid(axes)
 
 
-def _draw_deadlines(axes: Any, deadlines: Table) -> None:
+def draw_deadlines(axes: Any, deadlines: Table) -> None:
     """The least deadline over the reuse ratio: a color an SNR, dashed where the device has the midpoint."""
     for k, snr_db in enumerate(sorted({row["snr_db"] for row in deadlines})):
         color = _SNR_COLORS[k % len(_SNR_COLORS)]
@@ -98,12 +98,12 @@ def draw_reuse(tables: tuple[Table, Table], folder: Path) -> list[Path]:
     colors = _ratio_colors(cells)
     for policy, errors, times in zip(policies, *panels, strict=True):
         _draw_errors(errors, [row for row in cells if row["agent"] == policy], colors, floor)
-        errors.set_title(_TITLES.get(policy, policy), fontsize=10)
+        errors.set_title(TITLES.get(policy, policy), fontsize=10)
         if any(row["latent_mse"] == 0.0 for row in cells):
             errors.axhline(floor, color=GRAY, linewidth=0.8)
             add_note(errors, "exactly 0", (0.0, floor), (4, 4))
             errors.set_ylim(bottom=floor / 2.0)
-        _draw_deadlines(times, [row for row in deadlines if row["agent"] == policy])
+        draw_deadlines(times, [row for row in deadlines if row["agent"] == policy])
     panels[0, 0].set_ylabel(f"latent MSE at the deadline, $T_d$ = {cells[0]['deadline']}")
     panels[1, 0].set_ylabel(f"least $T_d$ with a mean MSE of {deadlines[0]['target_mse']:g} [slots]")
     for axes in panels[:, 0]:

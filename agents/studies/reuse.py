@@ -29,10 +29,14 @@ __all__ = [
     "RATIOS",
     "REUSE",
     "REUSE_COLUMNS",
+    "START_COLUMNS",
     "TARGET_MSE",
     "Start",
+    "intervals",
     "least_deadlines",
     "read_reuse",
+    "saved_slots",
+    "show_deadline",
     "starts_of",
 ]
 
@@ -54,31 +58,40 @@ STRIDE = 5
 _FULL = "full_latent_mse"
 _SCORES = ("latent_mse", _FULL)
 _KEYS = ("agent", "coder", "ratio", "step", "shared", "snr_db")
-_NAMES: dict[str, type] = {"agent": str, "coder": str, "ratio": float, "step": int, "shared": str, "snr_db": float}
+START_COLUMNS: dict[str, type] = {
+    "agent": str,
+    "coder": str,
+    "ratio": float,
+    "step": int,
+    "shared": str,
+    "snr_db": float,
+}
+"""Columns that say what was played: policy, coder, R, m, whether the device has the midpoint, and SNR."""
 
 
-def _intervals(*names: str) -> dict[str, type]:
+def intervals(*names: str) -> dict[str, type]:
+    """Columns of values with the ends of their intervals."""
     return {name + end: float for name in names for end in ("", "_low", "_high")}
 
 
-REUSE_COLUMNS: dict[str, type] = {**_NAMES, "deadline": int, "episodes": int, **_intervals(*_SCORES)}
+REUSE_COLUMNS: dict[str, type] = {**START_COLUMNS, "deadline": int, "episodes": int, **intervals(*_SCORES)}
 """Columns of ``reuse.csv``: per policy, coder, R, m, whether the device has the midpoint (``yes`` or ``no``) and SNR
 the mean latent MSE at the deadline T_d [slots], with a 95 % interval of the bootstrap, and likewise that against the
 x_0 of the full run (empty where the cache has none)."""
 
 DEADLINE_COLUMNS: dict[str, type] = {
-    **_NAMES,
+    **START_COLUMNS,
     "target_mse": float,
     "episodes": int,
-    **dict.fromkeys(_intervals("deadline", "sooner"), int),
-    **_intervals(*_SCORES),
+    **dict.fromkeys(intervals("deadline", "sooner"), int),
+    **intervals(*_SCORES),
 }
 """Columns of ``deadline.csv``: the least deadline T_d [slots] at which the mean latent MSE is at most the target;
 ``deadline_low`` and ``deadline_high`` are those at which the lower and the upper end of its 95 % interval are.
 ``sooner`` is the least deadline without reuse less this one, empty where that was not played. The scores are those at
 that deadline; all is empty where no deadline up to :data:`MOST_SLOTS` will do."""
 
-_OPTIONAL = tuple(_intervals("deadline", "sooner", *_SCORES))
+_OPTIONAL = tuple(intervals("deadline", "sooner", *_SCORES))
 
 
 class Start(NamedTuple):
@@ -197,10 +210,10 @@ class _Search:
         """The columns of the table that are found by playing."""
         found = least_deadlines(lambda deadline: self.play(deadline).ends, self._target)
         if found[0] is None:
-            return dict.fromkeys(_intervals("deadline", *_SCORES))
+            return dict.fromkeys(intervals("deadline", *_SCORES))
         played = self.play(found[0])
         return {
-            **dict(zip(_intervals("deadline"), found, strict=True)),
+            **dict(zip(intervals("deadline"), found, strict=True)),
             **mean_and_interval("latent_mse", played.latent_mse),
             **mean_and_interval(_FULL, played.full_latent_mse),
         }
@@ -262,7 +275,7 @@ def _play_deadlines(
                         "snr_db": snr_db,
                         "target_mse": target_mse,
                         "episodes": request.episodes,
-                        **_sooner(usual, found),
+                        **saved_slots(usual, found),
                         **found,
                     }
                 )
@@ -270,13 +283,13 @@ def _play_deadlines(
     return rows
 
 
-def _sooner(usual: Mapping[str, Any] | None, found: Mapping[str, Any]) -> dict[str, Any]:
+def saved_slots(usual: Mapping[str, Any] | None, found: Mapping[str, Any]) -> dict[str, Any]:
     """The slots that are saved, at least and at most as the intervals of the two deadlines say."""
     ends = ("deadline", "deadline_high", "deadline_low")  # the most is saved where this deadline is the lowest
     pairs = zip(("deadline", "deadline_low", "deadline_high"), ends, strict=True)
     if usual is None or None in (*(usual[a] for a in ends), *(found[a] for a in ends)):
-        return dict.fromkeys(_intervals("sooner"))
-    return dict(zip(_intervals("sooner"), (usual[a] - found[b] for a, b in pairs), strict=True))
+        return dict.fromkeys(intervals("sooner"))
+    return dict(zip(intervals("sooner"), (usual[a] - found[b] for a, b in pairs), strict=True))
 
 
 def read_reuse(folder: Path) -> tuple[Table, Table]:
@@ -314,7 +327,7 @@ def _run(request: Request) -> tuple[list[Path], dict[str, Any]]:
         lines = []
         for start in starts:
             own = [r for r in deadlines if r["agent"] == policy and start.columns().items() <= r.items()]
-            lines.append([f"{start.ratio:g}", str(start.step), start.columns()["shared"], *map(_shown, own)])
+            lines.append([f"{start.ratio:g}", str(start.step), start.columns()["shared"], *map(show_deadline, own)])
         print_table(
             {"R": "right", "m": "right", "shared": "left", **{f"{snr_db:g} dB": "right" for snr_db in snrs_db}},
             lines,
@@ -324,7 +337,8 @@ def _run(request: Request) -> tuple[list[Path], dict[str, Any]]:
     return paths, {"ratios": [start.ratio for start in starts], "target_mse": target_mse, "policies": list(POLICIES)}
 
 
-def _shown(row: Mapping[str, Any]) -> str:
+def show_deadline(row: Mapping[str, Any]) -> str:
+    """A row of least deadlines on the terminal: the deadline, and in brackets the slots that are saved."""
     if row["deadline"] is None:
         return "–"
     return f"{row['deadline']}" + ("" if row["sooner"] is None else f" ({row['sooner']})")

@@ -24,7 +24,7 @@ from refine_env.errors import CacheError, CacheFormatError, ConfigurationError
 from refine_env.model.decoding import DecoderCurve, DeviceObservation
 from refine_env.model.distortion import SecondMoments
 from refine_env.model.schedule import NoiseSchedule
-from refine_env.trajectories.conditions import decode_conditions
+from refine_env.trajectories.conditions import decode_conditions, decode_truth
 from refine_env.trajectories.files import REMEDY, hash_file, open_file, parse_json, read_file, shorten
 from refine_env.trajectories.manifest import (
     CONDITIONS_FILE,
@@ -315,6 +315,23 @@ class TrajectoryCache:
             return None
         values: NDArray[Any] = decode_conditions(_read_conditions(self.path, recipe.conditions["file_sha256"]))[0]
         values.setflags(write=False)
+        return values
+
+    @cached_property
+    def truth(self) -> NDArray[np.uint8] | None:
+        """What the model ought to have given under each condition, gray levels as bytes (N, height, width).
+
+        None where that is not known.
+
+        Raises:
+            CacheError: as :attr:`conditions`.
+        """
+        recipe = self.manifest.recipe
+        if recipe.conditions is None:
+            return None
+        values = decode_truth(_read_conditions(self.path, recipe.conditions["file_sha256"]))
+        if values is not None:
+            values.setflags(write=False)
         return values
 
     def verify(self, progress: Callable[[int, int], None] | None = None, *, deep: bool = False) -> None:
