@@ -311,7 +311,8 @@ class _Replayed:
     """Actions that were noted, as a policy."""
 
     def __init__(self, name: str, actions: NDArray[np.int64], config: SystemConfig) -> None:
-        self.name, self.config, self._actions, self._first, self._size = name, actions, 0, 0
+        self.name, self.config = name, config
+        self._actions, self._first, self._size = actions, 0, 0
 
     def reset(self, num_envs: int = 1) -> None:
         """The next batch begins."""

@@ -119,7 +119,7 @@ def color(images: NDArray[Any], buildings: NDArray[np.bool_] | None = None) -> N
     Returns:
         float32 (N, height, width, 3) in [0, 1].
     """
-    pictures = _VIRIDIS[np.rint(images[..., 0] * 255.0).astype(np.intp)]
+    pictures: NDArray[np.float32] = _VIRIDIS[np.rint(images[..., 0] * 255.0).astype(np.intp)]
     if buildings is not None:
         pictures[buildings] = _BUILDING
     return pictures
@@ -127,7 +127,8 @@ def color(images: NDArray[Any], buildings: NDArray[np.bool_] | None = None) -> N
 
 def color_bar() -> NDArray[np.float32]:
     """The colors of the scale, the least power first, (256, 1, 3)."""
-    return _VIRIDIS[:, None].copy()
+    colors: NDArray[np.float32] = _VIRIDIS[:, None].copy()
+    return colors
 
 
 def other_transmitters(conditions: NDArray[Any]) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ of both splits, with their true maps. Their names, which become the prompts, hol
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -45,7 +45,7 @@ def write_scenes(
         scene = scenes[f"scene {seed}"] = make_scene(seed, side=side)
         if transmitters > 1:
             scenes[f"scene {seed} b"] = move_transmitter(scene, seed)
-    arrays = {
+    arrays: dict[str, Any] = {
         "conditions": np.stack([conditions(scene, static=static) for scene in scenes.values()]).astype(np.float16),
         "names": np.array(list(scenes)),
     }
