@@ -10,7 +10,7 @@ Importing this module needs Stable-Baselines3 (``pip install 'refine-env[train]'
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -23,10 +23,8 @@ from refine_env.evaluation import Table
 from refine_env.learning.policy import LearnedPolicy, evaluate, find_wrapper
 from refine_env.wrappers import VectorEncodeObservation, check_same_step
 
-if TYPE_CHECKING:
-    from stable_baselines3.common.base_class import BaseAlgorithm
-
 import_extra("stable_baselines3", "train")
+from stable_baselines3.common.base_class import BaseAlgorithm  # noqa: E402
 from stable_baselines3.common.monitor import Monitor  # noqa: E402
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper  # noqa: E402
 
