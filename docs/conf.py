@@ -264,8 +264,8 @@ def lead_back(app: Sphinx, page: str, template: str, context: dict[str, Any], do
     known, parts = app.env.domains["py"].objects, page.split("/")[1:]
 
     def back(found: re.Match[str]) -> str:
-        names = [".".join([*parts[:length], found[2]]) for length in range(1, len(parts) + 1)]
-        return found[1] + next((name for name in names if name in known), "")
+        names = [".".join([*parts[:length], found[2]]) for length in range(len(parts), 0, -1)]
+        return found[1] + next((known[name].node_id for name in names if name in known), "")
 
     if page.startswith("_modules/") and "body" in context:
         block = r'(<div class="viewcode-block" id="([^"]+)">\s*<a class="viewcode-back" href="[^"#]*#)[^"]*'
