@@ -85,7 +85,7 @@ ENDS = {
     "train.diffusion.assess": 3,
     "train.diffusion.gallery": 2,
     "train.diffusion.radiomap.assess": 2,
-    "train.diffusion.radiomap.experiments": 3,
+    "train.diffusion.radiomap.experiments": 4,
     "train.ldm": 3,
     "train.rl.search": 2,
     "train.rl.study": 2,

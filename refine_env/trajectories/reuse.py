@@ -290,7 +290,7 @@ def obtain_midpoints(
     for run in dict.fromkeys(runs):
         for step in steps:
             image = None if images is None else images[run]
-            midpoint = store.read(sampler.midpoint_key(*run[:2], step, batch_size, image))
+            midpoint = store.read(sampler.midpoint_key(run[0], run[1], step, batch_size, image))
             if midpoint is not None:
                 found[(*run, step)] = midpoint
             elif run not in missing:
