@@ -22,6 +22,7 @@ _MODES: dict[str, dict[str, Any]] = {
     "vanilla": {"color": VERMILION, "marker": "o"},
     "two-stage": {"color": BLUE, "marker": "D"},
 }
+_TICKS = (0.02, 0.05, 0.1, 0.2, 0.5)
 _LINES = {"copying": (BLACK, "-."), "regressor": (GREEN, "--")}
 
 
@@ -62,6 +63,8 @@ def draw_quality(summary: Table, folder: Path) -> list[Path]:
                         label = "copying the old map" if mode == "copying" else mode
                         axes.axhline(row["nmse_truth"], color=color, linestyle=pattern, linewidth=1.0, label=label)
             axes.set_yscale("log")
+            axes.set_yticks(_TICKS, [f"{value:g}" for value in _TICKS])
+            axes.minorticks_off()
             add_grid(axes)
         line[0].set_ylabel(f"T = {num_steps}\nNMSE against the truth")
     for axes, experiment in zip(panels[0], experiments, strict=True):

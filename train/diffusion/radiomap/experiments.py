@@ -233,7 +233,7 @@ class Runs:
         return found if start is None else {**found, "first": clean[:, -1]}
 
 
-def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+def _write(path: Path, arrays: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
@@ -332,14 +332,11 @@ class Scoring:
         truth = truths(change.new)
         full = self.maps(runs.full(experiment, block, change)["x_0"])
         found: list[tuple[str, float | None, int, Maps, dict[str, Any]]] = []
-        for mode, ratio in cells:
-            own = (
-                runs.full(experiment, block, change)
-                if mode == "full"
-                else runs.reused(experiment, block, mode, ratio, change)
-            )
-            step = runs.num_steps if mode == "full" else runs.steps[ratio]
-            found.append((mode, ratio, step, self.maps(own.pop("x_0")), own))
+        for cell in cells:
+            is_full = cell[0] == "full"
+            own = runs.full(experiment, block, change) if is_full else runs.reused(experiment, block, *cell, change)
+            step = runs.num_steps if is_full else runs.steps[cell[1]]
+            found.append((*cell, step, self.maps(own.pop("x_0")), own))
         found.append(("copying", None, 0, truths(change.old), {}))
         if self.regressor is not None:
             found.append(("regressor", None, 1, self.regressor(change.told["full"]), {}))
@@ -355,7 +352,7 @@ class Scoring:
                     "step": step,
                     "block": block,
                     "scene": FIRST_TEST_SEED + block * self.settings.batch_size + k,
-                    **{name: value if np.isfinite(value) else None for name, value in values.items()},
+                    **values,
                 }
 
 
@@ -393,7 +390,7 @@ def _by_block(rows: Table) -> list[Any]:
 
 
 def _interval(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and the ends of its interval; None where a value is missing (a map's PSNR against itself)."""
+    """Mean and the ends of its interval; None where a value is missing, as times of copying are."""
     known = np.array([value for value in values if value is not None], dtype=np.float64)
     if len(known) < len(values):
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
