@@ -119,7 +119,7 @@ def color(images: NDArray[Any], buildings: NDArray[np.bool_] | None = None) -> N
     Returns:
         float32 (N, height, width, 3) in [0, 1].
     """
-    pictures = _VIRIDIS[np.rint(images[..., 0] * 255.0).astype(np.intp)]
+    pictures: NDArray[np.float32] = _VIRIDIS[np.rint(images[..., 0] * 255.0).astype(np.intp)]
     if buildings is not None:
         pictures[buildings] = _BUILDING
     return pictures
@@ -163,4 +163,6 @@ _VIRIDIS_CODE = (
     "yOAgyuEfzeEd0OEc0uIb1eIa2OIZ2uMZ3eMY3+MY4uQY5eQZ5+QZ6uUa7OUb7+Uc8eUd9OYe9uYg+OYh++cj/ecl"
 )
 """Matplotlib's table of 256 colors, red, green and blue a byte each, for where matplotlib is not installed."""
-_VIRIDIS = np.frombuffer(base64.b64decode(_VIRIDIS_CODE), dtype=np.uint8).reshape(256, 3).astype(np.float32) / 255
+_VIRIDIS: NDArray[np.float32] = np.divide(
+    np.frombuffer(base64.b64decode(_VIRIDIS_CODE), dtype=np.uint8).reshape(256, 3), 255, dtype=np.float32
+)
