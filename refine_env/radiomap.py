@@ -164,4 +164,6 @@ _VIRIDIS_CODE = (
     "yOAgyuEfzeEd0OEc0uIb1eIa2OIZ2uMZ3eMY3+MY4uQY5eQZ5+QZ6uUa7OUb7+Uc8eUd9OYe9uYg+OYh++cj/ecl"
 )
 """Matplotlib's table of 256 colors, red, green and blue a byte each, for where matplotlib is not installed."""
-_VIRIDIS = np.frombuffer(base64.b64decode(_VIRIDIS_CODE), dtype=np.uint8).reshape(256, 3).astype(np.float32) / 255
+_VIRIDIS: NDArray[np.float32] = np.divide(
+    np.frombuffer(base64.b64decode(_VIRIDIS_CODE), dtype=np.uint8).reshape(256, 3), 255, dtype=np.float32
+)

@@ -32,10 +32,10 @@ def draw_coverage(table: Table, maps: Maps | None, folder: Path) -> list[Path]:
     policies = list(dict.fromkeys(row["agent"] for row in table))
     rows = 0 if maps is None else len(maps.pictures)
     figure = import_extra("matplotlib.figure", "plot").Figure(
-        figsize=(5.0 * len(policies), 4.2 + 1.45 * rows), layout="constrained"
+        figsize=(5.0 * len(policies), 4.2 + 1.75 * rows), layout="constrained"
     )
     above, *below = figure.subfigures(
-        1 + bool(rows), 1, height_ratios=[4.2, 1.45 * rows][: 1 + bool(rows)], squeeze=False
+        1 + bool(rows), 1, height_ratios=[4.2, 1.75 * rows][: 1 + bool(rows)], squeeze=False
     )[:, 0]
     panels = above.subplots(1, len(policies), squeeze=False, sharey=True)[0]
     for policy, axes in zip(policies, panels, strict=True):

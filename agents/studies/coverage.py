@@ -63,7 +63,6 @@ _FOUND = ("deadline_each", "usable_share", "task_truth")
 _OPTIONAL = tuple(intervals("deadline", "sooner", "task_coverage")) + _FOUND
 _MAPS = "coverage.npz"
 _SHOWN_RATIO = 0.94
-_PARTS = (0.25, 0.5, 0.75, 1.0)
 
 
 class Maps(NamedTuple):
@@ -177,14 +176,18 @@ def _show(
     decoder: LatentDecoder,
     threshold: float,
 ) -> Maps | None:
-    """What the vehicle of the first episode shows at parts of the deadline that it needs without reuse."""
+    """What the vehicle of the first episode shows at the deadlines that it needs with and without reuse, and others."""
     rows = [row for row in table if row["agent"] == POLICIES[-1] and row["deadline"] is not None]
     if not rows:
         return None
     snr_db = sorted({row["snr_db"] for row in rows})[len({row["snr_db"] for row in rows}) // 2]
-    last = max(row["deadline"] for row in rows if row["snr_db"] == snr_db)
-    deadlines = list(dict.fromkeys(max(1, round(part * last)) for part in _PARTS))
     ratio = min((start.ratio for start in starts), key=lambda ratio: abs(ratio - _SHOWN_RATIO))
+    own = [row for row in rows if row["snr_db"] == snr_db and row["shared"] == "no"]
+    if not own:
+        return None
+    last = max(row["deadline"] for row in own)
+    first = min((row["deadline"] for row in own if row["ratio"] == ratio), default=last)
+    deadlines = sorted({-(-first // 2), first, (first + last) // 2, last})
     chosen = [start for start in starts if start.ratio in (0.0, ratio)]
     held: list[NDArray[np.float32]] = []
     trajectory = 0

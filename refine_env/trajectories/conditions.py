@@ -70,7 +70,7 @@ class Conditions:
                 "give as many."
             )
         truth = self.truth
-        if truth is not None and (truth.dtype.name, truth.ndim, len(truth)) != ("uint8", 3, len(values)):
+        if truth is not None and (truth.dtype != np.uint8 or truth.ndim != 3 or len(truth) != len(values)):
             raise ConfigurationError(
                 f"`{TRUTH}` must be a gray image of bytes for each of the {len(values)} conditions, got {truth.dtype} "
                 f"of shape {truth.shape}. Stack as many along the first axis, or leave it out."

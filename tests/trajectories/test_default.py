@@ -69,7 +69,7 @@ def test_radio_maps_are_of_two_transmitters_a_scene() -> None:
     assert cache.truth.shape == (64, 64, 64)
     assert not cache.truth[cache.conditions[:, 0] >= 0.5].any()  # nothing is received inside buildings
     assert 0.7 < (cache.truth > 51).mean() / (cache.conditions[:, 0] < 0.5).mean() < 0.95  # above the noise floor
-    assert 0.8 < cache.mean_square[0] < 1.2
+    assert 0.6 < cache.mean_square[0] < 1.2
 
 
 def test_prompts_and_splits(cache: TrajectoryCache) -> None:

@@ -262,7 +262,8 @@ class TestTiles:
         rows = play(cache, scorer, snrs=(0.0, 30.0))
         scorer.write_tiles(tmp_path / "images.npz")
         for episode in (0, 1):
-            tiles, clean, prompt = read_tiles(tmp_path / "images.npz", episode)
+            tiles, clean, prompt, scale = read_tiles(tmp_path / "images.npz", episode)
+            assert scale is None
             assert prompt == ""  # ideal trajectories have none
             assert [(tile["agent"], tile["snr_db"], tile["coder"]) for tile in tiles] == [
                 (row["agent"], row["snr_db"], row["coder"]) for row in rows if row["episode"] == episode
@@ -285,7 +286,7 @@ class TestTiles:
         scorer([{**row, "episode": 7}], held)
         scorer([{**row, "episode": 0}], held)
         scorer.write_tiles(tmp_path / "images.npz")
-        tiles, _, _ = read_tiles(tmp_path / "images.npz")
+        tiles, *_ = read_tiles(tmp_path / "images.npz")
         assert np.array_equal(tiles[0]["image"], np.rint(StandInDecoder()(cache.latents(3)[5:6])[0] * 255))
 
     def test_the_same_images_give_the_same_bytes(self, cache: TrajectoryCache, tmp_path: Path) -> None:

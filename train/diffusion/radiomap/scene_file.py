@@ -53,7 +53,7 @@ def write_scenes(
         maps = np.stack([gray(received_power(scene)) for scene in scenes.values()])
         arrays[TRUTH] = np.rint(maps * 255.0).astype(np.uint8)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def scene_seed(name: str) -> int:
