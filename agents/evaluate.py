@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -27,10 +28,16 @@ from agents.studies.base import Request, Study, common_settings
 from agents.studies.images import ImageScorer, open_decoder, open_metrics
 from agents.studies.registry import STUDIES
 from refine_env import CacheError, ConfigurationError, MissingExtraError, SystemConfig, TrajectoryCache, __version__
-from refine_env._validation import check_choice, check_integer
+from refine_env._validation import check_choice, check_integer, shown
 from refine_env.commands import command, parse_list, run
 from refine_env.commands import print_table as print_lines
-from refine_env.config import PAPER_BIT_DEPTHS, PAPER_DEADLINE, PAPER_LATENCY_QUANTILE, PAYLOADS
+from refine_env.config import (
+    DEFAULT_NAME_BITS,
+    PAPER_BIT_DEPTHS,
+    PAPER_DEADLINE,
+    PAPER_LATENCY_QUANTILE,
+    PAYLOADS,
+)
 from refine_env.dynamics.settings import DEVICE_DECODERS, EnvSettings
 from refine_env.evaluation import (
     DecodingScorer,
@@ -46,7 +53,8 @@ from refine_env.evaluation import (
     write_atomically,
     write_table,
 )
-from refine_env.metrics import DEFAULT_METRICS, LPIPS, MAX_PSNR_DB, METRICS, GlyphTask, gallery_path
+from refine_env.metrics import DEFAULT_METRICS, LPIPS, MAX_PSNR_DB, METRICS, GlyphTask, MapTask, gallery_path
+from refine_env.render.decoder import scale_of
 from refine_env.trajectories.denoising import open_denoiser
 
 __all__ = [
@@ -294,6 +302,24 @@ def main(
     target_mse: Annotated[
         float | None, typer.Option(help="Also the slots until that MSE is below this; deadline + 1 where it never is.")
     ] = None,
+    warm_start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEP[,shared]",
+            help="Generation starts from the midpoint x_STEP, which with `shared` the device has, too.",
+            show_default="from noise, or as the cache says",
+        ),
+    ] = None,
+    name_bits: Annotated[
+        float | None,
+        typer.Option(help="Length of a shared midpoint's name in bits.", show_default=f"{DEFAULT_NAME_BITS:g}"),
+    ] = None,
+    reuse_ratios: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated ratios R of --study reuse.", show_default="eight, or that of a cache of midpoints"
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(help="Threads for the deliveries; the tables do not depend on it.", show_default="one a core"),
@@ -325,6 +351,9 @@ def main(
     """
     quantile = {} if latency_quantile is None else {"latency_quantile": latency_quantile}
     scoring = _ImageOptions(metrics, image_episodes, lpips_weights, model, device) if images else None
+    ratios = None
+    if reuse_ratios is not None:
+        ratios = parse_list("--reuse-ratios", reuse_ratios, float, advice="For example: --reuse-ratios 0,0.5,0.9")
     denoising = check_choice("--device-decoder", device_decoder, DEVICE_DECODERS) == "denoise"
     if check_choice("--study", study, (_PAPER, *STUDIES)) != _PAPER:
         for option, given in (
@@ -334,8 +363,11 @@ def main(
             ("--device-decoder", device_decoder if denoising else None),
             ("--anytime", anytime),
             ("--target-mse", target_mse),
+            ("--warm-start", warm_start),
+            ("--name-bits", name_bits),
+            ("--reuse-ratios", reuse_ratios),
         ):
-            if given not in (None, False):
+            if given not in (None, False) and option not in STUDIES[study].takes:
                 raise ConfigurationError(
                     f"`{option}` must be left out of --study {study}, got {given!r}. Its policies are fixed; "
                     "use --study fig3a."
@@ -350,10 +382,16 @@ def main(
                 {"cache": cache, "split": split, "deadline": deadline, **quantile},
                 out or Path("results", study),
                 _number_of_workers(workers),
+                target_mse,
+                ratios,
             ),
             figures,
         )
         return
+    if ratios is not None:
+        raise ConfigurationError(
+            f"`--reuse-ratios` must be left out of --study {study}, got {reuse_ratios!r}. Use --study reuse."
+        )
     names = parse_list(
         "--agents", agent_names or ",".join(DEFAULT_AGENTS), str, advice="For example: --agents lookahead,persistent-q8"
     )
@@ -371,6 +409,8 @@ def main(
         env_kwargs["payload"] = payload
     if denoising:
         env_kwargs["device_decoder"] = device_decoder
+    if warm_start is not None or name_bits is not None:
+        env_kwargs["warm_start"] = _parse_warm_start(warm_start, name_bits)
     _run_comparison(
         names,
         snrs_db,
@@ -389,6 +429,18 @@ def main(
 
 def _parse_snrs(text: str) -> tuple[float, ...]:
     return parse_list("--snr-db", text, float, advice="For example: --snr-db 0,3,6")
+
+
+def _parse_warm_start(text: str | None, name_bits: float | None) -> dict[str, Any]:
+    """The environment's argument of ``--warm-start`` and ``--name-bits``."""
+    advice = "Give for example --warm-start 25, or 25,shared where the device has the midpoint, too."
+    found = re.fullmatch("([0-9]{1,9})(,shared)?", text or "")
+    if text is not None and found is None:
+        raise ConfigurationError(f"`--warm-start` must be STEP or STEP,shared, got {shown(text)}. {advice}")
+    if found is None or (name_bits is not None and not found[2]):
+        raise ConfigurationError(f"`--name-bits` must go with a shared midpoint, got {name_bits!r} without. {advice}")
+    start = {"step": int(found[1]), "shared": bool(found[2])}
+    return start if name_bits is None else {**start, "name_bits": name_bits}
 
 
 class _CourseOptions(NamedTuple):
@@ -419,7 +471,9 @@ class _ImageOptions(NamedTuple):
             check_choice("metrics", name, METRICS)
         decoder = open_decoder(cache, self.model, device=self.device)
         gallery = gallery_path(decoder.folder) if "task" in names else None
-        metrics, missing = open_metrics(names, self.lpips_weights, device=self.device, gallery=gallery)
+        metrics, missing = open_metrics(
+            names, self.lpips_weights, device=self.device, gallery=gallery, scale=scale_of(decoder)
+        )
         scorer = ImageScorer(cache, decoder, metrics, image_episodes=self.episodes)
         for sentence in missing:
             typer.echo(sentence)
@@ -433,6 +487,7 @@ class _ImageOptions(NamedTuple):
             "lpips_weights": None if self.lpips_weights is None else str(self.lpips_weights),
             "lpips": {"net": lpips.net, "weights_sha256": lpips.sha256} if isinstance(lpips, LPIPS) else None,
             **({"task": {"gallery_sha256": task.sha256}} if isinstance(task, GlyphTask) else {}),
+            **({"task": {"coverage_dbm": task.coverage_dbm}} if isinstance(task, MapTask) else {}),
             "versions": {
                 package: metadata.version(package)
                 for package in ("torch", "diffusers", "scikit-image", "lpips")

@@ -1,6 +1,6 @@
 """Deadline-aware generative AI over a fading channel, as a Gymnasium environment.
 
-Importing the package registers ``refine_env/LatentRefinement-v0``::
+Importing the package registers ``refine_env/LatentRefinement-v0``, and two set-ups of it for learning::
 
     import gymnasium as gym
     import refine_env
@@ -10,9 +10,9 @@ Importing the package registers ``refine_env/LatentRefinement-v0``::
 
 import gymnasium as _gymnasium
 
-from refine_env import coding, link
+from refine_env import coding, learning, link
 from refine_env.config import LinkConfig, SystemConfig
-from refine_env.env import LatentRefinementEnv
+from refine_env.env import ENV_ID, LatentRefinementEnv
 from refine_env.errors import (
     ActionError,
     CacheError,
@@ -20,17 +20,17 @@ from refine_env.errors import (
     ConfigurationError,
     MissingExtraError,
 )
+from refine_env.learning import LEARNING_ID, LEARNING_RANGE_ID
 from refine_env.model.schedule import NoiseSchedule
 from refine_env.trajectories import TrajectoryCache
 from refine_env.vector_env import LatentRefinementVectorEnv
 
 __version__ = "0.1.0"
 
-ENV_ID = "refine_env/LatentRefinement-v0"
-"""The environment's id; a change of behavior gets a new version."""
-
 __all__ = [
     "ENV_ID",
+    "LEARNING_ID",
+    "LEARNING_RANGE_ID",
     "ActionError",
     "CacheError",
     "CacheFormatError",
@@ -44,12 +44,14 @@ __all__ = [
     "TrajectoryCache",
     "__version__",
     "coding",
+    "learning",
     "link",
 ]
 
-if ENV_ID not in _gymnasium.registry:
-    _gymnasium.register(
-        id=ENV_ID,
-        entry_point="refine_env.env:LatentRefinementEnv",
-        vector_entry_point="refine_env.vector_env:LatentRefinementVectorEnv",
-    )
+for _id, _entry_point, _vector_entry_point, _kwargs in (
+    (ENV_ID, "refine_env.env:LatentRefinementEnv", "refine_env.vector_env:LatentRefinementVectorEnv", {}),
+    (LEARNING_ID, learning.MAKE, learning.MAKE_VECTOR, learning.LEARNING),
+    (LEARNING_RANGE_ID, learning.MAKE, learning.MAKE_VECTOR, learning.LEARNING_RANGE),
+):
+    if _id not in _gymnasium.registry:
+        _gymnasium.register(_id, _entry_point, vector_entry_point=_vector_entry_point, kwargs=dict(_kwargs))

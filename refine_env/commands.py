@@ -247,7 +247,8 @@ def _say(kind: str, sentence: str) -> None:
     line = " ".join(sentence.split())
     if len(line) > _MOST_CHARACTERS:
         line = f"{line[:_FIRST_CHARACTERS]} … {line[_FIRST_CHARACTERS - _MOST_CHARACTERS :]}"
-    typer.echo(f"{kind}: {printable(line, 6 * len(line))}", err=True)
+    with tqdm.external_write_mode(file=sys.stderr):  # above a progress bar, if there is one
+        typer.echo(f"{kind}: {printable(line, 6 * len(line))}", err=True)
 
 
 def _show_warning(message: Warning | str, *place: object, **more: object) -> None:

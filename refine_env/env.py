@@ -22,6 +22,7 @@ from refine_env.dynamics.process import (
     DEVICE_ERROR,
     DEVICE_STEP,
     FLOATS,
+    FULL_LATENT_MSE,
     ILLEGAL,
     INTEGERS,
     LATENT_MSE,
@@ -40,7 +41,10 @@ from refine_env.errors import ConfigurationError, RenderModeError
 from refine_env.render import EpisodeViewer, ansi_frame
 from refine_env.trajectories import TrajectoryCache
 
-__all__ = ["RENDER_MODES", "LatentRefinementEnv", "SystemProperties", "check_render_mode", "make_viewer"]
+__all__ = ["ENV_ID", "RENDER_MODES", "LatentRefinementEnv", "SystemProperties", "check_render_mode", "make_viewer"]
+
+ENV_ID = "refine_env/LatentRefinement-v0"
+"""The environment's id; a change of behavior gets a new version."""
 
 RENDER_MODES = ("ansi", "human", "rgb_array")
 PICTURE_MODES = ("human", "rgb_array")
@@ -167,7 +171,7 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
     | ``payload`` | "latent" | what is sent: x_t, or with "posterior_mean" y_t = E[x_0 given x_{t+1}], closed loop only; the device then starts from 0 |
     | ``moments`` | "model" | what the closed-loop coder predicts with: the forward process (of y_t: a martingale with the cache's mmse), or "measured" on the cache's train split |
     | ``device_decoder`` | "none" | what policies are told of the device: with "denoise" it applies the cache's model once to what it holds at the deadline, and their configuration has the measured curve of that; rewards and scores here stay those of what it holds |
-    | ``warm_start`` | None | object with ``step`` m, ``shared`` and ``name_bits``: generation starts from a stored midpoint x_m, 1 … T − 1, in place of noise; where it is ``shared`` (default False) the device starts with it, too, and the first message carries its name, ``name_bits`` (default 32) more; `latent` payload only |
+    | ``warm_start`` | None | object with ``step`` m, ``shared`` and ``name_bits``: generation starts from a stored midpoint x_m, 1 … T − 1, in place of noise; where it is ``shared`` (default False) the device starts with it, too, and the first message carries its name, ``name_bits`` (default 32) more; `latent` payload only. A cache that starts at midpoints says m itself: None is there ``{"step": m}``, and m the only step |
     | ``rotation`` | True | closed loop: rotate residuals before they are quantized |
     | ``sent_scale`` | True | closed loop: send the root mean square of every residual, 16 bits a message |
     | ``same_step_refinement`` | True | closed loop: the step that the device holds with an error may be sent again |
@@ -190,6 +194,7 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
     | ``delivered`` | bool | a delivery completed in this step |
     | ``illegal_action`` | bool | this step's action was an illegal TRANSMIT, treated as WAIT |
     | ``latent_mse`` | float | (1/M)‖ŷ − x_0‖² of what the device holds; unknown to a real server |
+    | ``full_latent_mse`` | float | the same against the x_0 of the full run; only where the cache has it (``--with-full``) |
     | ``num_deliveries`` | int | deliveries so far |
     | ``trajectory`` | int | index in the cache |
     | ``uplink_slots`` | int | T_ul, 0 while the uplink runs |
@@ -385,4 +390,6 @@ class LatentRefinementEnv(SystemProperties, gym.Env[dict[str, Any], np.int64]):
             "trajectory": trajectory,
             "uplink_slots": uplink_slots,
         }
+        if self._process.episodes.has_full:
+            info[FULL_LATENT_MSE] = float(self._process.episodes.state[FULL_LATENT_MSE][0])
         return observation, info, reward

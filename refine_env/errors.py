@@ -26,6 +26,10 @@ class ConfigurationError(ValueError):
     """An argument, or a combination of arguments, that describes no valid system."""
 
 
+class UnexpectedArgumentError(ConfigurationError, TypeError):
+    """A keyword that is no argument: also Python's own error for that, by which some libraries probe environments."""
+
+
 class ActionError(ValueError):
     """An action outside the action space, or an illegal one where the environment raises on these."""
 
@@ -91,7 +95,7 @@ class NamesAdapter(type):
     """
 
     def __repr__(cls) -> str:
-        return f"{super().__repr__()} (a vector environment: put train.rl.envs.RefinementVecEnv around it)"
+        return f"{super().__repr__()} (a vector environment: put refine_env.sb3.RefinementVecEnv around it)"
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

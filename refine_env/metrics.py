@@ -1,8 +1,9 @@
-"""Quality of decoded images against a reference: PSNR, SSIM, LPIPS and a recognition task, over batches.
+"""Quality of decoded images against a reference: PSNR, SSIM, LPIPS, and the task that an image is for, over batches.
 
 Every measure takes ``reference`` and ``images``, two arrays of one shape (N, height, width, 3) with N >= 1, floats in
 [0, 1] or uint8, such as :class:`refine_env.trajectories.pipeline.LatentDecoder` returns. It gives one float64 value per
-image, shape (N,), the task two, shape (N, 2), and raises ConfigurationError for other arrays.
+image, shape (N,), a task several, shape (N, k), and raises ConfigurationError for other arrays. The task is the
+recognition of a glyph, or of a radio map to say who is covered, and by which transmitter.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from refine_env._validation import check_choice
 from refine_env.errors import ConfigurationError, import_extra
+from refine_env.radiomap import COVERAGE_DBM, PowerScale
 
 __all__ = [
     "DEFAULT_METRICS",
@@ -28,7 +30,10 @@ __all__ = [
     "METRICS",
     "SSIM_WINDOW",
     "GlyphTask",
+    "MapTask",
     "MissingWeightsError",
+    "best_transmitter_agreement",
+    "coverage_iou",
     "gallery_path",
     "mean_square_error",
     "nearest",
@@ -242,6 +247,81 @@ class GlyphTask:
         same = wanted == found
         of_group = same | ((groups[wanted] == groups[found]) & (groups[wanted] != ""))
         return np.stack([same, of_group], axis=1).astype(np.float64)
+
+
+def coverage_iou(reference: ArrayLike, images: ArrayLike, threshold: float) -> NDArray[np.float64]:
+    """Covered pixels of both maps over those of either one: 1 where the same places are covered, or none at all.
+
+    Args:
+        reference, images: gray levels three times, as the module describes images.
+        threshold: least gray level of a covered pixel.
+    """
+    a, b = (array[..., 0] >= threshold for array in _check_images(reference, images))
+    both, either = ((one).sum(axis=(1, 2)) for one in (a & b, a | b))
+    shares: NDArray[np.float64] = np.where(either > 0, both / np.maximum(either, 1), 1.0)
+    return shares
+
+
+def best_transmitter_agreement(
+    reference: ArrayLike, images: ArrayLike, others: ArrayLike, threshold: float
+) -> NDArray[np.float64]:
+    """Of the pixels that one of two transmitters covers, for how many the stronger of them is the right one.
+
+    Args:
+        reference, images: maps of the one transmitter, the right ones and what is known of them.
+        others: the right maps of the other one.
+        threshold: least gray level of a covered pixel.
+    """
+    a, b = _check_images(reference, images)
+    other = _check_images(others, images)[0][..., 0]
+    covered = (a[..., 0] >= threshold) | (other >= threshold)
+    same = covered & ((a[..., 0] > other) == (b[..., 0] > other))
+    counts = covered.sum(axis=(1, 2))
+    shares: NDArray[np.float64] = np.where(counts > 0, same.sum(axis=(1, 2)) / np.maximum(counts, 1), 1.0)
+    return shares
+
+
+class MapTask:
+    """What a vehicle makes of a radio map: where there is coverage, and which of two transmitters to listen to.
+
+    Args:
+        scale: of the gray levels.
+        coverage_dbm: least received power of a covered place.
+
+    Attributes:
+        coverage_dbm: as given.
+        threshold: its gray level.
+
+    Raises:
+        ConfigurationError: if the power is not within the scale.
+    """
+
+    def __init__(self, scale: PowerScale, coverage_dbm: float = COVERAGE_DBM) -> None:
+        if not scale.black_dbm < coverage_dbm < scale.white_dbm:
+            raise ConfigurationError(
+                f"`coverage_dbm` must be between {scale.black_dbm:g} and {scale.white_dbm:g}, the ends of the scale, "
+                f"got {coverage_dbm!r}. Give for example {COVERAGE_DBM:g}."
+            )
+        self.coverage_dbm = coverage_dbm
+        self.threshold = float(scale.gray(coverage_dbm))
+
+    def __call__(
+        self, reference: ArrayLike, images: ArrayLike, others: ArrayLike | None = None, truth: ArrayLike | None = None
+    ) -> dict[str, NDArray[np.float64]]:
+        """The scores by their columns, (N,) each.
+
+        Args:
+            reference: maps as they are at the server.
+            images: maps as they are shown.
+            others: maps of another transmitter of each scene, where there is one.
+            truth: the true maps, where they are known.
+        """
+        scores = {"task_coverage": coverage_iou(reference, images, self.threshold)}
+        if others is not None:
+            scores["task_transmitter"] = best_transmitter_agreement(reference, images, others, self.threshold)
+        if truth is not None:
+            scores["task_truth"] = coverage_iou(truth, images, self.threshold)
+        return scores
 
 
 def _check_images(reference: ArrayLike, images: ArrayLike, smallest: int = 1) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -27,7 +27,7 @@ VECTOR_RENDER_MODES = tuple(mode for mode in RENDER_MODES if mode != "human")
 """There is one window, and there are many environments."""
 
 _MOST_ENVIRONMENTS = 1_000_000
-_AUTORESET_MODES = {"NextStep": AutoresetMode.NEXT_STEP, "SameStep": AutoresetMode.SAME_STEP}
+_AUTORESET_MODES = {mode.value: mode for mode in AutoresetMode}
 
 
 class LatentRefinementVectorEnv(
@@ -40,9 +40,10 @@ class LatentRefinementVectorEnv(
 
     Args:
         num_envs: N.
-        autoreset_mode: ``"NextStep"`` (default) or ``"SameStep"``, as Gymnasium defines them; the metadata
-            carries the enum. With ``"SameStep"`` a finished episode's last observation and info are in
-            ``infos["final_obs"]`` and ``infos["final_info"]``.
+        autoreset_mode: ``"NextStep"`` (default), ``"SameStep"`` or ``"Disabled"``, as Gymnasium defines them; the
+            metadata and the attribute of that name carry the enum. With ``"SameStep"`` a finished episode's last
+            observation and info are in ``infos["final_obs"]`` and ``infos["final_info"]``; with ``"Disabled"`` finished
+            episodes wait for ``reset(options={"reset_mask": ...})``.
         render_mode: ``None``, ``"ansi"`` or ``"rgb_array"``, a frame for each environment; there is no window.
         **kwargs: the single environment's arguments.
     """
@@ -63,8 +64,8 @@ class LatentRefinementVectorEnv(
         check_integer("num_envs", self.num_envs, 1, _MOST_ENVIRONMENTS, advice=advice)
         # Accept the enum too, but document the string: the enum breaks EnvSpec.to_json.
         mode = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
-        self._autoreset = _AUTORESET_MODES[check_choice("autoreset_mode", mode, tuple(_AUTORESET_MODES))]
-        self.metadata = {**type(self).metadata, "autoreset_mode": self._autoreset}
+        self.autoreset_mode = _AUTORESET_MODES[check_choice("autoreset_mode", mode, tuple(_AUTORESET_MODES))]
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = check_render_mode(
             render_mode,
             VECTOR_RENDER_MODES,
@@ -231,7 +232,7 @@ class LatentRefinementVectorEnv(
             self._process.step(taken)
             if self._viewer is not None:
                 self._viewer.follow(taken)
-        self._ended = self._process.episodes.finished() & (self._autoreset == AutoresetMode.NEXT_STEP)
+        self._ended = self._process.episodes.finished() & (self.autoreset_mode != AutoresetMode.SAME_STEP)
 
     def step(
         self, actions: ArrayLike
@@ -243,10 +244,15 @@ class LatentRefinementVectorEnv(
 
         Raises:
             ActionError: if an action is not in the action space, or illegal under ``illegal_action="raise"``.
-            ResetNeeded: if no episode has begun.
+            ResetNeeded: if no episode has begun, or, under ``"Disabled"``, one is over.
         """
         values = self._process.check_actions(actions)
         self._check_begun("step")
+        if self.autoreset_mode == AutoresetMode.DISABLED and self._ended.any():
+            raise ResetNeeded(
+                f"Every episode must be running to step, got finished ones in the environments "
+                f"{np.flatnonzero(self._ended).tolist()!s:.60}. Call reset(options={{'reset_mask': terminated}})."
+            )
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
         fresh = self._ended
         taken = np.where(fresh, NO_ACTION, values)
@@ -259,7 +265,7 @@ class LatentRefinementVectorEnv(
         infos: dict[str, Any] = {}
         current = self._process.observe()
         rewards = current.numbers[REWARD]
-        if self._autoreset == AutoresetMode.NEXT_STEP:
+        if self.autoreset_mode != AutoresetMode.SAME_STEP:
             self._ended = terminated.copy()
         elif terminated.any():
             infos = self._final(current, terminated)

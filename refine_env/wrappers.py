@@ -20,6 +20,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from scipy import special
 
@@ -34,17 +35,37 @@ from refine_env.model.rules import distortion, residual_variance
 
 __all__ = [
     "ENCODINGS",
-    "AnyVectorWrapper",
+    "ArrayInfo",
     "EncodeObservation",
+    "MaskedObservation",
     "ObservationEncoder",
+    "RefinementVectorWrapper",
     "VectorEncodeObservation",
+    "VectorMaskedObservation",
     "check_same_step",
+    "check_shows_dictionary",
 ]
 
 if TYPE_CHECKING:
-    AnyVectorWrapper: TypeAlias = VectorWrapper[Any, Any, Any, Any, NDArray[Any]]
+    _AnyVectorWrapper: TypeAlias = VectorWrapper[Any, Any, Any, Any, NDArray[Any]]
 else:
-    AnyVectorWrapper = VectorWrapper  # which takes no parameters in Gymnasium 1.2
+    _AnyVectorWrapper = VectorWrapper  # which takes no parameters in Gymnasium 1.2
+
+
+class RefinementVectorWrapper(_AnyVectorWrapper):
+    """A wrapper of a vector environment of this package, which says what libraries ask of that environment."""
+
+    @property
+    def autoreset_mode(self) -> AutoresetMode:
+        """When an environment begins its next episode."""
+        mode: AutoresetMode = self.env.metadata["autoreset_mode"]
+        return mode
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which actions are legal now, bool (N, n)."""
+        masks: NDArray[np.bool_] = self.env.unwrapped.action_masks()  # type: ignore[attr-defined]
+        return masks
+
 
 ENCODINGS = ("summary", "normalized", "one-hot")
 _SMALLEST_ERROR = 1e-8  # where the logarithms of errors end; that of the "log" reward
@@ -374,8 +395,18 @@ def check_same_step(envs: VectorEnv[Any, Any, Any]) -> None:
         )
 
 
-def _encoder_of(env: Any, encoding: str, history: int | None) -> ObservationEncoder:
-    """The encoder of an environment, single or vector, whose observation is still the dictionary."""
+def check_shows_dictionary(env: Any, instead: str | None = None) -> None:
+    """Raise ConfigurationError unless an environment is one of this package that still shows its own dictionary.
+
+    Args:
+        env: single or vector, wrapped or not.
+        instead: the wrapper for environments of its kind, where it is of the wrong one.
+    """
+    if instead is not None:
+        wanted, kind = ("vector", "single") if isinstance(env, gym.Env) else ("single", "vector")
+        raise ConfigurationError(
+            f"`env` must be a {wanted} environment, got {env}. Use {instead} for a {kind} environment."
+        )
     inner = env.unwrapped
     if not isinstance(getattr(inner, "config", None), SystemConfig):
         raise ConfigurationError(
@@ -386,10 +417,8 @@ def _encoder_of(env: Any, encoding: str, history: int | None) -> ObservationEnco
     if getattr(env, name) != getattr(inner, name):
         raise ConfigurationError(
             f"`env` must show the environment's own dictionary, got the observation {shown(getattr(env, name))}. "
-            "Put the encoding around the environment first, once, and what else changes observations around that."
+            "Put this around the environment first, once, and what changes observations around it."
         )
-    length = inner.settings.history_length
-    return ObservationEncoder(env.unwrapped.config, encoding, history=history, history_length=length)
 
 
 class EncodeObservation(
@@ -413,13 +442,11 @@ class EncodeObservation(
         self, env: gym.Env[dict[str, Any], Any], encoding: str = "summary", history: int | None = None
     ) -> None:
         given: Any = env
-        if isinstance(given, VectorEnv):
-            raise ConfigurationError(
-                f"`env` must be a single environment, got {env}. Use VectorEncodeObservation for a vector environment."
-            )
+        check_shows_dictionary(given, "VectorEncodeObservation" if isinstance(given, VectorEnv) else None)
         gym.utils.RecordConstructorArgs.__init__(self, encoding=encoding, history=history)
         super().__init__(env)
-        self.encoder = _encoder_of(env, encoding, history)
+        length = given.unwrapped.settings.history_length
+        self.encoder = ObservationEncoder(given.unwrapped.config, encoding, history=history, history_length=length)
         self.observation_space = self.encoder.space
 
     def observation(self, observation: dict[str, Any]) -> NDArray[np.float32]:
@@ -432,7 +459,7 @@ class EncodeObservation(
         return masks
 
 
-class VectorEncodeObservation(AnyVectorWrapper, metaclass=NamesAdapter):
+class VectorEncodeObservation(RefinementVectorWrapper, metaclass=NamesAdapter):
     """The vector environment with vectors as observations, those in ``infos["final_obs"]`` included.
 
     Args:
@@ -456,12 +483,10 @@ class VectorEncodeObservation(AnyVectorWrapper, metaclass=NamesAdapter):
         history: int | None = None,
     ) -> None:
         given: Any = env
-        if isinstance(given, gym.Env):
-            raise ConfigurationError(
-                f"`env` must be a vector environment, got {env}. Use EncodeObservation for a single environment."
-            )
+        check_shows_dictionary(given, "EncodeObservation" if isinstance(given, gym.Env) else None)
         super().__init__(env)
-        self.encoder = _encoder_of(env, encoding, history)
+        length = given.unwrapped.settings.history_length
+        self.encoder = ObservationEncoder(given.unwrapped.config, encoding, history=history, history_length=length)
         self.single_observation_space = self.encoder.space
         self.observation_space = spaces.Box(-1.0, 1.0, (self.num_envs, *self.encoder.space.shape), np.float32)
         self.observations: dict[str, Any] = {}
@@ -486,7 +511,108 @@ class VectorEncodeObservation(AnyVectorWrapper, metaclass=NamesAdapter):
                 final[i] = row
         return self.encoder.encode(self.observations), rewards, terminated, truncated, infos
 
+
+def _masked_space(space: spaces.Space[Any], num_actions: int, observation_key: str, mask_key: str) -> spaces.Dict:
+    return spaces.Dict({observation_key: space, mask_key: spaces.Box(0, 1, (num_actions,), np.int8)})
+
+
+class MaskedObservation(gym.Wrapper[dict[str, Any], Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """The single environment with the action mask in the observation, where many RL libraries look for it.
+
+    Args:
+        env: a :class:`refine_env.LatentRefinementEnv`, wrapped or not.
+        observation_key: of what is observed otherwise; RLlib wants ``"observations"``, Tianshou ``"obs"``.
+        mask_key: of the mask, int8 (n,); Tianshou wants ``"mask"``.
+    """
+
+    def __init__(
+        self, env: gym.Env[Any, Any], observation_key: str = "observations", mask_key: str = "action_mask"
+    ) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, observation_key=observation_key, mask_key=mask_key)
+        super().__init__(env)
+        self._keys = observation_key, mask_key
+        actions: Any = env.action_space
+        self.observation_space = _masked_space(env.observation_space, int(actions.n), *self._keys)
+
+    def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(self._keys, (observation, info["action_mask"].copy()), strict=True))
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._with_mask(observation, info), info
+
+    def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
+        """Act."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._with_mask(observation, info), reward, terminated, truncated, info
+
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions are legal now, bool (N, n)."""
-        masks: NDArray[np.bool_] = self.env.unwrapped.action_masks()  # type: ignore[attr-defined]
+        """Which actions are legal now, bool (n,)."""
+        masks: NDArray[np.bool_] = self.env.get_wrapper_attr("action_masks")()
         return masks
+
+
+class VectorMaskedObservation(RefinementVectorWrapper):
+    """The vector environment with the action masks in the observation, those in ``infos["final_obs"]`` included.
+
+    Args:
+        env: a :class:`refine_env.LatentRefinementVectorEnv`, wrapped or not.
+        observation_key, mask_key: see :class:`MaskedObservation`.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, NDArray[Any]],
+        observation_key: str = "observations",
+        mask_key: str = "action_mask",
+    ) -> None:
+        super().__init__(env)
+        self._keys = observation_key, mask_key
+        actions: Any = env.single_action_space
+        self.single_observation_space = _masked_space(env.single_observation_space, int(actions.n), *self._keys)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+
+    def _with_mask(self, observations: Any, masks: NDArray[np.int8]) -> dict[str, Any]:
+        return dict(zip(self._keys, (observations, masks.copy()), strict=True))
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start episodes."""
+        observations, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # a list, too
+        return self._with_mask(observations, self.action_masks().astype(np.int8)), infos
+
+    def step(self, actions: Any) -> tuple[dict[str, Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Act."""
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        for i in np.flatnonzero(infos.get("_final_obs", ())):
+            infos["final_obs"][i] = self._with_mask(infos["final_obs"][i], infos["final_info"]["action_mask"][i])
+        masks = self.action_masks().astype(np.int8)
+        return self._with_mask(observations, masks), rewards, terminated, truncated, infos
+
+
+class ArrayInfo(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """The single environment with arrays alone in ``info``: what is a number becomes one of shape ().
+
+    For libraries that read types off ``info``, as TorchRL's ``auto_register_info_dict`` does.
+
+    Args:
+        env: a :class:`refine_env.LatentRefinementEnv`, wrapped or not.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, {key: np.asarray(value) for key, value in info.items()}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Act."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, {key: np.asarray(value) for key, value in info.items()}

@@ -60,9 +60,11 @@ BASE = {
     "agents.evaluate": "--agents persistent-q3 --snr-db 9 --episodes 1 --cache tiny --bit-depths 3 --deadline 4 "
     "--workers 1 --no-figures --out {out}",
     "agents.figures": "tables --out {out}",
+    "agents.leaderboard": "--tasks paper-6dB --episodes 1 --out {out}",
     "agents.record": "--agent final-only --cache tiny --deadline 3 --decoder none --out {out}.png",
     "agents.report": "tables --out {out}.html",
     "agents.send": "--agent final-only --cache tiny --port 1 --timeout 0.01",
+    "train.diffusion.scene_sheet": "--out {out}.png --side 65",
     "train.diffusion.assess": "--model nowhere --prompts prompts.txt --sheet {out}.png --font nowhere",
     "train.diffusion.gallery": "--model nowhere --font nowhere --out {out}.npz",
     "train.diffusion.radiomap.assess": "--model nowhere --work nowhere --sheet {out}.png",
@@ -72,6 +74,8 @@ BASE = {
     "train.rl.export_minari": "{out}-v0 --agent final-only --cache tiny --episodes 1 --out datasets",
     "train.ldm": "--out {out} --work {out}-work --sheet {out}.png --trajectory-prompts {out}.txt --font nowhere",
     "train.ppo": _TRAIN,
+    "train.rl.out_of_the_box": "--out {out} --setups learning --snr-db 6 --seeds 1 --total-steps 1 --episodes 1 "
+    "--cache nowhere",
     "train.radiomap": "--stages data --scenes 1 --vae-scenes 1 --held-out 1 --out {out} --work {out}-work "
     "--sheet {out}.png",
     "train.rl.search": "--out {out} --trials 1 --total-steps 1 --eval-every 1 --eval-episodes 1 --rival nobody "
@@ -86,7 +90,9 @@ ENDS = {
     "train.diffusion.gallery": 2,
     "train.diffusion.radiomap.assess": 2,
     "train.diffusion.radiomap.experiments": 4,
+    "train.diffusion.scene_sheet": 2,
     "train.ldm": 3,
+    "train.rl.out_of_the_box": 3,
     "train.rl.search": 2,
     "train.rl.study": 2,
 }

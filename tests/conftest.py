@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,21 @@ import pytest
 from hypothesis import settings
 
 import refine_env
-from refine_env import NoiseSchedule, SystemConfig
+from refine_env import NoiseSchedule, SystemConfig, TrajectoryCache
 from refine_env._store import DIRECTORY_VARIABLE
 from refine_env.trajectories import generate_gaussian
+from refine_env.trajectories.workers import draw_shards
+from refine_env.trajectories.writer import CacheWriter
+from tests.browser import browser
+
+__all__ = ["browser"]
 
 PARTS = {
     "lpips": ("torchvision", "lpips"),
     "dask": ("distributed",),
     "ray": ("ray",),
+    "libraries": ("torchrl", "tianshou", "ray.rllib"),
+    "site": ("sphinx", "furo", "myst_nb", "sphinx_design", "sphinx_copybutton", "ipykernel", "diffusers"),
     "extras": (),
 }
 """Markers of the tests that run in an environment of their own, with the packages that each needs."""
@@ -37,6 +45,7 @@ settings.load_profile("refine-env")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a test that is skipped has failed")
+    parser.addoption("--site", metavar="DIR", help="a site that is built already, for tests/test_site.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -146,3 +155,39 @@ def make_env(gaussian_cache: Path) -> Callable[..., gym.Env[Any, Any]]:
         return gym.make(refine_env.ENV_ID, **{"cache": str(gaussian_cache), **kwargs})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def reuse_cache(gaussian_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last 20 steps of the ideal trajectories, as of a generation that starts at midpoints.
+
+    Beside each stands, as the x_0 of its full run, that of the next trajectory.
+    """
+    ordinary = TrajectoryCache.open(gaussian_cache)
+    step, count = 20, len(ordinary)
+    own = [ordinary.seed(index) for index in range(count)]
+    reuse = {
+        "mode": "switch",
+        "ratio": 0.6,
+        "num_steps": ordinary.num_steps,
+        "step": step,
+        "stage_one_model": None,
+        "with_full": True,
+        "prompt_source": None,
+        "sources": [{"prompt": "another", "seeds": [seed]} for seed in own],
+    }
+    recipe = replace(
+        ordinary.manifest.recipe, alpha_bar=tuple(ordinary.schedule.alpha_bar[: step + 1].tolist()), reuse=reuse
+    )
+    folder = tmp_path_factory.mktemp("caches") / "reuse"
+
+    def sample(start: int, stop: int, report: Callable[[float], None]) -> Iterator[Any]:
+        for index in range(start, stop):
+            full = ordinary.latents((index + 1) % count)[:1]
+            yield ordinary.latents(index)[None, : step + 1], ordinary.clean_estimates(index)[None, :step], full[None]
+
+    with CacheWriter(folder, recipe) as writer:
+        for summary in draw_shards(sample, writer.staging, recipe, writer.missing(), lambda done: None):
+            writer.add(summary)
+        writer.finish()
+    return folder

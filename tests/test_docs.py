@@ -293,7 +293,7 @@ class TestTablesOfNames:
             assert default == ("–" if value is None else json.dumps(value)), name
 
     def test_policies(self) -> None:
-        rows = rows_under((ROOT / "README.md").read_text(encoding="utf-8"), "## The policies")
+        rows = rows_under(_page("policies.md"), "## By name")
         at_one_depth = ("persistent-q", "final-q")  # the first and the last of them stand for all
         listed = {name for name in names_in(rows) if not name.startswith(at_one_depth)}
         assert listed == {name for name in agents.names() if not name.startswith(at_one_depth)} | {
@@ -310,9 +310,9 @@ class TestTablesOfNames:
 
     def test_extras(self) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        assert set(names_in(rows_under(readme, "## Installation"))) == set(project["optional-dependencies"])
-        core = re.search(r"the core needs (.*?) for its command line", readme, flags=re.DOTALL)
+        page = _page("get-started.md")
+        assert set(names_in(rows_under(page, "## Installation"))) == set(project["optional-dependencies"])
+        core = re.search(r"The core needs (.*?) for its command line", page, flags=re.DOTALL)
         assert core is not None
         assert {re.split("[<>=]", line)[0] for line in project["dependencies"]} == {
             word.lower() for word in re.findall(r"\w+", core[1])

@@ -462,7 +462,7 @@ BAD_KWARGS: list[tuple[dict[str, Any], str]] = [
     ({"link": {"subchannels": 60}}, "`link` must be an object with keys among .*, num_subchannels"),
     ({"link": {"uplink_bits": 0.0}}, "`uplink_bits` must be > 0"),
     ({"render_mode": "human3d"}, "`render_mode` must be one of 'ansi', 'human', 'rgb_array' or None"),
-    ({"snr": 6.0}, "Environment arguments must be among .*got snr"),
+    ({"snr": 6.0}, "Environment arguments must be among .*got an unexpected keyword argument 'snr'"),
     ({"cache": 3}, "`cache` must be a cache's name or folder, got 3"),
 ]
 

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refine_env import ConfigurationError, MissingExtraError
+from refine_env import ConfigurationError, MissingExtraError, radiomap
 from refine_env.metrics import (
     LPIPS,
     MAX_PSNR_DB,
     GlyphTask,
+    MapTask,
     MissingWeightsError,
+    best_transmitter_agreement,
+    coverage_iou,
     mean_square_error,
     psnr,
     shrink,
@@ -290,3 +293,49 @@ def test_what_is_no_gallery(tmp_path: Path) -> None:
     for path in (text, pickled, write_gallery(tmp_path / "short.npz", ["ink"])):
         with pytest.raises(ConfigurationError, match="`gallery` must hold thumbnails, prompts and groups, got"):
             GlyphTask(path)
+
+
+def gray_map(*rows: list[float]) -> np.ndarray[Any, Any]:
+    """One map (1, height, width, 3)."""
+    return np.repeat(np.array(rows, dtype=np.float32)[None, ..., None], 3, axis=3)
+
+
+class TestMaps:
+    def test_coverage_is_intersection_over_union(self) -> None:
+        """Both at three pixels, at two of them together; a pixel at the threshold is covered."""
+        reference, image = gray_map([0.5, 0.9, 0.3], [0.0, 0.1, 0.2]), gray_map([0.5, 0.2, 0.9], [0.0, 0.6, 0.2])
+        assert coverage_iou(reference, image, 0.3) == pytest.approx([2 / 4])
+        assert coverage_iou(reference, reference, 0.3) == pytest.approx([1.0])
+        assert coverage_iou(reference, 0 * image, 0.3) == pytest.approx([0.0])
+        assert coverage_iou(0 * reference, 0 * image, 0.3) == pytest.approx([1.0])  # nobody is covered, and both say so
+        both = [np.concatenate(pair) for pair in ((reference, reference), (image, reference))]
+        assert coverage_iou(*both, 0.3) == pytest.approx([0.5, 1.0])
+
+    def test_the_better_of_two_transmitters(self) -> None:
+        """Of four pixels one is covered by neither; at one of the three others the wrong one is thought the better."""
+        reference, other = gray_map([0.5, 0.4, 0.1, 0.0]), gray_map([0.2, 0.6, 0.0, 0.9])
+        image = gray_map([0.1, 0.5, 0.9, 0.0])
+        assert best_transmitter_agreement(reference, reference, other, 0.3) == pytest.approx([1.0])
+        assert best_transmitter_agreement(reference, image, other, 0.3) == pytest.approx([2 / 3])
+        assert best_transmitter_agreement(0 * reference, image, 0 * other, 0.3) == pytest.approx([1.0])
+
+    def test_the_task_has_the_scores_that_it_can_have(self) -> None:
+        task = MapTask(radiomap.SCALE)
+        assert (task.coverage_dbm, task.threshold) == (-94.0, pytest.approx(0.3))
+        image = gray_map([0.3, 0.29])
+        assert list(task(image, image)) == ["task_coverage"]
+        scores = task(image, image, others=0 * image, truth=np.full((1, 1, 2, 3), 255, np.uint8))
+        assert {name: values.tolist() for name, values in scores.items()} == {
+            "task_coverage": [1.0],
+            "task_transmitter": [1.0],
+            "task_truth": [0.5],
+        }
+
+    @pytest.mark.parametrize("coverage_dbm", [-124.0, 0.0, float("nan")])
+    def test_a_threshold_beyond_the_scale(self, coverage_dbm: float) -> None:
+        with pytest.raises(ConfigurationError, match="`coverage_dbm` must be between -124 and -24, the ends of the sc"):
+            MapTask(radiomap.SCALE, coverage_dbm)
+
+    def test_maps_of_other_shapes(self) -> None:
+        with pytest.raises(ConfigurationError, match="`images` must have the shape of `reference`"):
+            coverage_iou(gray_map([0.1]), gray_map([0.1, 0.2]), 0.3)

@@ -1,4 +1,4 @@
-"""The wheel holds the package with its default cache and its model, and nothing else."""
+"""The wheel holds the package with its caches and its models, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import refine_env
+from refine_env.trajectories.pipeline import BUNDLED_MODELS
 from tests.floors import floors
 
 ROOT = Path(__file__).parents[1]
@@ -35,13 +36,16 @@ def test_contents(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     assert {name.split("/")[0] for name in names} == {"refine_env", f"refine_env-{refine_env.__version__}.dist-info"}
     assert "refine_env/py.typed" in names
-    assert "refine_env/cached_trajectories/default/manifest.json" in names
-    assert "refine_env/models/emoji/model_index.json" in names
+    for model in BUNDLED_MODELS:
+        assert f"refine_env/models/{model}/model_index.json" in names
+    assert "refine_env/models/radiomap/map.json" in names
     assert "refine_env/models/emoji-glyphs.npz" in names
-    shards = [path.name for path in (ROOT / "cached_trajectories" / "default").glob("*.safetensors")]
-    assert shards
-    for shard in shards:
-        assert f"refine_env/cached_trajectories/default/{shard}" in names
+    for cache, most in (("default", 28), ("radiomap", 16)):
+        files = [path for path in (ROOT / "cached_trajectories" / cache).iterdir() if path.suffix != ".partial"]
+        assert len(files) > 2
+        for file in files:
+            assert f"refine_env/cached_trajectories/{cache}/{file.name}" in names
+        assert sum(file.stat().st_size for file in files) < most * 1e6
 
 
 CORE = {"numpy", "scipy", "gymnasium", "numba", "platformdirs", "safetensors", "typer", "rich", "tqdm"}
@@ -56,7 +60,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert names == CORE
     assert set(metadata.get_all("Provides-Extra") or []) == {
         "train", "entropy", "generate", "dask", "ray", "images", "ldm", "perceptual", "plot", "render", "report",
-        "test", "all",
+        "docs", "test", "all",
     }  # fmt: skip
 
 

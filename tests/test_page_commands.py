@@ -23,13 +23,14 @@ from refine_env.cli import app as refine_env_app
 from tests.test_docs import PAGES, ROOT, blocks, without_blocks
 
 # Not ours: nothing is checked but the extras that are installed.
-FOREIGN = ("apt", "build", "dask", "hf", "pip", "pytest", "ulimit", "venv")
+FOREIGN = ("apt", "build", "dask", "hf", "pip", "pytest", "sphinx", "ulimit", "venv")
 # Read, and not run, with the reason. What stands here is the beginning of a command.
 ONLY_READ = {
     "agents.benchmark": "minutes of an idle machine; tests/agents/test_benchmark.py runs it small",
     "refine-env decoder": "writes into a cache's manifest; tests/trajectories/test_denoising.py runs it",
     "agents.evaluate --study assumptions": "minutes of generation; tests/agents/studies/test_assumptions.py",
     "agents.evaluate --study sensitivity": "27 systems; tests/agents/studies/test_sensitivity.py runs eight",
+    "agents.evaluate --study coverage": "minutes; tests/agents/test_radio_maps.py runs a small one",
     "agents.evaluate --study sequential": "20 minutes of generation; tests/agents/studies/test_sequential.py",
     "refine-env generate diffusers --model stable-diffusion-v1-5": "gigabytes of weights; see test_sd15.py",
     "refine-env generate diffusers --model emoji --reuse-ratio": "prompts in pairs; tests/trajectories/test_reuse.py",
@@ -41,13 +42,14 @@ ONLY_READ = {
     "train.diffusion.assess": "writes into the bundled model's folder; tests/train/diffusion runs it elsewhere",
     "train.diffusion.gallery": "needs the font; tests/train/diffusion/test_gallery.py writes one",
     "train.ldm": "hours; tests/train/diffusion/test_ldm.py trains a small one",
+    "train.rl.out_of_the_box": "an hour; tests/train/rl/test_out_of_the_box.py runs a small one",
+    "train.diffusion.scene_sheet": "compiles the kernels; tests/train/diffusion/test_scenes.py draws one",
+    "train.diffusion.reuse": "twenty minutes of generation; tests/train/diffusion/test_reuse.py runs a small one",
     "refine-env generate diffusers --model radiomap": "a minute; see tests/trajectories/test_conditions.py",
     "train.diffusion.radiomap.assess": "writes into the bundled model's folder; see test_radiomap.py",
     "train.diffusion.radiomap.experiments": "hours; tests/train/diffusion/test_radiomap_experiments.py",
     "train.diffusion.radiomap.scene_file": "compiles the kernels; see test_radiomap.py",
-    "train.diffusion.reuse": "twenty minutes of generation; tests/train/diffusion/test_reuse.py runs a small one",
     "train.radiomap": "hours; tests/train/diffusion/test_radiomap.py trains a small one",
-    "train.diffusion.scene_sheet": "compiles the kernels; tests/train/diffusion/test_scenes.py draws one",
     "train.rl.search": "hours; tests/train/rl/test_search.py runs a small one",
     "train.rl.study": "an hour; tests/train/rl/test_study.py runs a small one",
 }
@@ -56,8 +58,10 @@ SMALL = {
     "agents.distortion": "--trajectories 2 --no-images",
     "agents.evaluate": "--episodes 2 --snr-db 12",
     "agents.evaluate --study": "--episodes 2 --snr-db 12 --deadline 4",
+    "agents.evaluate --study reuse": "--episodes 2 --snr-db 12 --deadline 4 --reuse-ratios 0.94 --target-mse 0.5",
     "agents.evaluate --images": "--episodes 2 --snr-db 12 --image-episodes 1 --agents persistent-q3",
     "agents.figures": "",
+    "agents.leaderboard": "--tasks paper-6dB --episodes 2",
     "agents.record": "--deadline 3 --slot 2 --decoder none",
     "agents.report": "",
     "agents.send": "",

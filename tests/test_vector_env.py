@@ -48,7 +48,15 @@ def sync_env(cache: Path, num_envs: int, mode: str, **kwargs: Any) -> SyncVector
     return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode(mode))
 
 
-@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def step_all(env: Any, actions: Any, mode: str) -> list[Any]:
+    """What a step returns, and in the mode ``Disabled`` what the reset of those that ended returns."""
+    told = [env.step(actions)]
+    if mode == "Disabled" and told[0][2].any():
+        told.append(env.reset(options={"reset_mask": told[0][2].copy()}))
+    return told
+
+
+@pytest.mark.parametrize("mode", [mode.value for mode in AutoresetMode])
 @pytest.mark.parametrize("num_envs", [1, 2, 7, 64])
 @pytest.mark.parametrize(
     "kwargs",
@@ -68,17 +76,17 @@ def test_equals_sync_vector_env(gaussian_cache: Path, num_envs: int, mode: str, 
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
     assert ours.single_observation_space == theirs.single_observation_space
-    assert ours.metadata["autoreset_mode"] == theirs.metadata["autoreset_mode"]
+    assert ours.metadata["autoreset_mode"] == theirs.metadata["autoreset_mode"] == ours.autoreset_mode
     rng = np.random.default_rng(num_envs)
     assert_equal(ours.reset(seed=123), theirs.reset(seed=123))
     assert ours.np_random_seed == theirs.np_random_seed
     ends = 0
     for step in range(150):  # more than two episodes
         actions = rng.integers(6, size=num_envs)
-        a, b = ours.step(actions), theirs.step(actions)
-        assert_equal(a, b, f"step {step}")
-        assert a[0] in ours.observation_space
-        ends += int(a[2].sum())
+        a, b = step_all(ours, actions, mode), step_all(theirs, actions, mode)
+        assert_equal(tuple(a), tuple(b), f"step {step}")
+        assert a[0][0] in ours.observation_space
+        ends += int(a[0][2].sum())
     assert ends >= 2 * num_envs
     assert_equal(ours.reset(), theirs.reset())  # the generators have run alike
     seeds = list(range(50, 50 + num_envs))
@@ -124,6 +132,19 @@ def test_partial_reset_equals_sync_vector_env(gaussian_cache: Path, mode: str) -
     assert_equal(a, b)
     for _ in range(70):
         assert_equal(ours.step(actions), theirs.step(actions))
+
+
+def test_without_autoreset_an_episode_that_is_over_waits(gaussian_cache: Path) -> None:
+    env = LatentRefinementVectorEnv(2, cache=str(gaussian_cache), autoreset_mode="Disabled")
+    env.reset(seed=0)
+    for _ in range(60):
+        _, _, terminated, _, _ = env.step(np.zeros(2, dtype=int))
+    assert terminated.all()
+    env.reset(options={"reset_mask": np.array([True, False])})
+    with pytest.raises(ResetNeeded, match=r"got finished ones in the environments \[1\]. Call reset\(options="):
+        env.step(np.zeros(2, dtype=int))
+    env.reset(options={"reset_mask": np.array([False, True])})
+    env.step(np.zeros(2, dtype=int))
 
 
 def test_every_episode_must_have_begun(gaussian_cache: Path) -> None:
@@ -263,8 +284,8 @@ def test_it_does_not_go_on_with_what_is_no_episode(gaussian_cache: Path) -> None
 def test_bad_calls(gaussian_cache: Path) -> None:
     with pytest.raises(ConfigurationError, match="`num_envs` must be an integer >= 1, got 0"):
         LatentRefinementVectorEnv(0, cache=str(gaussian_cache))
-    with pytest.raises(ConfigurationError, match="`autoreset_mode` must be one of 'NextStep', 'SameStep'"):
-        LatentRefinementVectorEnv(1, cache=str(gaussian_cache), autoreset_mode="Disabled")
+    with pytest.raises(ConfigurationError, match="`autoreset_mode` must be one of 'NextStep', 'SameStep', 'Disabled'"):
+        LatentRefinementVectorEnv(1, cache=str(gaussian_cache), autoreset_mode="Never")
     env = LatentRefinementVectorEnv(2, cache=str(gaussian_cache))
     with pytest.raises(ResetNeeded, match="All episodes must have begun to step"):
         env.step(np.zeros(2, dtype=int))

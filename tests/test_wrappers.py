@@ -16,7 +16,15 @@ from scipy import optimize, special
 import refine_env
 from refine_env import ConfigurationError
 from refine_env.coding import base_distortion
-from refine_env.wrappers import ENCODINGS, EncodeObservation, ObservationEncoder, VectorEncodeObservation
+from refine_env.wrappers import (
+    ENCODINGS,
+    ArrayInfo,
+    EncodeObservation,
+    MaskedObservation,
+    ObservationEncoder,
+    VectorEncodeObservation,
+    VectorMaskedObservation,
+)
 from tests.model import plain_rules
 
 VARIANTS = [(encoding, history) for encoding in ENCODINGS for history in (None, 0, 5)]
@@ -310,3 +318,52 @@ def test_what_leaves_the_dictionary_may_be_inside(kwargs: dict[str, Any]) -> Non
     assert env.reset(seed=0)[0] in env.observation_space
     envs = VectorEncodeObservation(gym.wrappers.vector.RecordEpisodeStatistics(a_vector(kwargs)))
     assert envs.reset(seed=0)[0] in envs.observation_space
+
+
+# --- Masks in the observation, arrays in the info ---------------------------------------------------
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_the_mask_is_in_the_observation(kwargs: dict[str, Any], mode: str, encoded: bool) -> None:
+    """Of the single and of the vector environment, the last observation of an episode included."""
+    single: Any = a_single(kwargs)
+    vector: Any = a_vector(kwargs, autoreset_mode=mode)
+    if encoded:
+        single, vector = EncodeObservation(single), VectorEncodeObservation(vector)
+    single = MaskedObservation(single, "obs", "mask")
+    vector = VectorMaskedObservation(vector, "obs", "mask")
+    assert vector.autoreset_mode.value == mode
+    assert vector.single_observation_space == single.observation_space
+    observations, infos = vector.reset(seed=[4, 5])
+    observation, info = single.reset(seed=4)
+    terminated = False
+    while not terminated:
+        assert observation in single.observation_space
+        assert observations in vector.observation_space
+        assert np.array_equal(observation["mask"], info["action_mask"])
+        assert np.array_equal(observation["mask"] == 1, single.action_masks())
+        assert np.array_equal(observations["mask"], infos["action_mask"])
+        assert np.array_equal(observations["mask"][0], observation["mask"])
+        action = int(np.flatnonzero(info["action_mask"])[-1])
+        observation, _, terminated, _, info = single.step(action)
+        observations, _, ended, _, infos = vector.step(np.array([action, 0]))
+    assert ended[0]
+    last = infos["final_obs"][0] if mode == "SameStep" else {"mask": observations["mask"][0]}
+    assert np.array_equal(last["mask"], observation["mask"])
+    if mode == "Disabled":  # who is not reset keeps its mask, though infos are empty there
+        mask = vector.action_masks()[1]
+        observations, infos = vector.reset(options={"reset_mask": np.array([True, False])})
+        assert np.array_equal(observations["mask"][1] == 1, mask)
+
+
+def test_info_of_arrays_alone(kwargs: dict[str, Any]) -> None:
+    plain, arrays = a_single(kwargs), ArrayInfo(a_single(kwargs))
+    for (_, told), (_, expected) in [(arrays.reset(seed=1), plain.reset(seed=1))]:
+        assert all(isinstance(value, np.ndarray) for value in told.values())
+        assert {key: value.tolist() for key, value in told.items()} == {
+            key: np.asarray(value).tolist() for key, value in expected.items()
+        }
+    _, _, _, _, told = arrays.step(0)
+    assert told["illegal_action"].dtype == np.bool_
+    assert told["latent_mse"].dtype == np.float64

@@ -8,8 +8,18 @@ from typing import Any
 from agents.figures.style import NOTE_COLOR
 from refine_env._files import replacing
 from refine_env.errors import import_extra
+from refine_env.radiomap import COVERAGE_DBM, QUANTITY, PowerScale, color_bar
 
-__all__ = ["SNR_LABEL", "add_grid", "add_legend_above", "add_note", "legend_entries", "new_figure", "save_figure"]
+__all__ = [
+    "SNR_LABEL",
+    "add_grid",
+    "add_legend_above",
+    "add_note",
+    "add_power_bar",
+    "legend_entries",
+    "new_figure",
+    "save_figure",
+]
 
 SNR_LABEL = "mean SNR per subchannel [dB]"
 
@@ -62,3 +72,22 @@ def legend_entries(axes: Any) -> tuple[list[Any], list[str]]:
 def add_legend_above(figure: Any, axes: Any) -> None:
     """Add the legend of one of the panels above all of them."""
     figure.legend(*legend_entries(axes), fontsize=8, loc="outside upper center", ncols=4, frameon=False)
+
+
+def add_power_bar(figure: Any, panels: Any, scale: PowerScale, **options: Any) -> None:
+    """Add the color scale of radio maps beside panels, with the threshold of coverage marked.
+
+    Args:
+        figure: the figure.
+        panels: its panels with maps, an array.
+        scale: of the maps.
+        options: of matplotlib's ``Figure.colorbar``.
+    """
+    colors = import_extra("matplotlib.colors", "plot")
+    cm = import_extra("matplotlib.cm", "plot")
+    table = colors.ListedColormap(color_bar()[:, 0])
+    maps = cm.ScalarMappable(colors.Normalize(*scale), table)
+    bar = figure.colorbar(maps, ax=panels, **{"fraction": 0.03, "aspect": 40, **options})
+    bar.set_label(f"{QUANTITY} [dBm]; buildings gray", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.axhline(COVERAGE_DBM, color="white", linewidth=1.0)

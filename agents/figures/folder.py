@@ -9,20 +9,24 @@ from typing import Annotated
 import typer
 
 from agents.figures.assumptions import draw_assumptions
+from agents.figures.coverage import draw_coverage
 from agents.figures.curves import draw_fig3a, draw_fig3b
 from agents.figures.decoder import draw_decoder
 from agents.figures.distortion import draw_fig2a, draw_fig2b
 from agents.figures.images import draw_strip
 from agents.figures.ladder import draw_ladder
+from agents.figures.reuse import draw_reuse
 from agents.figures.scores import draw_scores
 from agents.figures.sensitivity import draw_sensitivity
 from agents.figures.sequential import draw_sequential
 from agents.figures.timeline import draw_timeline
 from agents.studies.assumptions import read_assumptions
+from agents.studies.coverage import read_coverage
 from agents.studies.decoder import read_decoder
 from agents.studies.distortion import DIFFUSION_COLUMNS, QUANTIZATION_COLUMNS, read_distortion_table
 from agents.studies.images import read_tiles
 from agents.studies.ladder import read_ladder
+from agents.studies.reuse import read_reuse
 from agents.studies.scores import read_scores
 from agents.studies.sensitivity import read_sensitivity
 from agents.studies.sequential import read_sequential
@@ -50,7 +54,8 @@ def draw_images(folder: Path, out: Path, episode: int = 0) -> list[Path]:
                 "python -m agents.evaluate --images --lpips-weights FILE"
             )
     if (folder / "images.npz").is_file():
-        written += draw_strip(*read_tiles(folder / "images.npz", episode), out)
+        tiles, clean, prompt, scale = read_tiles(folder / "images.npz", episode)
+        written += draw_strip(tiles, clean, prompt, out, scale)
     return written
 
 
@@ -60,6 +65,8 @@ _STUDIES: dict[str, Callable[[Path, Path], list[Path]]] = {
     "chains.csv": lambda folder, out: draw_assumptions(read_assumptions(folder), out),
     "sensitivity.csv": lambda folder, out: draw_sensitivity(read_sensitivity(folder)[0], out),
     "sequential.csv": lambda folder, out: draw_sequential(read_sequential(folder)[0], out),
+    "reuse.csv": lambda folder, out: draw_reuse(read_reuse(folder), out),
+    "coverage.csv": lambda folder, out: draw_coverage(*read_coverage(folder), out),
     "agreement.csv": lambda folder, out: draw_scores(*read_scores(folder), out),
     "messages.csv": lambda folder, out: draw_timeline(read_timelines(folder), out),
 }

@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.figures.canvas import new_figure, save_figure
+from agents.figures.canvas import add_power_bar, new_figure, save_figure
 from agents.figures.style import rows_by_policy, styles_by_policy
 from refine_env.evaluation import Table
+from refine_env.radiomap import PowerScale
 
 __all__ = ["draw_strip"]
 
 
-def draw_strip(tiles: Table, clean: NDArray[np.uint8], prompt: str, out: Path) -> list[Path]:
+def draw_strip(
+    tiles: Table, clean: NDArray[np.uint8], prompt: str, out: Path, scale: PowerScale | None = None
+) -> list[Path]:
     """What each policy shows at the deadline, by SNR, in one episode.
 
     Args:
@@ -23,6 +26,7 @@ def draw_strip(tiles: Table, clean: NDArray[np.uint8], prompt: str, out: Path) -
         clean: image of x_0, uint8 (height, width, 3).
         prompt: prompt of the trajectory; may be empty.
         out: folder for ``strip.png`` and ``strip.pdf``, which are returned.
+        scale: what the colors of the images stand for, where they are radio maps.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
@@ -31,7 +35,7 @@ def draw_strip(tiles: Table, clean: NDArray[np.uint8], prompt: str, out: Path) -
     styles = styles_by_policy(policies)
     snrs = sorted({row["snr_db"] for row in tiles})
     figure, grid = new_figure(
-        1.6 + 0.75 * (len(snrs) + 1),
+        1.6 + 0.75 * (len(snrs) + 1) + (0.9 if scale is not None else 0.0),
         0.7 + 0.78 * len(policies),
         len(policies),
         len(snrs) + 2,
@@ -53,4 +57,6 @@ def draw_strip(tiles: Table, clean: NDArray[np.uint8], prompt: str, out: Path) -
         axes.set_title(title, fontsize=8)
     if prompt:
         figure.suptitle(f"“{prompt}”", fontsize=9)
+    if scale is not None:
+        add_power_bar(figure, grid, scale)
     return save_figure(figure, out, "strip")

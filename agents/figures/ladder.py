@@ -25,8 +25,8 @@ def draw_ladder(cells: Table, totals: Table, folder: Path) -> list[Path]:
     """``ladder.png`` and ``.pdf``: every rung's gain with its interval and bound, and MSE against SNR of the main ones.
 
     Args:
-        cells: rows of :data:`LADDER_COLUMNS`.
-        totals: rows of :data:`RUNG_COLUMNS`.
+        cells: rows of :data:`agents.studies.ladder.LADDER_COLUMNS`.
+        totals: rows of :data:`agents.studies.ladder.RUNG_COLUMNS`.
         folder: folder for the files, which are returned.
 
     Raises:

@@ -20,10 +20,14 @@ _STYLES = {
     "lpips": (PURPLE, "v"),
     "task_glyph": (GREEN, "D"),
     "task_group": (ORANGE, "P"),
+    "task_coverage": (GREEN, "D"),
+    "task_transmitter": (ORANGE, "P"),
+    "task_truth": (BLACK, "X"),
 }
 _PANELS = {
     "anytime_mse": "anytime MSE: mean over the slots",
     "task_glyph": "share of devices whose glyph is recognized",
+    "task_coverage": "coverage: intersection over union",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.figures.canvas import new_figure, save_figure
+from agents.figures.canvas import add_power_bar, new_figure, save_figure
 from agents.figures.style import BLUE, GRAY, NOTE_COLOR, ORANGE, SKY_BLUE, VERMILION
 from agents.studies.timeline import Timeline
 from refine_env.errors import import_extra
@@ -66,6 +66,8 @@ def draw_timeline(timelines: Sequence[Timeline], out: Path) -> list[Path]:
         axes.axvline(deadline, color=VERMILION, linewidth=1.4, zorder=1)
         axes.spines[["top", "right"]].set_visible(False)
     below.set_xlim(-0.02 * deadline, 1.13 * deadline)
+    if timelines[0].scale is not None:
+        add_power_bar(figure, panels, timelines[0].scale)
     return save_figure(figure, out, "fig1")
 
 

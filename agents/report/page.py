@@ -188,6 +188,7 @@ def command_of(run: Mapping[str, Any]) -> str:
         run: as :func:`read_run` gives it.
     """
     kwargs, images, decoder = run["env_kwargs"], run.get("images"), run.get("device_decoder") or {}
+    start = kwargs.get("warm_start") or {}
     options = {
         "--agents": ",".join(map(str, run["agents"])),
         "--snr-db": ",".join(str(snr_db).removesuffix(".0") for snr_db in run["snr_db"]),
@@ -204,6 +205,8 @@ def command_of(run: Mapping[str, Any]) -> str:
         "--model": decoder.get("model"),
         "--device": decoder.get("device"),
         "--target-mse": run.get("target_mse"),
+        "--warm-start": f"{start.get('step')}{',shared' if start.get('shared') else ''}" if start else None,
+        "--name-bits": start.get("name_bits"),
     }
     if images:
         options |= {
@@ -242,6 +245,9 @@ def _terms(
         if isinstance(schedule, dict) and "alpha_bar" in schedule
         else None,
         "deadline T_d [slots]": kwargs.get("deadline"),
+        "generation starts from": f"x_{start.get('step')}{', which the device has, too' if start.get('shared') else ''}"
+        if (start := system.get("warm_start"))
+        else None,
         "bit depths": ", ".join(map(str, kwargs.get("bit_depths") or [])) or None,
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
     }

@@ -20,6 +20,8 @@ from agents.studies.images import Decoder, decode
 from refine_env import CacheError, ConfigurationError, TrajectoryCache
 from refine_env.errors import import_extra
 from refine_env.evaluation import Table
+from refine_env.radiomap import color_bar
+from refine_env.render.decoder import pictures_of, scale_of
 
 __all__ = ["choose_episodes", "make_player"]
 
@@ -109,8 +111,8 @@ def make_player(
         entries[_key(choice)] = {
             "title": f"{label} at {row['snr_db']:g} dB: episode {row['episode']}, seed {row['seed']}, "
             f"trajectory {row['trajectory']}{of_prompt}",
-            "data": _draw_episode(trace, cache.num_steps, floor).to_plotly_json()["data"],
-            "slots": [_describe(slot, len(trace), cache.num_steps) for slot in trace],
+            "data": _draw_episode(trace, cache.payload_schedule.num_steps, floor).to_plotly_json()["data"],
+            "slots": [_describe(slot, len(trace), cache.payload_schedule.num_steps) for slot in trace],
         }
     pictures: list[str] = []
     each = 0
@@ -121,13 +123,14 @@ def make_player(
     deadline = len(traces[0])
     most_chosen = max(len(numbers) for numbers in chosen.values())
     return {
-        "layout": _player_layout(deadline, cache.num_steps, floor, max(values)),
+        "layout": _player_layout(deadline, cache.payload_schedule.num_steps, floor, max(values)),
         "frames": [
             {"name": str(slot), "layout": {"shapes": _now_and_later(slot, deadline)}} for slot in range(1, deadline + 1)
         ],
         "episodes": entries,
         "pictures": pictures,
         "pictures_each": each,
+        "scale": _describe_scale(decoder),
         "first": {"snr": snrs.index(default_snr(snrs)), "slot": deadline},
         "choices": {
             "agent": {
@@ -336,31 +339,44 @@ def _add_pictures(
     ends = {key: [slot["slot"] for slot in trace if slot["delivered"]] for key, trace in traces.items()}
     each = _limit([len(slots) for slots in ends.values()])
     latents: list[NDArray[np.float32]] = []
-    position: dict[bytes, int] = {}
+    shown: list[int] = []
+    position: dict[tuple[int, bytes], int] = {}
 
-    def add(latent: NDArray[Any]) -> int:
+    def add(latent: NDArray[Any], trajectory: int) -> int:
         values = latent.astype(np.float32).reshape(cache.latent_shape)
-        key = values.tobytes()
+        key = trajectory, values.tobytes()
         if key not in position:
             position[key] = len(latents)
             latents.append(values)
+            shown.append(trajectory)
         return position[key]
 
     for key, trace in traces.items():
-        source = cache.latents(trace[0]["trajectory"])
-        entries[key]["clean"] = add(source[0])
+        trajectory = trace[0]["trajectory"]
+        source = cache.payload(trajectory, "latent")
+        entries[key]["clean"] = add(source[0], trajectory)
         slots = ends[key]
         kept = {slots[k] for k in np.linspace(len(slots) - 1, 0, min(each, len(slots))).round().astype(int)}
         first = trace[0]["device_step"]  # no prompt and message are through in one slot
-        start = "noise" if first == cache.num_steps else "midpoint"
-        picture = [add(source[first]), f"the {start} that both ends share"]
+        start = "noise" if first == cache.payload_schedule.num_steps else "midpoint"
+        picture = [add(source[first], trajectory), f"the {start} that both ends share"]
         entries[key]["pictures"] = []
         for slot in trace:
             if slot["slot"] in kept:
-                held = _describe_latent(slot["device_step"], slot["device_bits"], cache.num_steps)
-                picture = [add(slot["latent"]), f"{held}, delivered in slot {slot['slot']}"]
+                held = _describe_latent(slot["device_step"], slot["device_bits"], cache.payload_schedule.num_steps)
+                picture = [add(slot["latent"], trajectory), f"{held}, delivered in slot {slot['slot']}"]
             entries[key]["pictures"].append(picture)
-    return [_data_uri(image) for image in decode(decoder, np.stack(latents))], each
+    pictures = pictures_of(decode(decoder, np.stack(latents)), decoder, cache, shown)
+    return [_data_uri(picture) for picture in pictures], each
+
+
+def _describe_scale(decoder: Decoder | None) -> dict[str, Any] | None:
+    """The color scale of radio maps, its picture from the least power up; None where the images are none."""
+    scale = scale_of(decoder)
+    if scale is None:
+        return None
+    bar = np.repeat(color_bar()[::4].swapaxes(0, 1), 4, axis=0)
+    return {"bar": _data_uri(bar), "least": f"{scale.black_dbm:g}", "most": f"{scale.white_dbm:g}"}
 
 
 def _limit(deliveries: Sequence[int]) -> int:

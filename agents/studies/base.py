@@ -51,6 +51,8 @@ class Request:
         env_kwargs: environment arguments; those of a policy come on top.
         out: folder for the tables, which exists.
         workers: threads for the deliveries, see :func:`refine_env.evaluation.roll_out_many`.
+        target_mse: latent MSE that is to be reached, in studies that ask for one; None: the study's own.
+        reuse_ratios: ratios of reuse, likewise.
     """
 
     snrs_db: tuple[float, ...]
@@ -59,6 +61,8 @@ class Request:
     env_kwargs: Mapping[str, Any]
     out: Path
     workers: int = 1
+    target_mse: float | None = None
+    reuse_ratios: tuple[float, ...] | None = None
 
     def roll_out(
         self, entries: Sequence[Entry], progress: Callable[[int], None] | None = None, score: Score | None = None
@@ -88,6 +92,7 @@ class Study(NamedTuple):
         run: plays it, writes its tables and prints what they say; gives the files and what describes the run beside
             the request, JSON values.
         has_figure: whether :mod:`agents.figures` draws its tables.
+        takes: options of the command that it takes, of those that the others do not.
     """
 
     name: str
@@ -96,3 +101,4 @@ class Study(NamedTuple):
     episodes: int
     run: Callable[[Request], tuple[list[Path], dict[str, Any]]]
     has_figure: bool = True
+    takes: tuple[str, ...] = ()

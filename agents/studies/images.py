@@ -1,4 +1,4 @@
-"""Decoded images of an evaluation: scored against the clean sample's, and kept, as tiles, for a figure."""
+"""Decoded images of an evaluation: scored against the clean sample's, and kept, as they are shown, for a figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from refine_env import ConfigurationError, MissingExtraError, TrajectoryCache
 from refine_env._validation import check_choice, check_integer
 from refine_env.errors import import_extra
 from refine_env.evaluation import IMAGE_COLUMNS, Table, write_atomically
-from refine_env.metrics import LPIPS, METRICS, GlyphTask, MissingWeightsError, psnr, ssim
+from refine_env.metrics import LPIPS, METRICS, GlyphTask, MapTask, MissingWeightsError, psnr, ssim
+from refine_env.radiomap import PowerScale, other_transmitters
+from refine_env.render.decoder import pictures_of, scale_of
 from refine_env.trajectories.pipeline import LatentDecoder, open_recorded
 
 __all__ = [
@@ -29,14 +31,16 @@ __all__ = [
     "open_decoder",
     "open_metrics",
     "read_tiles",
+    "scale_arrays",
+    "scale_in",
     "to_tile",
 ]
 
 Decoder = Callable[[ArrayLike], NDArray[np.float32]]
 """Latents (N, C, H, W) to images (N, height, width, 3) in [0, 1]."""
 
-Metric = Callable[[ArrayLike, ArrayLike], NDArray[np.float64]]
-"""References and images (N, height, width, 3) to values (N,), or (N, k) where they fill k columns."""
+Metric = Callable[[ArrayLike, ArrayLike], NDArray[np.float64]] | MapTask
+"""References and images (N, height, width, 3) to values (N,), or (N, k) where they fill k columns; or a map's task."""
 
 TILE_EPISODES = 4
 """Episodes of every policy and SNR, the first ones, whose images are kept."""
@@ -66,6 +70,7 @@ def open_metrics(
     *,
     device: str = "cpu",
     gallery: Path | None = None,
+    scale: PowerScale | None = None,
 ) -> tuple[dict[str, Metric], list[str]]:
     """The metrics of those names, as far as they can be had.
 
@@ -74,6 +79,7 @@ def open_metrics(
         lpips_weights: see :class:`refine_env.metrics.LPIPS`.
         device: torch device of LPIPS.
         gallery: file of the glyphs that the task is about, see :class:`refine_env.metrics.GlyphTask`.
+        scale: of the images, where they are radio maps; the task is then :class:`refine_env.metrics.MapTask`.
 
     Returns:
         The metrics by name, and for each that is missing its package or weights one sentence.
@@ -93,7 +99,7 @@ def open_metrics(
                 import_extra("skimage", "images")
                 metrics[name] = ssim
             elif name == "task":
-                metrics[name] = _open_task(gallery)
+                metrics[name] = _open_task(gallery) if scale is None else MapTask(scale)
             else:
                 metrics[name] = LPIPS(lpips_weights, device=device)
         except MissingWeightsError as error:
@@ -169,6 +175,21 @@ class ImageScorer:
         self._cache = cache
         self._decoder = decoder
         self._metrics = dict(metrics)
+        self._others: NDArray[np.int64] | None = None
+        self._truth: NDArray[np.uint8] | None = None
+        self._columns: list[str] = []
+        for name, metric in self._metrics.items():
+            if not isinstance(metric, MapTask):
+                self._columns += _COLUMNS[name]
+                continue
+            self._columns.append("task_coverage")
+            others = None if cache.conditions is None else other_transmitters(cache.conditions)
+            if others is not None and (others >= 0).all():
+                self._others = others
+                self._columns.append("task_transmitter")
+            if cache.truth is not None:
+                self._truth = cache.truth
+                self._columns.append("task_truth")
         self.progress: Callable[[], None] | None = None
         self._scores: dict[bytes, dict[str, float]] = {}
         self._references: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
@@ -210,23 +231,32 @@ class ImageScorer:
             trajectories = [int(rows[i]["trajectory"]) for i in chosen]
             images = decode(self._decoder, latents[chosen].reshape(-1, *self._cache.latent_shape))
             references = self._decode_references(trajectories)
-            values = {
-                column: column_values
-                for name, metric in self._metrics.items()
-                for column, column_values in zip(
-                    _COLUMNS[name], metric(references, images).reshape(len(images), -1).T, strict=True
-                )
-            }
+            values: dict[str, NDArray[np.float64]] = {}
+            for name, metric in self._metrics.items():
+                if isinstance(metric, MapTask):
+                    values |= self._score_maps(metric, references, images, trajectories)
+                else:
+                    columns = metric(references, images).reshape(len(images), -1).T
+                    values |= zip(_COLUMNS[name], columns, strict=True)
             for k, key in enumerate(batch):
                 self._scores[key] = {column: float(column_values[k]) for column, column_values in values.items()}
                 if key in wanted:
-                    self._tiles[key] = to_tile(images[k])
-                    self._clean_tiles[trajectories[k]] = to_tile(references[k])
+                    shown = pictures_of(
+                        np.stack([images[k], references[k]]), self._decoder, self._cache, [trajectories[k]] * 2
+                    )
+                    self._tiles[key], self._clean_tiles[trajectories[k]] = map(to_tile, shown)
             if self.progress is not None:
                 self.progress()
-        asked = [column for name in self._metrics for column in _COLUMNS[name]]
-        nothing: dict[str, float | None] = dict.fromkeys((*IMAGE_COLUMNS, *asked))
+        nothing: dict[str, float | None] = dict.fromkeys((*IMAGE_COLUMNS, *self._columns))
         return [nothing if key is None else {**nothing, **self._scores[key]} for key in keys]
+
+    def _score_maps(
+        self, task: MapTask, references: NDArray[np.float32], images: NDArray[np.float32], trajectories: list[int]
+    ) -> dict[str, NDArray[np.float64]]:
+        """The task's scores of maps, with another transmitter's where each scene has one, and the truth if known."""
+        others = None if self._others is None else self._decode_references(self._others[trajectories].tolist())
+        truth = None if self._truth is None else np.repeat(self._truth[trajectories, ..., None], 3, axis=3)
+        return task(references, images, others, truth)
 
     def _decode_references(self, trajectories: Iterable[int]) -> NDArray[np.float32]:
         """The decoded x_0 of each trajectory; the ones used last are kept in memory."""
@@ -259,12 +289,13 @@ class ImageScorer:
             clean_tiles=np.stack([self._clean_tiles[index] for index in trajectory.values()]),
             clean_episode=np.array(list(trajectory)),
             clean_prompt=np.array([self._cache.prompt(index) or "" for index in trajectory.values()]),
+            **scale_arrays(scale_of(self._decoder)),
             **{name: np.array(values) for name, values in columns.items()},
         )
         write_atomically(path, buffer.getvalue())
 
 
-def read_tiles(path: Path, episode: int = 0) -> tuple[Table, NDArray[np.uint8], str]:
+def read_tiles(path: Path, episode: int = 0) -> tuple[Table, NDArray[np.uint8], str, PowerScale | None]:
     """Read the images of one episode that :meth:`ImageScorer.write_tiles` wrote.
 
     Args:
@@ -273,7 +304,8 @@ def read_tiles(path: Path, episode: int = 0) -> tuple[Table, NDArray[np.uint8], 
 
     Returns:
         One row per policy and SNR, with ``agent``, ``snr_db``, ``coder``, ``payload``, ``episode`` and ``image``,
-        uint8 (height, width, 3); the image of the clean x_0; and the prompt, empty where there is none.
+        uint8 (height, width, 3); the image of the clean x_0; the prompt, empty where there is none; and, of radio maps,
+        what their colors stand for.
 
     Raises:
         ConfigurationError: if the file is missing or not one of these, or does not hold that episode.
@@ -283,6 +315,7 @@ def read_tiles(path: Path, episode: int = 0) -> tuple[Table, NDArray[np.uint8], 
             clean = {int(k): i for i, k in enumerate(file["clean_episode"])}
             columns = {name: file[name].tolist() for name in _TILE_FIELDS}
             tiles, clean_tiles, prompts = file["tiles"], file["clean_tiles"], file["clean_prompt"]
+            scale = scale_in(file)
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             chosen = [
                 {**{name: value for name, value in row.items() if name != "tile"}, "image": tiles[row["tile"]]}
@@ -290,7 +323,7 @@ def read_tiles(path: Path, episode: int = 0) -> tuple[Table, NDArray[np.uint8], 
                 if row["episode"] == episode
             ]
             if episode in clean:
-                return chosen, clean_tiles[clean[episode]], str(prompts[clean[episode]])
+                return chosen, clean_tiles[clean[episode]], str(prompts[clean[episode]]), scale
     except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigurationError(
             f"`{path.name}` must hold the images of an evaluation, got {path} ({type(error).__name__}: {error}). "
@@ -299,6 +332,20 @@ def read_tiles(path: Path, episode: int = 0) -> tuple[Table, NDArray[np.uint8], 
     raise ConfigurationError(
         f"`episode` must be one whose images are kept, {', '.join(map(str, clean))}, got {episode}. Choose one of them."
     )
+
+
+def scale_arrays(scale: PowerScale | None) -> dict[str, NDArray[np.float64]]:
+    """What an ``.npz`` file of pictures says of their scale: nothing, unless they are radio maps."""
+    return {} if scale is None else {"scale": np.array(scale)}
+
+
+def scale_in(file: Any) -> PowerScale | None:
+    """The scale that an opened ``.npz`` file of pictures has; None where they are no radio maps.
+
+    Raises:
+        TypeError: if it is no scale.
+    """
+    return PowerScale(*file["scale"].tolist()) if "scale" in file.files else None
 
 
 def to_tile(image: NDArray[np.float32]) -> NDArray[np.uint8]:

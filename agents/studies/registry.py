@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agents.studies import assumptions, decoder, ladder, scores, sensitivity, sequential, timeline
+from agents.studies import assumptions, coverage, decoder, ladder, reuse, scores, sensitivity, sequential, timeline
 from agents.studies.base import Study
 
 __all__ = ["STUDIES"]
@@ -14,6 +14,8 @@ _ALL = (
     decoder.DECODER,
     assumptions.ASSUMPTIONS,
     sensitivity.SENSITIVITY,
+    reuse.REUSE,
+    coverage.COVERAGE,
     scores.SCORES_STUDY,
     timeline.FIG1,
 )

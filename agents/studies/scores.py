@@ -2,7 +2,8 @@
 
 ``python -m agents.evaluate --study scores`` plays the paper's policies and the optimum on the same draws and scores
 each episode by what the device holds at the deadline (latent MSE, PSNR, SSIM, LPIPS), by what it showed on the way
-(anytime MSE), and by whether a machine recognizes in it what it does in the clean image (task). At every SNR a score
+(anytime MSE), and by whether a machine recognizes in it what it does in the clean image (task; of a radio map, whether
+the same places are covered). At every SNR a score
 puts the policies in an order; Kendall's τ and Spearman's ρ say how far that is the order by latent MSE.
 """
 
@@ -36,6 +37,7 @@ from refine_env.evaluation import (
     write_table,
 )
 from refine_env.metrics import METRICS, gallery_path
+from refine_env.render.decoder import scale_of
 
 __all__ = [
     "AGREEMENT_COLUMNS",
@@ -72,6 +74,9 @@ SCORES: dict[str, Criterion] = {
     "lpips": Criterion("LPIPS", 1),
     "task_glyph": Criterion("task: glyph", -1),
     "task_group": Criterion("task: group", -1),
+    "task_coverage": Criterion("task: coverage", -1),
+    "task_transmitter": Criterion("task: transmitter", -1),
+    "task_truth": Criterion("task: coverage of the truth", -1),
 }
 """The scores by their columns; the first is the one that the others are compared with."""
 
@@ -127,10 +132,10 @@ def open_image_scores(cache_name: str, say: Callable[[str], None]) -> ImageScore
         say(f"No scores of images: {error}")
         return None
     names, gallery = list(METRICS), gallery_path(decoder.folder)
-    if not gallery.is_file():
+    if scale_of(decoder) is None and not gallery.is_file():
         names.remove("task")
         say(f"No task: there is no gallery of the model's glyphs at {gallery}.")
-    metrics, missing = open_metrics(names, gallery=gallery)
+    metrics, missing = open_metrics(names, gallery=gallery, scale=scale_of(decoder))
     for sentence in missing:
         say(sentence)
     return ImageScorer(cache, decoder, metrics)

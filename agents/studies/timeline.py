@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 import agents
 from agents.studies.base import Request, Study
-from agents.studies.images import Decoder, decode, to_tile
+from agents.studies.images import Decoder, decode, scale_arrays, scale_in, to_tile
 from refine_env import ENV_ID, ConfigurationError, TrajectoryCache
 from refine_env.evaluation import Table, episode_seeds, play_episode, read_table, write_atomically, write_table
+from refine_env.radiomap import PowerScale
 from refine_env.render import AUTO_DECODER, EpisodeHistory, Message
-from refine_env.render.decoder import find_decoder
+from refine_env.render.decoder import find_decoder, pictures_of, scale_of
 
 __all__ = [
     "FIG1",
@@ -75,11 +76,13 @@ class Timeline(NamedTuple):
         messages: rows of :data:`MESSAGE_COLUMNS`.
         images: what the device shows from the end of a slot on, by slot, 0 for the start, uint8 (height, width, 3);
             empty where there is no decoder.
+        scale: what the colors of the images stand for, where they are radio maps.
     """
 
     slots: Table
     messages: Table
     images: dict[int, NDArray[np.uint8]]
+    scale: PowerScale | None = None
 
 
 def play_timeline(
@@ -128,9 +131,10 @@ def play_timeline(
     if decoder is not None:
         shape = cache.latent_shape
         decoded = decode(decoder, np.stack([latent.reshape(shape) for latent in held.values()]))
-        images = {slot: to_tile(image) for slot, image in zip(held, decoded, strict=True)}
+        pictures = pictures_of(decoded, decoder, cache, [slots[0]["trajectory"]] * len(decoded))
+        images = {slot: to_tile(picture) for slot, picture in zip(held, pictures, strict=True)}
     env.close()
-    return Timeline(slots, messages, images)
+    return Timeline(slots, messages, images, scale_of(decoder))
 
 
 def _message_columns(message: Message, progress: float) -> dict[str, Any]:
@@ -153,7 +157,12 @@ def write_timelines(timelines: Sequence[Timeline], folder: Path) -> list[Path]:
         buffer = io.BytesIO()
         numbers, slots, images = zip(*shown, strict=True)
         np.savez_compressed(
-            buffer, allow_pickle=False, timeline=np.array(numbers), slot=np.array(slots), image=np.stack(images)
+            buffer,
+            allow_pickle=False,
+            timeline=np.array(numbers),
+            slot=np.array(slots),
+            image=np.stack(images),
+            **scale_arrays(timelines[0].scale),
         )
         write_atomically(folder / _IMAGES, buffer.getvalue())
         written.append(folder / _IMAGES)
@@ -171,12 +180,14 @@ def read_timelines(folder: Path) -> list[Timeline]:
     messages = read_table(folder / "messages.csv", MESSAGE_COLUMNS, optional=("last_slot",), command=command)
     keys = list(dict.fromkeys(tuple(row[name] for name in _DRAW) for row in slots))
     images: list[dict[int, NDArray[np.uint8]]] = [{} for _ in keys]
+    scale = None
     path = folder / _IMAGES
     if path.is_file():
         try:
             with np.load(path, allow_pickle=False) as file:
                 for number, slot, image in zip(file["timeline"], file["slot"], file["image"], strict=True):
                     images[int(number)][int(slot)] = image
+                scale = scale_in(file)
         except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ConfigurationError(
                 f"`{_IMAGES}` must hold the images of a timeline, got {path} ({type(error).__name__}: {error}). "
@@ -187,6 +198,7 @@ def read_timelines(folder: Path) -> list[Timeline]:
             [row for row in slots if tuple(row[name] for name in _DRAW) == key],
             [row for row in messages if tuple(row[name] for name in _DRAW) == key],
             shown,
+            scale,
         )
         for key, shown in zip(keys, images, strict=True)
     ]

@@ -21,6 +21,7 @@ from refine_env.link import draw_rates_of_many
 from refine_env.trajectories import TrajectoryCache
 
 __all__ = [
+    "FULL_LATENT_MSE",
     "INFO_KEYS",
     "DecisionProcess",
     "Draws",
@@ -39,6 +40,9 @@ INFO_KEYS = (
     "trajectory",
     "uplink_slots",
 )
+FULL_LATENT_MSE = "full_latent_mse"
+"""One key more, and a field of the simulator's state, where the cache has full runs."""
+
 LOG_REWARD_FLOOR = 1e-8
 TERMINAL, IMPROVEMENT, ANYTIME = map(REWARDS.index, ("terminal", "improvement", "anytime"))
 _OPTION_KEYS = ("trajectory", "rates")
@@ -83,6 +87,7 @@ class Observations(NamedTuple):
         floats: float32 (FLOATS, N, 1), rows REMAINING_BITS, per dimension, and DEVICE_ERROR.
         history: channel history, float32 (N, history length).
         mask: legal actions, int8 (N, 1 + |𝓑|).
+        full_latent_mse: float64 (N,), only where the cache has full runs.
     """
 
     integers: NDArray[np.int64]
@@ -90,6 +95,7 @@ class Observations(NamedTuple):
     floats: NDArray[np.float32]
     history: NDArray[np.float32]
     mask: NDArray[np.int8]
+    full_latent_mse: NDArray[np.float64] | None = None
 
     @classmethod
     def empty(cls, count: int, history_length: int, num_actions: int) -> Observations:
@@ -123,6 +129,8 @@ class Observations(NamedTuple):
             "trajectory": self.integers[TRAJECTORY],
             "uplink_slots": self.integers[UPLINK_SLOTS],
         }
+        if self.full_latent_mse is not None:
+            infos[FULL_LATENT_MSE] = self.full_latent_mse
         return observations, infos
 
 
@@ -394,7 +402,9 @@ class DecisionProcess:
     def observe(self) -> Observations:
         """What all N episodes show, in fresh arrays; rewards are those of the last step, 0 for who took none."""
         observations = Observations.empty(len(self.episodes), self.history_length, self.config.num_actions)
-        self.observe_into(*observations)
+        self.observe_into(*observations[:-1])
+        if self.episodes.has_full:
+            observations = observations._replace(full_latent_mse=self.episodes.state[FULL_LATENT_MSE].copy())
         return observations
 
     def observe_into(

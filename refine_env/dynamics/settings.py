@@ -19,7 +19,7 @@ from refine_env.config import (
     SystemConfig,
     WarmStart,
 )
-from refine_env.errors import ConfigurationError
+from refine_env.errors import ConfigurationError, UnexpectedArgumentError
 from refine_env.model.distortion import SecondMoments
 from refine_env.trajectories import SPLITS, TrajectoryCache
 
@@ -65,7 +65,7 @@ class EnvSettings(CoderConfig):
         """The settings given by keyword.
 
         Raises:
-            ConfigurationError: if a keyword is unknown.
+            UnexpectedArgumentError: if a keyword is unknown.
         """
         known = [item.name for item in fields(cls)]
         unknown = sorted(set(kwargs) - set(known))
@@ -73,9 +73,9 @@ class EnvSettings(CoderConfig):
             of_link = {item.name: f"link={{'{item.name}': …}}" for item in fields(LinkConfig)}
             of_others = {"max_episode_steps": "`deadline`"}
             likely = did_you_mean(unknown, {**of_others, **of_link, **{name: f"`{name}`" for name in known}})
-            raise ConfigurationError(
-                f"Environment arguments must be among {', '.join(known)}, got {', '.join(unknown)}. "
-                f"{likely}Correct the spelling or leave it out."
+            raise UnexpectedArgumentError(  # with the words of Python's own error, which TorchRL looks for
+                f"Environment arguments must be among {', '.join(known)}, got an unexpected keyword argument "
+                f"{', '.join(map(repr, unknown))}. {likely}Correct the spelling or leave it out."
             )
         return cls(**kwargs)
 
@@ -124,10 +124,18 @@ class EnvSettings(CoderConfig):
                 f"`latent_dim` must be that of the cache, {cache.latent_dim}, got {self.latent_dim!r}. "
                 f"Leave it out, or choose a cache of that size (this one is {self.cache!r})."
             )
+        if cache.midpoint is not None:
+            for name, known in (("device_decoder", "none"), ("payload", "latent")):
+                if getattr(self, name) != known:
+                    raise ConfigurationError(
+                        f"`{name}` must be {known!r} on a cache whose trajectories start at midpoints, got "
+                        f"{getattr(self, name)!r}. Leave it out, or choose a cache of full runs (this one is "
+                        f"{self.cache!r})."
+                    )
         return SystemConfig(
             snr_db=self.snr_db,  # type: ignore[arg-type]  # a pair is checked and made a tuple there
             latent_dim=cache.latent_dim,
-            schedule=cache.schedule,
+            schedule=cache.payload_schedule,
             bit_depths=self.bit_depths,  # type: ignore[arg-type]  # likewise
             deadline=self.deadline,
             latency_quantile=self.latency_quantile,
@@ -136,15 +144,28 @@ class EnvSettings(CoderConfig):
             **self.coder_options(),
             second_moments=self._second_moments(cache),
             decoder_curve=None if self.device_decoder == "none" else cache.decoder_curve(self.payload),
-            warm_start=WarmStart.from_mapping(self.warm_start),
+            warm_start=self._warm_start(cache),
         )
+
+    def _warm_start(self, cache: TrajectoryCache) -> WarmStart | None:
+        """As given; on a cache that starts at midpoints there, and shared only where that is asked for."""
+        given, step = self.warm_start, cache.midpoint
+        if step is not None and (given is None or isinstance(given, Mapping)):
+            given = {"step": step, **(given or {})}
+        start = WarmStart.from_mapping(given)
+        if start is not None and step not in (None, start.step):
+            raise ConfigurationError(
+                f"`warm_start.step` must be that of the cache, whose trajectories start at x_{step}, got {start.step}. "
+                f"Leave it out, or choose another cache (this one is {self.cache!r})."
+            )
+        return start
 
     def _second_moments(self, cache: TrajectoryCache) -> SecondMoments | None:
         """What the closed-loop coder predicts with; None where the noise schedule says it."""
         if self.coder != "closed_loop" or (self.payload == "latent" and self.moments == "model"):
             return None
         if self.payload == "latent":
-            return SecondMoments(cache.second_moments)
+            return SecondMoments(cache.payload_moments)
         if self.moments == "model":
             return SecondMoments.martingale(cache.mmse)
         return SecondMoments(np.pad(cache.clean_second_moments, (0, 1)))  # y_T := 0

@@ -43,6 +43,7 @@ STATE_DTYPE = np.dtype(
         ("trajectory", np.int64),  # index in the source
         ("latent_mse", np.float64),  # (1/M)‖ŷ − x_0‖² of what the device holds
         ("previous_mse", np.float64),  # the same before the last step
+        ("full_latent_mse", np.float64),  # that against the x_0 of the full run, where the source has one
         ("forced_slots", np.int64),  # slots that the reset ran through, until a step takes them
         ("slots_before", np.int64),  # slots of the last step after which the device showed what it had before,
         ("slots_after", np.int64),  # and those after which it showed what was delivered in it
@@ -64,6 +65,13 @@ NO_ACTION = -1
 
 class LatentSource(Protocol):
     """What the simulator asks of a trajectory cache."""
+
+    @property
+    def has_full(self) -> bool:
+        """Whether there is the x_0 of a full run beside each trajectory."""
+
+    def full_latent(self, index: int) -> NDArray[np.float16]:
+        """That x_0, of M values."""
 
     def payload(self, index: int, kind: str) -> NDArray[np.float16]:
         """What is sent of the trajectory of that index, float16, indexed by t.
@@ -225,12 +233,14 @@ class EpisodeBatch:
         state: :data:`STATE_DTYPE` (N,).
         rates: bits per slot (N, T_d), the whole episode's; no policy sees it ahead of time.
         device: x̂_{t_p}, what each device holds, float32 (N, M); (N, 0) without latents.
+        has_full: whether the state's ``full_latent_mse`` is known.
     """
 
     def __init__(self, config: SystemConfig, source: LatentSource | None, num_episodes: int) -> None:
         self.config = config
         self.coder = config.make_coder()
         self._source = source
+        self.has_full = source is not None and source.has_full
         self._bit_depths = np.array(config.bit_depths, dtype=np.int64)
         self._message_bits = config.message_bits
         self._first_message_bits = config.first_message_bits
@@ -315,6 +325,15 @@ class EpisodeBatch:
             self.state[name][chosen] = values
         uplink_bits = self._uplink_bits
         _begin(self.state, self.rates, chosen, uplink_bits, first_device_step, *self._system, skip_forced_slots)
+        self._score_against_full_runs(chosen)
+
+    def _score_against_full_runs(self, selected: NDArray[np.int64]) -> None:
+        """Compare what the selected devices hold with the x_0 of the full runs, where the source has these."""
+        if self._source is None or not self.has_full:
+            return
+        for i in selected.tolist():
+            clean = self._source.full_latent(int(self.state["trajectory"][i])).reshape(-1).view(np.uint16)
+            self.state["full_latent_mse"][i] = kernels.mean_square_error(self.device[i], clean)
 
     def advance(self, actions: NDArray[np.int64], *, until_decision: bool = False) -> int:
         """Act, let the slot's bits flow, end the slot; then carry out the deliveries that completed.
@@ -340,6 +359,7 @@ class EpisodeBatch:
         )
         if deliveries:
             self.coder.deliver_batch(self.state, self._addresses, self.device)
+            self._score_against_full_runs(np.flatnonzero(self.state["delivered"]))
         return deliveries
 
     def action_mask(self) -> NDArray[np.int8]:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from refine_env._validation import check_flag, check_integer, check_positive
 from refine_env.coding import LOSSLESS_BITS, Chain, Coder
+from refine_env.coding.kernels import mean_square_error
 from refine_env.config import SystemConfig
-from refine_env.dynamics.process import DecisionProcess, Draws, draw_for_all
+from refine_env.dynamics.process import FULL_LATENT_MSE, DecisionProcess, Draws, draw_for_all
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.errors import ConfigurationError
 from refine_env.evaluation.episode import Policy, reset_policy
@@ -389,6 +390,7 @@ class _PolicyRun:
         while not process.episodes.finished().all():
             observation, info = process.observe().as_dicts()
             info["latent_mse"][:] = math.nan  # no policy is to know it, not even where it is known
+            info.pop(FULL_LATENT_MSE, None)
             process.step(process.check_actions(self._policy.select_action(observation, info)))
             delivered = np.flatnonzero(state["delivered"])
             steps, bits = state["device_step"][delivered].tolist(), state["device_bits"][delivered].tolist()
@@ -420,6 +422,9 @@ class _PolicyRun:
         if self._needs_latents:
             for row, own_slots, own_mse in zip(rows, slots, mse, strict=True):
                 row.update(self.course_scores.columns(own_slots, own_mse, config.deadline))
+            if process.episodes.has_full:
+                for row, value in zip(rows, state[FULL_LATENT_MSE].tolist(), strict=True):
+                    row[FULL_LATENT_MSE] = value
             return rows, None, process.episodes.device
         devices = np.empty((count if keep_devices else 0, config.latent_dim), dtype=np.float32)
         return rows, [self._course(*episode) for episode in zip(slots, deliveries, strict=True)], devices
@@ -494,9 +499,14 @@ class _Deliveries:
         latents = self._cache.payload(trajectory, self._kind)
         patterns = latents.reshape(len(latents), -1).view(np.uint16)
         mse, devices = self._coder.score_chains(
-            patterns, chains, keep_devices=self._keep_devices, first_step=self._first_step
+            patterns, chains, keep_devices=self._keep_devices or self._cache.has_full, first_step=self._first_step
         )
-        return {chain: (value, k) for k, (chain, value) in enumerate(zip(chains, mse.tolist(), strict=True))}, devices
+        full: list[float | None] = [None] * len(chains)
+        if self._cache.has_full:
+            clean = self._cache.full_latent(trajectory).reshape(-1).view(np.uint16)
+            full = [float(mean_square_error(device, clean)) for device in devices]
+        scores = zip(mse.tolist(), full, range(len(chains)), strict=True)
+        return dict(zip(chains, scores, strict=True)), devices
 
     def fill_in(self, progress: Callable[[int], None] | None) -> None:
         """Wait for the results, and write them into the rows and the devices' arrays.
@@ -506,7 +516,9 @@ class _Deliveries:
         """
         for episodes, (scores, devices) in zip(self._episodes.values(), self._results, strict=True):
             for row, course, device in episodes:
-                row["latent_mse"], place = scores[course.chains[-1]]
+                row["latent_mse"], full, place = scores[course.chains[-1]]
+                if full is not None:
+                    row[FULL_LATENT_MSE] = full
                 row["no_delivery_mse"] = scores[()][0]
                 if self._course_scores.wanted:
                     shown = [scores[chain][0] for chain in course.chains]
@@ -519,5 +531,6 @@ class _Deliveries:
         self._results = iter(())
 
 
-_Result = tuple[dict[Chain, tuple[float, int]], NDArray[np.float32]]
-"""The latent MSE and the place of every chain, and what the devices hold after the chains, (C, M) or (0, M)."""
+_Result = tuple[dict[Chain, tuple[float, float | None, int]], NDArray[np.float32]]
+"""The latent MSE, that against the full run and the place of every chain, and what the devices hold after the chains,
+(C, M) or (0, M)."""

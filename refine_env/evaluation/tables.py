@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refine_env._files import write_atomically
+from refine_env.dynamics.process import FULL_LATENT_MSE
 from refine_env.errors import ConfigurationError
 
 __all__ = [
@@ -41,12 +42,20 @@ FURTHER_COLUMNS: dict[str, type] = {
     "slots_to_target": int,
     "task_glyph": float,
     "task_group": float,
+    "task_coverage": float,
+    "task_transmitter": float,
+    "task_truth": float,
+    FULL_LATENT_MSE: float,
 }
 """Columns that a table of episodes and, as means, a summary have only where they were asked for, after all others.
 
 ``anytime_mse`` is the mean over the slots of the latent MSE that the device shows after each; ``slots_to_target`` the
 first slot after which that is below the target, T_d + 1 if it never is; ``task_glyph`` and ``task_group`` are 1 where
-:class:`refine_env.metrics.GlyphTask` recognizes in the decoded image what it does in the clean one, else 0."""
+:class:`refine_env.metrics.GlyphTask` recognizes in the decoded image what it does in the clean one, else 0;
+``task_coverage``, ``task_transmitter`` and ``task_truth`` are what :class:`refine_env.metrics.MapTask` says of a radio
+map: intersection over union of the covered places with those of the clean map, the share of them with the right one of
+two transmitters, and intersection over union with the true map's, the latter two where the cache has what they need;
+``full_latent_mse`` the latent MSE against the x_0 of the full run, in all tables of a cache that has full runs."""
 
 
 def interval_columns(name: str) -> tuple[str, str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from refine_env.errors import CacheError, ConfigurationError, MissingExtraError
+from refine_env.radiomap import PowerScale, color
 from refine_env.trajectories import TrajectoryCache
-from refine_env.trajectories.pipeline import BUNDLED_MODEL, LatentDecoder
+from refine_env.trajectories.pipeline import BUNDLED_MODELS, LatentDecoder
 
-__all__ = ["AUTO_DECODER", "NO_DECODER", "Decoder", "find_decoder", "load_decoder"]
+__all__ = ["AUTO_DECODER", "NO_DECODER", "Decoder", "find_decoder", "load_decoder", "pictures_of", "scale_of"]
 
 AUTO_DECODER, NO_DECODER = "auto", "none"
 
@@ -34,7 +35,7 @@ def find_decoder(cache: TrajectoryCache, choice: str) -> tuple[Decoder | None, s
 
     Args:
         cache: the trajectories.
-        choice: ``"auto"``: the model that the manifest names, if it is the bundled one or a folder, is that very
+        choice: ``"auto"``: the model that the manifest names, if it is a bundled one or a folder, is that very
             revision, and torch and diffusers are installed; ``"none"``: none; else a model's folder or hub id.
 
     Returns:
@@ -51,7 +52,7 @@ def find_decoder(cache: TrajectoryCache, choice: str) -> tuple[Decoder | None, s
     if model is None:
         return None, f"no picture: {cache.manifest.recipe.source} latents"
     name = model["id"]
-    if name != BUNDLED_MODEL and not Path(name).is_dir():
+    if name not in BUNDLED_MODELS and not Path(name).is_dir():
         return None, f"no picture: the model {name} is not here"
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("diffusers") is None:
         return None, "no picture: needs refine-env[generate]"
@@ -62,3 +63,30 @@ def find_decoder(cache: TrajectoryCache, choice: str) -> tuple[Decoder | None, s
     if decoder.revision != model["revision"]:
         return None, f"no picture: not the cache's revision of {name}"
     return decoder, ""
+
+
+def scale_of(decoder: Decoder | None) -> PowerScale | None:
+    """What the gray levels of a decoder's images stand for, where its model draws radio maps; None for images."""
+    scale: PowerScale | None = getattr(decoder, "scale", None)
+    return scale
+
+
+def pictures_of(
+    images: NDArray[np.float32], decoder: Decoder, cache: TrajectoryCache, trajectories: Sequence[int]
+) -> NDArray[np.float32]:
+    """Decoded images as they are shown: radio maps in color, with the buildings of their scenes; others as they are.
+
+    Args:
+        images: what the decoder gave, (N, height, width, 3) in [0, 1].
+        decoder: of the images.
+        cache: the trajectories; its conditions, where it has such, are buildings, cars and transmitter of the scenes.
+        trajectories: whose images they are, (N,).
+
+    Returns:
+        float32 (N, height, width, 3) in [0, 1].
+    """
+    if scale_of(decoder) is None:
+        return images
+    scenes = cache.conditions
+    fits = scenes is not None and scenes.shape[2:] == images.shape[1:3]
+    return color(images, scenes[list(trajectories), 0] >= 0.5 if scenes is not None and fits else None)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from refine_env.config import SystemConfig
 from refine_env.errors import import_extra
+from refine_env.radiomap import COVERAGE_DBM, PowerScale, color_bar
 from refine_env.render.history import EpisodeHistory, Message
 from refine_env.render.text import start_kind
 
@@ -57,6 +58,7 @@ _RATES = (240, 106)
 _ERRORS = (362, 126)
 _PROMPT_WIDTH = 250
 _PICTURE_BOXES = ((722, 120, 180, 180), (722, 332, 180, 180))
+_BAR_BOX = (910, 120, 8, 180)  # of the scale of a map
 _ROWS = ("device", "link", "server")
 _BAR_HEIGHT = 0.72
 _BAR_WIDTH = 0.8
@@ -138,6 +140,7 @@ class FramePainter:
         config: the system.
         with_pictures: whether to leave room for decoded images.
         note: a remark in small print, such as the reason why there are no images.
+        scale: what the colors of the images stand for, where they are maps.
 
     Attributes:
         rate_bars: the rates of the slots before the current one.
@@ -153,7 +156,9 @@ class FramePainter:
         MissingExtraError: if matplotlib is not installed.
     """
 
-    def __init__(self, config: SystemConfig, *, with_pictures: bool, note: str = "") -> None:
+    def __init__(
+        self, config: SystemConfig, *, with_pictures: bool, note: str = "", scale: PowerScale | None = None
+    ) -> None:
         self._config = config
         self._matplotlib = import_extra("matplotlib", EXTRA)
         self._background = lru_cache(_MOST_BACKGROUNDS)(self._draw_background)
@@ -167,6 +172,8 @@ class FramePainter:
         self._usual_max_rate = max(base, 1e-6)
         with self._style():
             self._build(with_pictures, note)
+            if with_pictures and scale is not None:
+                self._build_color_bar(scale)
 
     @contextlib.contextmanager
     def _style(self) -> Iterator[None]:
@@ -265,6 +272,16 @@ class FramePainter:
             )
         if note:
             self._text(FRAME_WIDTH - 24, FRAME_HEIGHT - 12, note, 9.0, ha="right", color=_QUIET_COLOR, animated=False)
+
+    def _build_color_bar(self, scale: PowerScale) -> None:
+        axes = self._axes(*_BAR_BOX)
+        axes.imshow(color_bar(), aspect="auto", extent=(0.0, 1.0, *scale), origin="lower", interpolation="nearest")
+        axes.set_xticks([])
+        axes.yaxis.tick_right()
+        axes.tick_params(axis="y", length=2, pad=2, labelsize=8.5)
+        axes.set_yticks([scale.black_dbm, COVERAGE_DBM, scale.white_dbm])
+        left, top, width, height = _BAR_BOX
+        self._text(left + width / 2, top + height + 20, "dBm", _CAPTION_SIZE, ha="center", animated=False)
 
     def _build_header(self) -> None:
         deadline, snr = self._config.deadline, _format_snr(self._config.snr_db)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refine_env.dynamics.simulator import NO_ACTION, EpisodeBatch
-from refine_env.render.decoder import Decoder, find_decoder
+from refine_env.render.decoder import Decoder, find_decoder, pictures_of, scale_of
 from refine_env.render.frame import FramePainter, Pictures
 from refine_env.render.history import EpisodeHistory
 from refine_env.render.window import Window
@@ -78,7 +78,12 @@ class EpisodeViewer:
         """
         if self._painter is None:
             self._decoder, note = find_decoder(self._cache, self._choice)
-            self._painter = FramePainter(self._episodes.config, with_pictures=self._decoder is not None, note=note)
+            self._painter = FramePainter(
+                self._episodes.config,
+                with_pictures=self._decoder is not None,
+                note=note,
+                scale=scale_of(self._decoder),
+            )
         history = self._histories[i]
         history.catch_up()
         return self._painter.paint(history, self._pictures(i, history))
@@ -107,16 +112,17 @@ class EpisodeViewer:
             return None
         clean, shown = self._clean[i], self._shown[i]
         if clean is None or clean[0] != history.trajectory:
-            clean = history.trajectory, self._decode(self._cache.latents(history.trajectory)[0])
+            clean = history.trajectory, self._picture(history.trajectory, self._cache.latents(history.trajectory)[0])
             self._clean[i] = clean
         count = len(history.deliveries)
         if shown is None or shown[0] != count:
-            shown = count, self._decode(history.device_latent)
+            shown = count, self._picture(history.trajectory, history.device_latent)
             self._shown[i] = shown
         return Pictures(shown[1], clean[1], self._cache.prompt(history.trajectory))
 
-    def _decode(self, latent: NDArray[Any]) -> NDArray[np.float32]:
+    def _picture(self, trajectory: int, latent: NDArray[Any]) -> NDArray[np.float32]:
         assert self._decoder is not None
         # One at a time: a decoder's last bits depend on the size of its batch.
-        image: NDArray[np.float32] = self._decoder(latent.reshape(1, *self._cache.latent_shape))[0]
-        return image
+        image = self._decoder(latent.reshape(1, *self._cache.latent_shape))
+        picture: NDArray[np.float32] = pictures_of(image, self._decoder, self._cache, [trajectory])[0]
+        return picture

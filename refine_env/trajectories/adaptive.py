@@ -91,7 +91,9 @@ class ErrorPredictor:
         return largest
 
     @classmethod
-    def calibrate(cls, divergence: ArrayLike, errors: ArrayLike, *, coverage: float = 0.9) -> ErrorPredictor:
+    def calibrate(
+        cls, divergence: ArrayLike, errors: ArrayLike, *, coverage: float = 0.9, tolerance: float | None = None
+    ) -> ErrorPredictor:
         """Choose the constants on pairs whose errors are known.
 
         The exponent is the least-squares slope of the logarithms. The scale is the conformal quantile (Vovk et al.) of
@@ -99,10 +101,15 @@ class ErrorPredictor:
         exchangeable with these the errors at all candidates, and at whichever is chosen, are below the predicted ones
         with at least the probability ``coverage``.
 
+        That is more than is needed where the tolerance is known. With it the scale is the least from which on no more
+        than ⌊(1 − coverage)(N + 1)⌋ − 1 of the pairs err by more than the tolerance at the candidate that is chosen
+        for them (conformal risk control, Angelopoulos et al.), so that more is reused.
+
         Args:
             divergence: of each pair at each candidate, (N, K).
             errors: the NMSE found there, (N, K).
             coverage: in (0, 1).
+            tolerance: that R* will be chosen for; default any.
 
         Raises:
             ConfigurationError: if the shapes differ, the coverage is out of range or asks for more pairs, or no error
@@ -128,6 +135,8 @@ class ErrorPredictor:
             )
         slope = float(np.polyfit(np.log(d[known]), np.log(e[known]), 1)[0])
         exponent = max(slope, 1e-3)  # an error that falls with the divergence would have R* without bound
+        if tolerance is not None:
+            return cls(scale=_least_scale(d**exponent, e, rank, tolerance), exponent=exponent)
         factors = np.max(np.where(known, e, 0.0) / np.where(known, d, 1.0) ** exponent, axis=1)
         return cls(scale=float(np.sort(factors)[rank - 1]), exponent=exponent)
 
@@ -230,6 +239,21 @@ def adaptive_ratio(
         if not going.size:
             break
     return ratios
+
+
+def _least_scale(powers: NDArray[np.float64], errors: NDArray[np.float64], rank: int, tolerance: float) -> float:
+    """The least scale from which on all but N − rank pairs err by at most the tolerance where it has them start."""
+    limit = check_positive("tolerance", tolerance, advice="Give an NMSE, for example 0.05.")
+    largest = np.maximum.accumulate(powers, axis=1)
+    candidates = np.unique(limit / largest[largest > 0.0])[::-1]  # where a choice changes; beyond the first is none
+    wrong = np.concatenate([np.zeros((len(errors), 1)), errors], axis=1)
+    least = float(candidates[0] * (1.0 + 1e-9))
+    for scale in candidates * (1.0 - 1e-9):  # a hair less, so that the candidate counts as within the tolerance
+        taken = (scale * largest <= limit).sum(axis=1)
+        if (np.take_along_axis(wrong, taken[:, None], axis=1) > limit).sum() > len(errors) - rank:
+            break
+        least = float(scale)
+    return least
 
 
 def _check_steps(schedule: NoiseSchedule, steps: Sequence[int]) -> NDArray[np.int64]:

@@ -23,7 +23,8 @@ from refine_env._validation import check_choice
 from refine_env.errors import CacheError, CacheFormatError, ConfigurationError
 from refine_env.model.decoding import DecoderCurve, DeviceObservation
 from refine_env.model.distortion import SecondMoments
-from refine_env.trajectories.conditions import decode_conditions
+from refine_env.model.schedule import NoiseSchedule
+from refine_env.trajectories.conditions import decode_conditions, decode_truth
 from refine_env.trajectories.files import REMEDY, hash_file, open_file, parse_json, read_file, shorten
 from refine_env.trajectories.manifest import (
     CONDITIONS_FILE,
@@ -43,6 +44,8 @@ SPLITS = ("train", "test", "all")
 STAGING_SUFFIX = ".partial"
 """Suffix of the folder, beside a cache's final place, in which the cache grows until it is complete."""
 
+_NOISE_SIGNAL = 1e-9  # ᾱ of noise without signal, relative to that of the midpoint: a schedule stays above 0
+_NOISE_STREAM = 1  # of a trajectory's seed
 _MAX_OPEN_SHARDS = 256  # each map holds a file descriptor, and 1024 are a usual limit
 _MAX_HEADER_BYTES = 1 << 20
 _LONGEST_NAME = 4000
@@ -107,6 +110,31 @@ class TrajectoryCache:
         manifest, sha256 = read_manifest(folder)
         offsets = tuple(check_shard(folder, shard, manifest.recipe, num_bytes=shard.bytes) for shard in manifest.shards)
         return cls(folder, manifest, sha256, offsets)
+
+    @property
+    def midpoint(self) -> int | None:
+        """m, the T of a cache whose trajectories start at midpoints of other runs; None where they start from noise."""
+        return None if self.manifest.recipe.reuse is None else self.num_steps
+
+    @property
+    def has_full(self) -> bool:
+        """Whether :meth:`full_latent` has something to give."""
+        return self.manifest.recipe.has_full
+
+    @cached_property
+    def payload_schedule(self) -> NoiseSchedule:
+        """ᾱ_t of the latents in :meth:`payload`: the schedule, and behind a midpoint that of noise, next to 0."""
+        ab = self.schedule.alpha_bar
+        return self.schedule if self.midpoint is None else NoiseSchedule([*ab, ab[-1] * _NOISE_SIGNAL])
+
+    @cached_property
+    def payload_moments(self) -> NDArray[np.float64]:
+        """E⟨x_t, x_t'⟩/M of the latents in :meth:`payload`; noise is uncorrelated with what was generated without."""
+        if self.midpoint is None:
+            return self.second_moments
+        moments = np.pad(self.second_moments, (0, 1))
+        moments[-1, -1] = 1.0
+        return moments
 
     def __len__(self) -> int:
         """The number of trajectories."""
@@ -228,16 +256,24 @@ class TrajectoryCache:
         """Return what the server sends, indexed by t: the latents, or with ``"posterior_mean"`` the clean estimates.
 
         Of latents the device starts with the last, x_T; clean estimates stop at t = T − 1, and it starts from 0.
+        Trajectories that start at a midpoint x_m have no x_T. A device without the midpoint starts at t = m + 1, and
+        there stands noise of the trajectory's seed, which says nothing of x_m.
 
         Raises:
             IndexError: if ``index`` is not in 0 … N−1.
             ConfigurationError: if there is no such payload.
         """
         kinds = {"latent": self.latents, "posterior_mean": self.clean_estimates}
-        return kinds[check_choice("kind", kind, tuple(kinds))](index)
+        sent = kinds[check_choice("kind", kind, tuple(kinds))](index)
+        if self.midpoint is None or kind != "latent":
+            return sent
+        noise = np.random.default_rng([self.seed(index), _NOISE_STREAM]).standard_normal(self.latent_shape)
+        return np.concatenate([sent, noise.astype(np.float16)[None]])
 
     def initial(self, index: int, kind: str) -> NDArray[np.float16]:
         """Return what the device starts with: x_T, which both ends share, or with ``"posterior_mean"`` the mean, 0.
+
+        Of trajectories that start at a midpoint x_m it is that, which a device that has it starts with.
 
         Returns:
             float16 (C, H, W).
@@ -279,6 +315,23 @@ class TrajectoryCache:
             return None
         values: NDArray[Any] = decode_conditions(_read_conditions(self.path, recipe.conditions["file_sha256"]))[0]
         values.setflags(write=False)
+        return values
+
+    @cached_property
+    def truth(self) -> NDArray[np.uint8] | None:
+        """What the model ought to have given under each condition, gray levels as bytes (N, height, width).
+
+        None where that is not known.
+
+        Raises:
+            CacheError: as :attr:`conditions`.
+        """
+        recipe = self.manifest.recipe
+        if recipe.conditions is None:
+            return None
+        values = decode_truth(_read_conditions(self.path, recipe.conditions["file_sha256"]))
+        if values is not None:
+            values.setflags(write=False)
         return values
 
     def verify(self, progress: Callable[[int, int], None] | None = None, *, deep: bool = False) -> None:

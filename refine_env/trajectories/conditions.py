@@ -18,10 +18,20 @@ from safetensors.numpy import load, save
 from refine_env.errors import ConfigurationError
 from refine_env.trajectories.files import hash_file
 
-__all__ = ["Conditions", "decode_conditions", "encode_conditions", "hash_condition", "read_conditions"]
+__all__ = [
+    "TRUTH",
+    "Conditions",
+    "decode_conditions",
+    "decode_truth",
+    "encode_conditions",
+    "hash_condition",
+    "read_conditions",
+]
 
 TENSOR = "conditions"
 NAMES = "names"
+TRUTH = "truth"
+"""What a file calls the images that a model ought to give under the conditions, where these are known."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,14 +42,16 @@ class Conditions:
         values: float16 or float32 (N, C, H, W) in [0, 1].
         names: one for each, which stand for prompts where there are none; or empty.
         source: ``name`` and ``sha256`` of the file that they are from; empty where they are not from one.
+        truth: what the model ought to give under each, gray levels as bytes, (N, height, width); None where unknown.
 
     Raises:
-        ConfigurationError: if they are not such an array, or the names are not as many.
+        ConfigurationError: if they are not such an array, or the names or the truth are not as many.
     """
 
     values: NDArray[Any]
     names: tuple[str, ...] = ()
     source: tuple[tuple[str, str], ...] = ()
+    truth: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         values = self.values
@@ -56,6 +68,12 @@ class Conditions:
             raise ConfigurationError(
                 f"`conditions` must have one name each, {len(values)}, got {len(self.names)}. Leave the names out, or "
                 "give as many."
+            )
+        truth = self.truth
+        if truth is not None and (truth.dtype.name, truth.ndim, len(truth)) != ("uint8", 3, len(values)):
+            raise ConfigurationError(
+                f"`{TRUTH}` must be a gray image of bytes for each of the {len(values)} conditions, got {truth.dtype} "
+                f"of shape {truth.shape}. Stack as many along the first axis, or leave it out."
             )
 
     def __len__(self) -> int:
@@ -74,7 +92,12 @@ class Conditions:
                 f"`{name}` must be one for each of the {count} trajectories, or one for all, got {len(self)}. Stack as "
                 "many along the first axis."
             )
-        return Conditions(values=np.repeat(self.values, count, axis=0), names=self.names * count, source=self.source)
+        return Conditions(
+            values=np.repeat(self.values, count, axis=0),
+            names=self.names * count,
+            source=self.source,
+            truth=None if self.truth is None else np.repeat(self.truth, count, axis=0),
+        )
 
     def record(self) -> dict[str, Any]:
         """What a cache's manifest says of them, as JSON values: where they come from, and the hash of all."""
@@ -92,7 +115,7 @@ def read_conditions(path: str | os.PathLike[str]) -> Conditions:
     """Read conditions from a file: `.npz`, `.npy` or `.safetensors`.
 
     The array is the file's only one, or the one called ``conditions``. A `.npz` may hold ``names``, too, a text for
-    each.
+    each, and ``truth``, an image for each.
 
     Args:
         path: the file.
@@ -103,14 +126,16 @@ def read_conditions(path: str | os.PathLike[str]) -> Conditions:
     """
     file = Path(path)
     names: tuple[str, ...] = ()
+    truth = None
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="numpy") as tensors:
                 values = tensors.get_tensor(_only(list(tensors.keys()), file))
         elif file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays:
-                values = arrays[_only([name for name in arrays.files if name != NAMES], file)]
+                values = arrays[_only([name for name in arrays.files if name not in (NAMES, TRUTH)], file)]
                 names = tuple(map(str, arrays[NAMES])) if NAMES in arrays.files else ()
+                truth = arrays[TRUTH] if TRUTH in arrays.files else None
         else:
             values = np.load(file, allow_pickle=False)
     except FileNotFoundError:
@@ -125,7 +150,7 @@ def read_conditions(path: str | os.PathLike[str]) -> Conditions:
     if values.dtype == np.float64:
         values = values.astype(np.float32)
     source = (("name", file.name), ("sha256", hash_file(file)))
-    return Conditions(values=values, names=names, source=source)
+    return Conditions(values=values, names=names, source=source, truth=truth)
 
 
 def _only(names: Sequence[str], file: Path) -> str:
@@ -140,8 +165,10 @@ def _only(names: Sequence[str], file: Path) -> str:
 
 
 def encode_conditions(conditions: Conditions, static: Conditions | None) -> bytes:
-    """The file that a cache keeps its conditions in, and the static ones that its midpoints were made with."""
+    """The file that a cache keeps its conditions in, the static ones that its midpoints were made with, and truth."""
     tensors = {TENSOR: conditions.values} | ({} if static is None else {f"static_{TENSOR}": static.values})
+    if conditions.truth is not None:
+        tensors[TRUTH] = conditions.truth
     return save({name: np.ascontiguousarray(values) for name, values in tensors.items()})
 
 
@@ -153,3 +180,12 @@ def decode_conditions(content: bytes) -> tuple[NDArray[Any], NDArray[Any] | None
     """
     tensors = load(content)
     return tensors[TENSOR], tensors.get(f"static_{TENSOR}")
+
+
+def decode_truth(content: bytes) -> NDArray[np.uint8] | None:
+    """The truth in a cache's file of conditions, where it has it.
+
+    Raises:
+        SafetensorError: if it is no such file.
+    """
+    return load(content).get(TRUTH)

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from refine_env._validation import check_choice, check_finite, check_integer
 from refine_env.errors import CacheError, ConfigurationError, ModelNotFoundError, describe_error, import_extra
 from refine_env.model.schedule import NoiseSchedule
+from refine_env.radiomap import read_scale
 from refine_env.trajectories.cache import TrajectoryCache
 from refine_env.trajectories.conditions import hash_condition
 from refine_env.trajectories.midpoints import Midpoint, MidpointKey
@@ -479,6 +480,7 @@ class LatentDecoder:
     Attributes:
         model_id, revision: as those of :class:`LatentSampler`.
         folder: where the model is on this machine.
+        scale: what the gray levels stand for, where the images are radio maps; None for all others.
 
     Raises:
         ConfigurationError, ModelNotFoundError, MissingExtraError: as :class:`LatentSampler` does.
@@ -495,6 +497,7 @@ class LatentDecoder:
         torch_device, torch_dtype = _torch_device(device), _torch_dtype(dtype)
         folder, self.model_id, self.revision = _find_checked_model(model, revision)
         self.folder = folder
+        self.scale = read_scale(folder)
         diffusers = import_extra("diffusers", EXTRA)
         class_name = _read_index(folder)["vae"][1]
         with _loading(self.model_id):

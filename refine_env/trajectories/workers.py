@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -147,9 +148,15 @@ class WorkerPool:
                     with contextlib.suppress(OSError):
                         lease.unlink()
                     raise
-                summaries = [summary for share in running.result() for summary in share]
+                done = running.result()
         report(sum(span.stop - span.start for span in spans))
-        return summaries
+        for text, category in dict.fromkeys(told for _, warned in done for told in warned):
+            warnings.warn(text, category, stacklevel=2)
+        return [summary for summaries, _ in done for summary in summaries]
+
+
+_Drawn = tuple[list[ShardSummary], list[tuple[str, type[Warning]]]]
+"""The shards of a worker, and what it warned of, which is said where the pool was started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +172,14 @@ class _Share:
     host: str
     own_process: bool
 
-    def draw(self) -> list[ShardSummary]:
+    def draw(self) -> _Drawn:
         """Draw and write the shards, as long as they are wanted."""
         try:
             self.check_wanted()
             sample = self.source.open(self.recipe, self.device)
-            return draw_shards(sample, self.folder, self.recipe, self.spans, lambda _: self.check_wanted())
+            with warnings.catch_warnings(record=True) as told:
+                drawn = draw_shards(sample, self.folder, self.recipe, self.spans, lambda _: self.check_wanted())
+            return drawn, [(str(warning.message), warning.category) for warning in told]
         except _AbandonedError:
             if self.own_process:  # an orphan would wait for its parent forever, and keep its device
                 os._exit(1)
@@ -234,7 +243,7 @@ def check_values(name: str, values: NDArray[np.float16], first: int) -> None:
         )
 
 
-_Run = Callable[[list[_Share]], list[list[ShardSummary]]]
+_Run = Callable[[list[_Share]], list[_Drawn]]
 
 
 @contextlib.contextmanager
@@ -265,12 +274,12 @@ def _engine(pool: WorkerPool, lanes: int) -> Iterator[_Run]:
             if pool.devices[0] != "cpu":
                 options["ray_remote_args"] = {"num_gpus": 1}
 
-        def run(shares: list[_Share]) -> list[list[ShardSummary]]:
+        def run(shares: list[_Share]) -> list[_Drawn]:
             try:
                 # The configuration is the thread's own.
                 with joblib.parallel_config(pool.engine, n_jobs=len(shares), **options):
                     tasks = (joblib.delayed(share.draw)() for share in shares)
-                    results: list[list[ShardSummary]] = joblib.Parallel(batch_size=1, pre_dispatch="all")(tasks)
+                    results: list[_Drawn] = joblib.Parallel(batch_size=1, pre_dispatch="all")(tasks)
                     return results
             except _lost_workers(pool.engine) as error:
                 raise CacheError(

@@ -12,13 +12,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import agents
 import refine_env
 from agents import evaluate as evaluate_module
 from agents.evaluate import DEFAULT_AGENTS, DEFAULT_SNRS_DB, evaluate
 from agents.figures import draw_fig3a
-from refine_env import ConfigurationError
+from refine_env import ConfigurationError, TrajectoryCache
 from refine_env.errors import ActionError
 from refine_env.evaluation import (
     EPISODE_COLUMNS,
@@ -30,7 +32,7 @@ from refine_env.evaluation import (
     summarize,
     write_table,
 )
-from tests.processes import assert_refused, run_module
+from tests.processes import assert_refused, run, run_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -273,6 +275,50 @@ def test_bad_arguments_end_in_one_sentence(
     base = () if "--cache" in arguments else ("--cache", str(gaussian_cache))
     assert_refused(run_evaluate(*arguments, *base, "--out", str(tmp_path / "out")), code, message)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--warm-start x", "`--warm-start` must be STEP or STEP,shared, got 'x'"),
+        ("--warm-start 25,share", "`--warm-start` must be STEP or STEP,shared, got '25,share'"),
+        ("--warm-start -3", "`--warm-start` must be STEP or STEP,shared, got '-3'"),
+        ("--warm-start 0", "`warm_start.step` must be an integer >= 1, got 0"),
+        ("--warm-start 50", "`warm_start.step` must be in 1 … 49"),
+        ("--name-bits 8", "`--name-bits` must go with a shared midpoint, got 8.0 without"),
+        ("--warm-start 25 --name-bits 8", "`--name-bits` must go with a shared midpoint, got 8.0 without"),
+        ("--warm-start 25,shared --name-bits 0", "`warm_start.name_bits` must be > 0, got 0.0"),
+        ("--warm-start 25 --payload posterior_mean --agents dp", "`payload` must be 'latent' with a warm start"),
+        ("--warm-start 25 --agents persistent-q3,learned", "`config` must be the system that learned was trained for"),
+        ("--warm-start 25 --study ladder", "`--warm-start` must be left out of --study ladder"),
+    ],
+)
+def test_bad_warm_starts_cost_no_episodes(words: str, message: str, gaussian_cache: Path, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(evaluate_module.main)
+    given = [*words.split(), "--snr-db", "6", "--cache", str(gaussian_cache), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 2
+    (said,) = result.stderr.splitlines()
+    assert said.startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_warm_start_is_in_tables_and_run(gaussian_cache: Path, tmp_path: Path) -> None:
+    """Every policy that takes one; a shared midpoint is what a device shows to which nothing is delivered."""
+    names = ",".join(name for name in agents.names() if name != "learned")
+    words = ["--agents", names, "--snr-db", "6", "--episodes", "2", "--cache", gaussian_cache, "--no-figures"]
+    run(evaluate_module.main, *words, "--warm-start", "20,shared", "--name-bits", "64", "--out", tmp_path)
+    described = json.loads((tmp_path / "run.json").read_text())
+    start = {"step": 20, "shared": True, "name_bits": 64.0}
+    assert described["env_kwargs"]["warm_start"] == start
+    assert all(system["warm_start"] == start for system in described["config"].values())
+    rows = read_table(tmp_path / "episodes.csv", EPISODE_COLUMNS)
+    cache = TrajectoryCache.open(gaussian_cache)
+    for row in rows:
+        latents = cache.latents(row["trajectory"]).astype(float)
+        assert row["no_delivery_mse"] == pytest.approx(np.square(latents[20] - latents[0]).mean(), rel=1e-9)
+        assert row["device_step"] <= 20
 
 
 def test_an_output_that_cannot_be_written_costs_no_episodes(tmp_path: Path, gaussian_cache: Path) -> None:

@@ -41,6 +41,8 @@ OTHER = {
     "device_decoder": "denoise",
     "anytime": "yes",
     "target_mse": "0.05",
+    "warm_start": "30,shared",
+    "name_bits": "4000",
     "images": "yes",
     "metrics": "psnr",
     "image_episodes": "1",
@@ -55,8 +57,12 @@ WITHOUT_EFFECT = {
     "figures": "drawn from the tables",
     "html": "written from the tables",
     "study": "the others have no report",
+    "reuse_ratios": "of a study",
 }
 OF_IMAGES = ("metrics", "image_episodes", "lpips_weights", "model", "device")
+OF_MIDPOINTS = ("warm_start", "name_bits")
+TOGETHER = [[name for name in OTHER if name not in excluded] for excluded in (OF_MIDPOINTS, ("payload",))]
+"""All options at once; estimates cannot start from a midpoint."""
 APP = typer.Typer()
 APP.command()(evaluate.main)
 
@@ -130,9 +136,11 @@ def test_the_decoder_s_model_and_device_are_repeated(places: dict[str, str], tmp
     assert tables(shlex.split(command_of(run))[3:], tmp_path / "again") == first
 
 
-@pytest.mark.parametrize("changed", [[], *([name] for name in OTHER), list(OTHER)], ids="+".join)
+@pytest.mark.parametrize("changed", [[], *([name] for name in OTHER), *TOGETHER], ids="+".join)
 def test_the_printed_command_repeats_the_tables(changed: list[str], places: dict[str, str], tmp_path: Path) -> None:
     base = {**BASE, "images": "yes"} if set(changed) & set(OF_IMAGES) else BASE
+    if changed == ["name_bits"]:
+        base = {**base, "warm_start": OTHER["warm_start"]}
     options = {**base, **{name: OTHER[name] for name in changed}}
     options["cache"] = places[options["cache"]]
     first = tables(as_words(options), tmp_path / "first")

@@ -29,10 +29,10 @@ def main(
     from torch import nn
 
     import refine_env
+    from refine_env.sb3 import make_vec_env
     from refine_env.wrappers import EncodeObservation
     from train.options import parse_numbers
     from train.rl.config import Config
-    from train.rl.envs import make_vec_env
 
     config = Config()
     num_envs, steps = config.num_envs, config.rollout_steps

@@ -151,7 +151,7 @@ def test_channel_history_by_hand() -> None:
     state["slot"] = [1, 3, 4]
     for length, expected in ((4, [[0, 0, 0, 1], [0, 1, 2, 16], [0, 1, 2, 3]]), (2, [[0, 1], [2, 16], [2, 3]])):
         observations = Observations.empty(3, length, 2)
-        fill_observations(state, rates, 2, 16.0, 0, *observations, 1.0)
+        fill_observations(state, rates, 2, 16.0, 0, *observations[:-1], 1.0)
         assert observations.history.tolist() == expected
 
 
@@ -219,8 +219,13 @@ def test_timeline_equals_the_plain_twin(data: st.DataObject) -> None:
     actions = data.draw(st.lists(st.integers(0, 3), min_size=deadline, max_size=deadline))
 
     class Source:
+        has_full = False
+
         def payload(self, index: int, kind: str) -> NDArray[np.float16]:
             return np.ones((steps + 1, 2), dtype=np.float16)
+
+        def full_latent(self, index: int) -> NDArray[np.float16]:
+            raise AssertionError
 
     batch, plain = EpisodeBatch(config, Source(), 1), PlainEpisode(config, rates)
     batch.begin(0, 0, rates)

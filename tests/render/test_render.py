@@ -25,6 +25,7 @@ from refine_env import CacheError, ConfigurationError, MissingExtraError, Trajec
 from refine_env.render import FRAME_HEIGHT, FRAME_WIDTH, EpisodeHistory, EpisodeViewer, decoder, viewer
 from refine_env.render.decoder import find_decoder, load_decoder
 from refine_env.render.frame import FramePainter, _bars_with_gaps, format_error, latent_name
+from refine_env.trajectories.pipeline import BUNDLED_MODELS
 
 pytest.importorskip("matplotlib")
 
@@ -387,6 +388,7 @@ class TestPictures:
             ("emoji", ("torch",), "no picture: needs refine-env[generate]"),
             ("emoji", ("diffusers",), "no picture: needs refine-env[generate]"),
             ("emoji", (), "no picture: not the cache's revision of emoji"),
+            ("radiomap", (), "no picture: not the cache's revision of radiomap"),
         ],
     )
     def test_a_note_says_why_there_is_none(
@@ -400,15 +402,15 @@ class TestPictures:
         monkeypatch.setattr(decoder, "load_decoder", lambda name: SimpleNamespace(revision="old"))
         assert find_decoder(cache, "auto") == (None, note)
         recipe.model["revision"] = "old"
-        if not missing and model == "emoji":
+        if not missing and model in BUNDLED_MODELS:
             assert find_decoder(cache, "auto")[0] is not None
 
         def fail(name: str) -> Any:
             raise CacheError("damaged")
 
         monkeypatch.setattr(decoder, "load_decoder", fail)
-        if not missing and model == "emoji":
-            assert find_decoder(cache, "auto") == (None, "no picture: the model emoji cannot be loaded")
+        if not missing and model in BUNDLED_MODELS:
+            assert find_decoder(cache, "auto") == (None, f"no picture: the model {model} cannot be loaded")
 
     def test_a_model_that_was_named_must_be_there(self, make_env: MakeEnv) -> None:
         pytest.importorskip("diffusers")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from refine_env.radiomap import PowerScale, write_scale
+
 TINY_LATENT_SHAPE = (4, 4, 4)
 CONDITION_SHAPE = (12, 4, 4)
 """What the tiny conditioned pipeline sees: images (3, 8, 8), each 2 by 2 pixels the channels of one element."""
@@ -104,6 +106,23 @@ def save_conditioned(folder: Path) -> Path:
             scheduler=DDPMScheduler(**{name: SD15_SCHEDULER[name] for name in _BETAS}),
         ).save_pretrained(folder / "conditioned")
     return folder / "conditioned"
+
+
+def save_map_model(folder: Path) -> Path:
+    """The conditioned pipeline with a VAE of one channel: its images are radio maps, -94 dBm the gray level 0.5."""
+    path = save_conditioned(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+        from diffusers import AutoencoderKL
+
+        torch.manual_seed(2)
+        vae = AutoencoderKL.from_pretrained(path / "vae")
+        vae = AutoencoderKL.from_config({**vae.config, "in_channels": 1, "out_channels": 1})
+        torch.nn.init.normal_(vae.decoder.conv_out.weight, std=0.2)  # maps of both, covered pixels and others
+        vae.save_pretrained(path / "vae")
+    write_scale(path, PowerScale(-134.0, -54.0))
+    return path
 
 
 def save_sd15(folder: Path, width: int = 32) -> Path:

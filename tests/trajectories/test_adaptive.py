@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,26 @@ class TestPredictor:
             covered.append(bool((errors[39] <= predictor(divergence[39])).all()))
         assert 0.9 - 0.03 < np.mean(covered) < 0.9 + 0.04
 
+    def test_for_one_tolerance_the_scale_is_the_least(self) -> None:
+        """Of 39 pairs 3 may be wrong, a smaller scale has more of them wrong; and others are covered, 200 times."""
+        rng = np.random.default_rng(0)
+
+        def wrong(predictor: ErrorPredictor, divergence: Any, errors: Any) -> Any:
+            taken = (predictor(divergence) <= 0.1).sum(axis=1)
+            reached = np.take_along_axis(np.concatenate([0 * errors[:, :1], errors], axis=1), taken[:, None], axis=1)
+            return (reached[:, 0] > 0.1).sum()
+
+        missed = []
+        for _ in range(200):
+            divergence, errors = synthetic(rng, 40)
+            predictor = ErrorPredictor.calibrate(divergence[:39], errors[:39], coverage=0.9, tolerance=0.1)
+            assert wrong(predictor, divergence[:39], errors[:39]) <= 3
+            missed.append(wrong(predictor, divergence[39:], errors[39:]))
+        assert np.mean(missed) < 0.1 + 0.05  # standard error 0.02
+        every = ErrorPredictor.calibrate(divergence[:39], errors[:39], coverage=0.9)
+        assert predictor.scale <= every.scale
+        assert wrong(replace(predictor, scale=0.5 * predictor.scale), divergence[:39], errors[:39]) > 3
+
     def test_what_it_predicts_never_falls(self) -> None:
         predictor = ErrorPredictor(scale=0.3, exponent=0.6)
         divergence = np.random.default_rng(0).random((20, 5))  # a power that is found anew may have it fall
@@ -90,6 +111,8 @@ class TestPredictor:
         for coverage in (0.0, 0.91, 1.0):
             with pytest.raises(ConfigurationError, match=rf"`coverage` must be in .* N = 9 pairs, got {coverage}"):
                 ErrorPredictor.calibrate(divergence, errors, coverage=coverage)
+        with pytest.raises(ConfigurationError, match=r"`tolerance` must be > 0, got 0"):
+            ErrorPredictor.calibrate(divergence, errors, coverage=0.5, tolerance=0.0)
         with pytest.raises(ConfigurationError, match=r"`divergence` must have several positive values"):
             ErrorPredictor.calibrate(0.0 * divergence, errors)
 

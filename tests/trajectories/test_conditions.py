@@ -15,7 +15,13 @@ from typer.testing import CliRunner
 from refine_env import CacheFormatError, ConfigurationError, TrajectoryCache
 from refine_env.cli import app
 from refine_env.trajectories import Reuse, generate_diffusers
-from refine_env.trajectories.conditions import Conditions, hash_condition, read_conditions
+from refine_env.trajectories.conditions import (
+    Conditions,
+    decode_truth,
+    encode_conditions,
+    hash_condition,
+    read_conditions,
+)
 from refine_env.trajectories.midpoints import MidpointStore
 from refine_env.trajectories.pipeline import LatentDecoder, LatentDenoiser, LatentSampler
 
@@ -68,6 +74,26 @@ class TestFiles:
         np.save(tmp_path / "a.npy", values)
         with pytest.raises(ConfigurationError, match=message):
             read_conditions(tmp_path / "a.npy")
+
+    def test_truth(self, tmp_path: Path) -> None:
+        truth = np.arange(NUMBER * 64, dtype=np.uint16).reshape(NUMBER, 8, 8).astype(np.uint8)
+        np.savez(tmp_path / "a.npz", pictures=images(), truth=truth)
+        read = read_conditions(tmp_path / "a.npz")
+        assert read.truth is not None
+        np.testing.assert_array_equal(read.truth, truth)
+        kept = decode_truth(encode_conditions(read, None))
+        assert kept is not None
+        np.testing.assert_array_equal(kept, truth)
+        assert decode_truth(encode_conditions(Conditions(values=images()), None)) is None
+        one = Conditions(values=images(1), truth=truth[:1]).for_all(3, "conditions")
+        assert one.truth is not None
+        np.testing.assert_array_equal(one.truth, truth[[0, 0, 0]])
+        for wrong in (truth[:2], truth[0], truth.astype(np.float32)):
+            np.savez(tmp_path / "a.npz", conditions=images(), truth=wrong)
+            with pytest.raises(
+                ConfigurationError, match=r"`truth` must be a gray image of bytes for each of the 5 con"
+            ):
+                read_conditions(tmp_path / "a.npz")
 
     def test_files_that_cannot_be_used(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"`conditions` must be an existing file, got '.*none\.npz'"):

@@ -1,4 +1,4 @@
-"""The bundled cache is what it says: whole, made by the bundled model, test prompts of held-out glyphs."""
+"""The bundled caches are what they say: whole, of the bundled models, their test prompts held-out glyphs and scenes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from refine_env import CacheFormatError, NoiseSchedule, TrajectoryCache
+from refine_env.radiomap import other_transmitters
 from refine_env.trajectories import Manifest
 from refine_env.trajectories.pipeline import _fingerprint
 
@@ -24,10 +25,20 @@ def prompts_of(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
 
 
-def test_whole(cache: TrajectoryCache) -> None:
-    assert cache.path == ROOT / "cached_trajectories" / "default"
+@pytest.mark.parametrize(("name", "model"), [("default", "emoji"), ("radiomap", "radiomap")])
+def test_whole(name: str, model: str) -> None:
+    cache = TrajectoryCache.open(name)
+    assert cache.path == ROOT / "cached_trajectories" / name
     cache.verify(deep=True)
     assert cache.manifest.is_sealed
+    recipe = cache.manifest.recipe
+    assert recipe.model == {"id": model, "revision": _fingerprint(ROOT / "refine_env" / "models" / model)}
+    assert recipe.scheduler is not None
+    assert recipe.scheduler["class"] == "DDPMScheduler"
+    config = recipe.scheduler["config"]
+    assert (config["variance_type"], config["clip_sample"]) == ("fixed_small", False)
+    assert recipe.timesteps == tuple(20 * (t - 1) + 1 for t in range(50, 0, -1))
+    assert cache.schedule.alpha_bar == pytest.approx(NoiseSchedule.stable_diffusion().alpha_bar, rel=1e-4)
 
 
 def test_any_changed_byte_of_the_manifest_is_found(cache: TrajectoryCache, rng: np.random.Generator) -> None:
@@ -39,21 +50,26 @@ def test_any_changed_byte_of_the_manifest_is_found(cache: TrajectoryCache, rng: 
             Manifest.from_bytes(bytes(changed), "manifest.json")
 
 
-def test_made_by_the_bundled_model_as_it_is(cache: TrajectoryCache) -> None:
-    recipe = cache.manifest.recipe
-    assert recipe.model == {"id": "emoji", "revision": _fingerprint(MODEL)}
-    assert recipe.scheduler is not None
-    assert recipe.scheduler["class"] == "DDPMScheduler"
-    config = recipe.scheduler["config"]
-    assert (config["variance_type"], config["clip_sample"]) == ("fixed_small", False)
-    assert recipe.timesteps == tuple(20 * (t - 1) + 1 for t in range(50, 0, -1))
-    assert recipe.note is not None
-    assert "SIL Open Font License" in recipe.note
+def test_the_license_of_what_the_model_was_trained_on(cache: TrajectoryCache) -> None:
+    assert cache.manifest.recipe.note is not None
+    assert "SIL Open Font License" in cache.manifest.recipe.note
 
 
-def test_schedule_is_that_of_stable_diffusion(cache: TrajectoryCache) -> None:
-    """The model computes its schedule in float32."""
-    assert cache.schedule.alpha_bar == pytest.approx(NoiseSchedule.stable_diffusion().alpha_bar, rel=1e-4)
+def test_radio_maps_are_of_two_transmitters_a_scene() -> None:
+    """Train and test have no scene in common, and every trajectory its scene and truth."""
+    cache = TrajectoryCache.open("radiomap")
+    assert (len(cache), cache.latent_shape, cache.num_steps) == (64, (4, 16, 16), 50)
+    seeds = [k for first in (0, 10**6) for k in range(first, first + 16)]
+    assert [cache.prompt(k) for k in range(64)] == [f"scene {seed}{end}" for seed in seeds for end in ("", " b")]
+    assert cache.indices("train").tolist() == list(range(32))
+    assert cache.conditions is not None
+    assert cache.conditions.shape == (64, 3, 64, 64)
+    assert other_transmitters(cache.conditions).tolist() == [k ^ 1 for k in range(64)]
+    assert cache.truth is not None
+    assert cache.truth.shape == (64, 64, 64)
+    assert not cache.truth[cache.conditions[:, 0] >= 0.5].any()  # nothing is received inside buildings
+    assert 0.7 < (cache.truth > 51).mean() / (cache.conditions[:, 0] < 0.5).mean() < 0.95  # above the noise floor
+    assert 0.8 < cache.mean_square[0] < 1.2
 
 
 def test_prompts_and_splits(cache: TrajectoryCache) -> None:

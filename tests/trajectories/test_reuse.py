@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from refine_env import CacheError, CacheFormatError, ConfigurationError, LatentRefinementEnv, TrajectoryCache
+from refine_env.cli import app
 from refine_env.trajectories import Reuse, generate_diffusers, sample_seed
 from refine_env.trajectories.midpoints import MidpointStore
 from refine_env.trajectories.pipeline import LatentSampler
@@ -284,11 +287,35 @@ class TestGeneration:
         assert content(cache.path) == whole
         assert content(store.folder) == stored
 
+    @pytest.mark.filterwarnings("default")
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_a_damaged_midpoint_is_one_line(
+        self, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
+    ) -> None:
+        """A sentence on a line of its own, whatever process found it, and above the progress bar."""
+        (tmp_path / "prompts.txt").write_text("a cat\ndog\nmoon\n")
+        (tmp_path / "static.txt").write_text("cat\n")
+        words = (
+            f"generate diffusers --model {tiny_model} --prompts {tmp_path / 'prompts.txt'} --num-steps 2 --num-train 1 "
+            f"--static-prompts {tmp_path / 'static.txt'} --reuse-ratio 0.5 --batch-size 1 --shard-size 1 "
+            f"--midpoints {tmp_path / 'store'} --scheduler ddpm --workers {workers} --out"
+        ).split()
+        assert CliRunner().invoke(app, [*words, str(tmp_path / "a")], catch_exceptions=False).exit_code == 0
+        (file,) = MidpointStore(tmp_path / "store").sizes()
+        file.write_bytes(file.read_bytes()[:-4] + b"\0\1\2\3")
+        capfd.readouterr()
+        result = CliRunner().invoke(app, [*words, str(tmp_path / "b")], catch_exceptions=False)
+        assert result.exit_code == 0
+        lines = re.split(r"[\r\n]+", result.stderr + capfd.readouterr().err)
+        told = [line for line in lines if "is damaged" in line]
+        assert told == [f"warning: {file} is damaged (its hash does not fit its content): the midpoint is made again."]
+        assert not any("RuntimeWarning" in line for line in lines)
+
     def test_the_environment_takes_it(self, tiny_model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
         cache = generate(tmp_path / "cache", tiny_model, Reuse(**options), num_train=3)
         env = LatentRefinementEnv(cache=str(cache.path), deadline=12, snr_db=20.0)
         observation, _ = env.reset(seed=0)
-        assert observation["server_step"] == observation["device_step"] == 2
+        assert observation["server_step"] == observation["device_step"] == 3  # noise, behind x_2
         terminated = False
         while not terminated:
             observation, _, terminated, _, _ = env.step(1)

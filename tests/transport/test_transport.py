@@ -166,6 +166,22 @@ def test_two_processes_hold_the_simulators_latent(
         assert (name, snr_db) == ("final-only", 0.0) or sent.deliveries
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_midpoint_that_the_cache_says(
+    device: DeviceProcess, make_env: Callable[..., gym.Env[Any, Any]], reuse_cache: Path, shared: bool
+) -> None:
+    """In two processes, bit for bit; what the device starts with is handed over, the noise of the cache, too."""
+    kwargs = {"cache": str(reuse_cache), "snr_db": 5.0, "warm_start": {"shared": shared}}
+    env, twin = make_env(**kwargs), make_env(**kwargs)
+    device.expect(f"midpoint-{shared}")
+    sent = Sender(env, make_policy("lookahead", env)).send(device.address, seed=4)
+    received = device.result(f"midpoint-{shared}")
+    expected, info = simulate(twin, make_policy("lookahead", twin), 4)
+    assert received["latent"].tobytes() == sent.latent.tobytes() == expected.tobytes()
+    assert sent.deliveries[0].step <= 20
+    assert sent.latent_mse == info["latent_mse"] < info["full_latent_mse"]
+
+
 def test_an_illegal_transmit_sends_nothing(device: DeviceProcess, make_env: Callable[..., gym.Env[Any, Any]]) -> None:
     """A policy of no base class, which does not look at the mask."""
     device.expect("reckless")

@@ -539,12 +539,13 @@ def tabulate_adaptive(rows: Table, distances: Table, schedule: NoiseSchedule) ->
                 halves.append((candidate_divergence(schedule, steps, *asked), wrong))
         if len(halves) < 2 or len(halves[0][0]) < COVERAGE / (1.0 - COVERAGE):
             continue
-        predictor = ErrorPredictor.calibrate(*halves[0], coverage=COVERAGE)
-        found += [
-            {"mode": mode, "tolerance": tolerance, **dataclasses.asdict(predictor), "tuning_pairs": len(halves[0][0]),
-             **_adaptive_row(predictor(halves[1][0]), halves[1][1], np.array(steps), schedule.num_steps, tolerance)}
-            for tolerance in TOLERANCES
-        ]  # fmt: skip
+        for tolerance in TOLERANCES:
+            predictor = ErrorPredictor.calibrate(*halves[0], coverage=COVERAGE, tolerance=tolerance)
+            found.append(
+                {"mode": mode, "tolerance": tolerance, **dataclasses.asdict(predictor),
+                 "tuning_pairs": len(halves[0][0]),
+                 **_adaptive_row(predictor(halves[1][0]), halves[1][1], np.array(steps), schedule.num_steps, tolerance)}
+            )  # fmt: skip
     return found
 
 

@@ -23,9 +23,9 @@ from safetensors.numpy import save_file
 
 from refine_env._files import replacing
 from refine_env.errors import ConfigurationError, describe_error
+from refine_env.learning import VectorRelativeReward
+from refine_env.learning.policy import find_wrapper
 from train.options import unreadable_checkpoint
-from train.rl.envs import find_wrapper
-from train.rl.reward import RelativeReward
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -175,9 +175,9 @@ def _model_state(model: Any) -> tuple[dict[str, Any], Arrays]:
 
     envs = model.get_env()
     arrays: Arrays = {f"envs.{name}": array for name, array in envs.arrays().items()}
-    relative = find_wrapper(envs, RelativeReward)
+    relative = find_wrapper(envs.envs, VectorRelativeReward)
     if relative is not None:
-        arrays |= {f"relative.{name}": array for name, array in relative.arrays().items()}
+        arrays |= {f"relative.{name}": array for name, array in relative.cost.arrays().items()}
     arrays |= {f"policy.{name}": tensor.numpy() for name, tensor in model.policy.state_dict().items()}
     for k, entry in model.policy.optimizer.state_dict()["state"].items():
         arrays |= {f"optimizer.{k}.{name}": tensor.numpy() for name, tensor in entry.items()}
@@ -208,9 +208,9 @@ def _fill_model(model: Any, state: dict[str, Any], arrays: Arrays) -> None:
     envs.resume(_part(arrays, "envs."))
     for generator, saved in zip(envs.envs.unwrapped.np_random, state["generators"], strict=True):
         generator.bit_generator.state = saved
-    relative = find_wrapper(envs, RelativeReward)
+    relative = find_wrapper(envs.envs, VectorRelativeReward)
     if relative is not None:
-        for name, target in relative.arrays().items():
+        for name, target in relative.cost.arrays().items():
             _fill(target, arrays[f"relative.{name}"], name)
     model.policy.load_state_dict({name: torch.from_numpy(array) for name, array in _part(arrays, "policy.").items()})
     optimizer = model.policy.optimizer.state_dict()

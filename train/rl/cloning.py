@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 import agents
 from refine_env.errors import ConfigurationError
+from refine_env.learning.policy import find_wrapper
+from refine_env.sb3 import RefinementVecEnv
 from refine_env.wrappers import VectorEncodeObservation
-from train.rl.envs import RefinementVecEnv, find_wrapper
 
 __all__ = ["clone", "demonstrate"]
 
@@ -49,7 +50,7 @@ def demonstrate(
     decisions: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
     for k, snr_db in enumerate(snrs_db):
         envs = make_envs(snr_db)
-        encoded = find_wrapper(envs, VectorEncodeObservation)
+        encoded = find_wrapper(envs.envs, VectorEncodeObservation)
         settings = encoded.unwrapped.settings
         for key, value in agents.env_kwargs(name).items():
             if getattr(settings, key) != value:

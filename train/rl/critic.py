@@ -20,7 +20,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from refine_env._compiled import kernel
-from refine_env.wrappers import AnyVectorWrapper, VectorEncodeObservation
+from refine_env.wrappers import RefinementVectorWrapper, VectorEncodeObservation
 
 __all__ = ["AsymmetricPolicy", "MaskableAsymmetricPolicy", "PrivilegedObservation"]
 
@@ -63,7 +63,7 @@ def _fill(
             out[i, column + depths] = np.log2(carried / 16.0 + 1e-3) / 4.0
 
 
-class PrivilegedObservation(AnyVectorWrapper):
+class PrivilegedObservation(RefinementVectorWrapper):
     """The encoded observation with, at its end, columns on the channel to come.
 
     Args:

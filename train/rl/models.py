@@ -19,11 +19,12 @@ from torch import nn
 
 from agents.policies.learned import FORMAT, PolicyFiles
 from refine_env.evaluation import write_atomically
+from refine_env.learning.policy import find_wrapper
+from refine_env.sb3 import RefinementVecEnv
 from refine_env.wrappers import VectorEncodeObservation
 from train.options import parse_numbers
 from train.rl.config import Config
 from train.rl.critic import AsymmetricPolicy, MaskableAsymmetricPolicy, PrivilegedObservation
-from train.rl.envs import RefinementVecEnv, find_wrapper
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -101,7 +102,8 @@ def _layers(model: Any) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 def policy_files(config: Config, model: BaseAlgorithm) -> PolicyFiles:
     """The policy of a model, as it is now."""
-    encoder = find_wrapper(model.get_env(), VectorEncodeObservation).encoder
+    adapter: Any = model.get_env()
+    encoder = find_wrapper(adapter.envs, VectorEncodeObservation).encoder
     description = {
         "format": FORMAT,
         "algorithm": config.algorithm,

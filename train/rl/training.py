@@ -129,10 +129,11 @@ class _Training:
     """One training: the model, what it scored so far, and what is done before every roll-out."""
 
     def __init__(self, config: Config, on_rollout: Callable[[int], None] | None) -> None:
+        from refine_env.learning import VectorRelativeReward
+        from refine_env.learning.policy import find_wrapper
         from train.rl.checkpoint import Checkpoints
-        from train.rl.envs import find_wrapper, make_envs
+        from train.rl.envs import make_envs
         from train.rl.models import make_model
-        from train.rl.reward import RelativeReward
 
         self.config, self.on_rollout = config, on_rollout
         self.evaluation = Evaluation(config)
@@ -148,7 +149,8 @@ class _Training:
         elif config.clone:
             _begin_with_a_clone(config, self.model)
         self.bar = tqdm(total=config.total_steps, initial=self.steps, unit="step", disable=not config.progress)
-        self.relative = find_wrapper(self.model.get_env(), RelativeReward)
+        adapter: Any = self.model.get_env()
+        self.relative = find_wrapper(adapter.envs, VectorRelativeReward)
         self._saved = time.monotonic()
         self._evaluated = self.steps // max(config.eval_every, 1)
 
@@ -209,7 +211,7 @@ class _Training:
             model.ent_coef = first ** (1.0 - share) * last**share
         if self.relative is not None:
             part = min(share / config.relative_until, 1.0)
-            self.relative.power = config.relative_power + (1.0 - config.relative_power) * part
+            self.relative.cost.power = config.relative_power + (1.0 - config.relative_power) * part
         if config.eval_every and done // config.eval_every > self._evaluated:
             self._evaluated = done // config.eval_every
             self.evaluate("train", config.eval_episodes)

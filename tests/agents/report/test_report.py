@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from refine_env.evaluation import (
     summarize,
     write_table,
 )
+from tests.browser import wait_until
 from tests.processes import run_module
 
 pytest.importorskip("plotly", reason="needs plotly")
@@ -517,46 +517,6 @@ def test_an_unknown_run_is_refused(tmp_path: Path) -> None:
 
 # --- In a browser --------------------------------------------------------------------------------------------------
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1200,1000",
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    binary = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("needs Chromium and chromedriver on the PATH (Debian: chromium, chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    patch = pytest.MonkeyPatch()
-    for name in ("no_proxy", "NO_PROXY"):
-        patch.setenv(name, "localhost,127.0.0.1")
-    from selenium.common.exceptions import SessionNotCreatedException
-
-    try:
-        opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    except SessionNotCreatedException as error:
-        pytest.skip(f"needs a Chromium that starts, and a chromedriver of its version: {error.msg}")
-    yield opened
-    opened.quit()
-    patch.undo()
-
 
 @pytest.fixture
 def opened(browser: Any, folder: Path) -> Iterator[Any]:
@@ -572,14 +532,6 @@ def opened(browser: Any, folder: Path) -> Iterator[Any]:
     asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
     assert asked[0].startswith("file:")
     assert [url for url in asked[1:] if not url.startswith(("data:", "blob:", "chrome:"))] == []
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-    return found
 
 
 def text_of(browser: Any, name: str) -> str:

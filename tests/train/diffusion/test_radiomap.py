@@ -20,7 +20,7 @@ for module in EXTRA:
 
 import torch  # noqa: E402
 
-from refine_env.radiomap import gray  # noqa: E402
+from refine_env.radiomap import gray, other_transmitters, read_scale  # noqa: E402
 from refine_env.trajectories import Reuse, generate_diffusers  # noqa: E402
 from refine_env.trajectories.conditions import read_conditions  # noqa: E402
 from refine_env.trajectories.pipeline import LatentDecoder, LatentSampler  # noqa: E402
@@ -30,7 +30,7 @@ from train.diffusion.radiomap.assess import assess, error_figures, truths  # noq
 from train.diffusion.radiomap.data import Dataset, folded, load_planes, turned, unit, variants  # noqa: E402
 from train.diffusion.radiomap.scene_file import scene_seed, write_scenes  # noqa: E402
 from train.diffusion.radiomap.stages import RadioMapUnetStage, velocity_loss_weight  # noqa: E402
-from train.diffusion.scenes import FIRST_TEST_SEED, conditions, make_scene  # noqa: E402
+from train.diffusion.scenes import FIRST_TEST_SEED, conditions, make_scene, move_transmitter  # noqa: E402
 from train.diffusion.unet import noise_loss_weight  # noqa: E402
 from train.diffusion.vae import latent_moments, rescale, standardize, to_signal  # noqa: E402
 
@@ -120,6 +120,7 @@ def test_the_folder_is_a_pipeline_that_the_sampler_takes(trained: RadioMapConfig
     assert type(pipeline).__name__ == "StableDiffusionUpscalePipeline"
     sampler = LatentSampler(trained.out, num_steps=3, guidance_scale=1.0)
     assert (sampler.latent_shape, sampler.condition_shape) == ((4, 16, 16), (48, 16, 16))
+    assert read_scale(trained.out) == (-124.0, -24.0)
     scenes = [make_scene(FIRST_TEST_SEED + k) for k in range(2)]
     seen = np.stack([conditions(scene) for scene in scenes])
     latents, _ = sampler.sample(["", "anything"], [0, 1], conditions=seen)
@@ -177,6 +178,17 @@ def test_a_file_of_scenes_becomes_a_cache(trained: RadioMapConfig, tmp_path: Pat
     np.testing.assert_allclose(scenes.values[1], conditions(make_scene(FIRST_TEST_SEED)), atol=1e-3)
     np.testing.assert_array_equal(static.values[:, 0], scenes.values[:, 0])
     assert not static.values[:, 1:].any()
+    assert static.truth is None
+    assert scenes.truth is not None
+    np.testing.assert_allclose(scenes.truth[1] / 255, gray(received_power(make_scene(FIRST_TEST_SEED))), atol=2e-3)
+    write_scenes(tmp_path / "two.npz", 1, 1, transmitters=2)
+    two = read_conditions(tmp_path / "two.npz")
+    assert two.names == ("scene 0", "scene 0 b", "scene 1000000", "scene 1000000 b")
+    assert [scene_seed(name) for name in two.names] == [0, 0, FIRST_TEST_SEED, FIRST_TEST_SEED]
+    assert other_transmitters(two.values).tolist() == [1, 0, 3, 2]
+    moved = move_transmitter(make_scene(0), 0)
+    assert two.truth is not None
+    np.testing.assert_allclose(two.truth[1] / 255, gray(received_power(moved)), atol=2e-3)
     reuse = Reuse(ratio=0.5, static_prompts=("",), static_conditions=static, mode="switch", midpoints=tmp_path / "m")
     cache = generate_diffusers(
         tmp_path / "cache", trained.out, None, conditions=scenes, num_steps=2, guidance_scale=1.0, reuse=reuse

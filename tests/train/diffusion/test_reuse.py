@@ -93,7 +93,7 @@ def test_summary_by_hand() -> None:
 
 
 class TestAdaptive:
-    """Errors that are a power of the distances: R* is chosen as if they were known, but for the conformal margin."""
+    """Errors that are a multiple of the distances: R* is nearly what it would be if they were known."""
 
     STEPS = (35, 15, 5)
 
@@ -115,9 +115,9 @@ class TestAdaptive:
         assert [row["tolerance"] for row in found] == list(reuse.TOLERANCES)
         for row in found:
             assert (row["tuning_pairs"], row["pairs"]) == (60, 60)
-            assert row["coverage"] >= 0.9
+            assert row["coverage"] >= 0.9 - 0.05  # of 60 pairs
             assert row["fixed_coverage"] >= row["coverage"]
-            assert row["ratio"] <= row["oracle_ratio"] + 1e-9
+            assert row["fixed_ratio"] < row["ratio"] < row["oracle_ratio"] + 0.1  # a tenth of the pairs may err more
             assert row["evaluations"] == pytest.approx(50 * (1 - row["ratio"]))
             assert 1 <= row["asked"] <= 3
         assert any(row["ratio"] > row["fixed_ratio"] + 0.05 for row in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionUpscalePipeline
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from refine_env.radiomap import write_scale
 from train.diffusion.config import Config
 from train.diffusion.networks import build_scheduler
 from train.diffusion.radiomap.config import RadioMapConfig
@@ -58,3 +59,4 @@ def save_pipeline(config: RadioMapConfig, vae: AutoencoderKL, stage: RadioMapUne
         scheduler=build_scheduler("v_prediction"),
         max_noise_level=0,
     ).to(torch.float16).save_pretrained(config.out, safe_serialization=True)
+    write_scale(config.out)

@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
-from scipy.interpolate import make_interp_spline
 
-from refine_env import ConfigurationError, SystemConfig
+from refine_env.config import SystemConfig
+from refine_env.errors import ConfigurationError
 
 __all__ = ["MissProbability"]
 
@@ -42,6 +42,8 @@ class MissProbability:
                 f"`link` must have independent slots for expected misses, got {config.link!r}. "
                 "Pay for misses as they come, with expected_misses=False."
             )
+        from scipy.interpolate import make_interp_spline  # here, since it takes longer to import than all else
+
         low, high = config.snr_range_db
         count = 1 if low == high else max(4, 1 + int(np.ceil((high - low) / _SPACING_DB)))
         self._knots = np.linspace(low, high, count)

@@ -20,9 +20,9 @@ sb3_contrib = pytest.importorskip("sb3_contrib", reason="the train extra is not 
 import torch  # noqa: E402
 from stable_baselines3 import DQN, PPO  # noqa: E402
 from stable_baselines3.common.evaluation import evaluate_policy  # noqa: E402
-from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize  # noqa: E402
 
-from train.rl.envs import RefinementVecEnv, make_vec_env  # noqa: E402
+from refine_env.sb3 import RefinementVecEnv, evaluate_sb3, make_vec_env  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -176,5 +176,71 @@ def test_without_the_adapter_the_message_names_it(kwargs: dict[str, Any], encodi
     policy = "MultiInputPolicy"
     if encoding is not None:
         envs, policy = VectorEncodeObservation(envs, encoding), "MlpPolicy"
-    with pytest.raises(ValueError, match=r"a vector environment: put train.rl.envs.RefinementVecEnv around it"):
+    with pytest.raises(ValueError, match=r"a vector environment: put refine_env.sb3.RefinementVecEnv around it"):
         PPO(policy, envs)
+
+
+# --- Evaluation of a trained model ------------------------------------------------------------------
+
+
+def trained(kind: Any, envs: Any, policy: str = "MlpPolicy") -> Any:
+    options: dict[str, Any] = {} if kind is DQN else {"n_steps": 32, "n_epochs": 1, "batch_size": 32}
+    return kind(policy, envs, seed=0, device="cpu", **options).learn(64)
+
+
+def single_envs(kwargs: dict[str, Any], kind: Any) -> tuple[Any, str]:
+    """SB3's own vector environment over single environments of this package, by kind of observation."""
+    make = {
+        "learning": lambda: gym.make(refine_env.LEARNING_ID, cache=kwargs["cache"]),
+        "encoded": lambda: EncodeObservation(gym.make(refine_env.ENV_ID, **kwargs), "one-hot"),
+        "dictionary": lambda: gym.make(refine_env.ENV_ID, **kwargs),
+    }[kind]
+    return DummyVecEnv([make]), "MultiInputPolicy" if kind == "dictionary" else "MlpPolicy"
+
+
+@pytest.mark.parametrize("kind", [PPO, sb3_contrib.MaskablePPO, DQN])
+@pytest.mark.parametrize("observed", ["learning", "encoded", "dictionary"])
+def test_a_model_scores_what_its_own_loop_scores(kwargs: dict[str, Any], kind: Any, observed: str) -> None:
+    """The paired evaluation plays the episodes that a loop over the single environment plays with the same seeds."""
+    kwargs["snr_db"] = 6.0
+    envs, policy = single_envs(kwargs, observed)
+    model = trained(kind, envs, policy)
+    table = evaluate_sb3(model, episodes=4, seed=9, split="test")
+    env = single_envs({**kwargs, "split": "test"}, observed)[0].envs[0]
+    if observed == "learning":
+        env = gym.make(refine_env.LEARNING_ID, cache=kwargs["cache"], split="test")
+    for row in table:
+        observation, info = env.reset(seed=row["seed"])
+        terminated = False
+        while not terminated:
+            masks = {"action_masks": info["action_mask"] == 1} if kind is sb3_contrib.MaskablePPO else {}
+            action, _ = model.predict(observation, deterministic=True, **masks)
+            observation, _, terminated, _, info = env.step(int(action))
+        assert row["latent_mse"] == info["latent_mse"]
+        assert row["num_deliveries"] == info["num_deliveries"]
+
+
+def test_the_adapter_and_normalized_observations_are_found(kwargs: dict[str, Any]) -> None:
+    kwargs["snr_db"] = 6.0
+    model = trained(PPO, VecNormalize(make_vec_env(2, kwargs)))
+    (row,) = evaluate_sb3(model, episodes=1)
+    assert row["snr_db"] == 6.0
+    assert row["coder"] == "closed_loop"
+    native = trained(
+        sb3_contrib.MaskablePPO, make_vec_env(2, {"cache": kwargs["cache"]}, env_id=refine_env.LEARNING_ID)
+    )
+    (row,) = evaluate_sb3(native, episodes=1, snr_db=12.0)
+    assert row["snr_db"] == 12.0
+
+
+def test_what_cannot_be_evaluated_is_said(kwargs: dict[str, Any]) -> None:
+    model = trained(PPO, make_vec_env(2, kwargs))
+    with pytest.raises(ConfigurationError, match=r"`snr_db` must be one number for an evaluation, got the range \[0"):
+        evaluate_sb3(model, episodes=1)
+    with pytest.raises(ConfigurationError, match="the one that sb3 was trained for, got another deadline"):
+        evaluate_sb3(model, episodes=1, snr_db=6.0, deadline=50)
+    other = PPO("MlpPolicy", gym.make("CartPole-v1"), device="cpu")
+    with pytest.raises(ConfigurationError, match="`env` must be the environment of this package that the policy"):
+        evaluate_sb3(other, episodes=1)
+    with pytest.raises(ConfigurationError, match="`model` must see the environment's dictionary, or what Encode"):
+        evaluate_sb3(other, make_vec_env(2, kwargs), episodes=1)
