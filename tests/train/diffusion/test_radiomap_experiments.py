@@ -104,7 +104,7 @@ def test_the_tables_are_complete(finished: Path) -> None:
     adaptive = table(finished, "radiomap-adaptive.csv")
     assert {(row["experiment"], row["mode"]) for row in adaptive} == {(n, m) for n, m, ratio in cells if ratio == 0.5}
     assert {row["knee"] for row in adaptive} <= {0.0, 0.5, 0.75}
-    for name in ("radiomap-reuse", "radiomap-strip"):
+    for name in ("radiomap-reuse", "radiomap-changes"):
         assert (finished / "out" / f"{name}.png").stat().st_size > 1000
 
 

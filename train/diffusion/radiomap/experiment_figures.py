@@ -76,7 +76,7 @@ def draw_quality(summary: Table, folder: Path) -> list[Path]:
 
 
 def draw_strips(strips: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """``radiomap-strip.png`` and ``.pdf``: of each experiment old and new scene, their truths, and the maps over R.
+    """``radiomap-changes.png`` and ``.pdf``: of each experiment old and new scene, their truths, and the maps over R.
 
     Args:
         strips: of ``train.diffusion.radiomap.experiments.strip``.
@@ -118,7 +118,7 @@ def draw_strips(strips: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     grid[0][0].set_title("scene", fontsize=8)
     grid[0][1].set_title("truth", fontsize=8)
     figure.colorbar(shown, ax=grid, shrink=0.5, aspect=40, pad=0.01, label="received power [dBm]")
-    return save_figure(figure, folder, "radiomap-strip")
+    return save_figure(figure, folder, "radiomap-changes")
 
 
 def _show(axes: Any, gray_map: Any, scene: Any) -> Any:
