@@ -21,6 +21,7 @@ import pytest
 import agents
 import refine_env
 from refine_env.coding import base_distortion, entropy
+from refine_env.dynamics.process import FULL_LATENT_MSE
 from refine_env.dynamics.settings import EnvSettings
 from refine_env.link import latency_quantile, rate_statistics
 from refine_env.wrappers import ENCODINGS
@@ -267,6 +268,7 @@ class TestTablesOfNames:
         env = gym.make(refine_env.ENV_ID)
         observation, info = env.reset(seed=0)
         infos = {row[0]: row[1] for row in rows_under(self.DOCSTRING, "## Info")}
+        assert infos.pop(FULL_LATENT_MSE) == "float"  # of caches with full runs: tests/test_reuse_cache.py
         assert {name: kind.split()[0] for name, kind in infos.items()} == {
             name: str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
             for name, value in info.items()
