@@ -158,7 +158,7 @@ UNKNOWN = [
     ({"snr": 6.0}, "Did you mean `snr_db`\\?"),
     ({"fading": "rician"}, "Did you mean link={'fading': …}\\?"),
     ({"num_subchannel": 6}, "Did you mean link={'num_subchannels': …}\\?"),
-    ({"qqq": 6}, "got qqq. Correct the spelling"),
+    ({"qqq": 6}, "argument 'qqq'. Correct the spelling"),
     ({"link": {"k_factor": 6.0}}, "Did you mean `k_factor_db`\\?"),
     ({"link": {1: 6.0}}, "got {1: 6.0}. Leave out"),
 ]

@@ -293,7 +293,7 @@ class TestTimeLimit:
         envs = gym.make_vec(refine_env.ENV_ID, num_envs=2, vectorization_mode="sync", **kwargs)
         with pytest.raises(ConfigurationError, match="`max_episode_steps` must be at least the deadline, 60, got 30"):
             envs.reset(seed=0)
-        with pytest.raises(ConfigurationError, match="got max_episode_steps. Did you mean `deadline`"):
+        with pytest.raises(ConfigurationError, match="argument 'max_episode_steps'. Did you mean `deadline`"):
             gym.make_vec(refine_env.ENV_ID, num_envs=2, **kwargs)
 
     def test_one_that_cuts_nothing_off(self, make_env: MakeEnv) -> None:

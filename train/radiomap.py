@@ -37,7 +37,7 @@ def main(**options: Any) -> None:
     config = RadioMapConfig(**options)
     require_extra("ldm", EXTRA)
     train(config)
-    if set(config.stages.split(",")) == set(STAGES):
+    if set(config.chosen_stages) == set(STAGES):
         from train.diffusion.radiomap.assess import assess
 
         assess(config.out, config.work, config.sheet, device=config.device)

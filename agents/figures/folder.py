@@ -66,7 +66,7 @@ _STUDIES: dict[str, Callable[[Path, Path], list[Path]]] = {
     "sensitivity.csv": lambda folder, out: draw_sensitivity(read_sensitivity(folder)[0], out),
     "sequential.csv": lambda folder, out: draw_sequential(read_sequential(folder)[0], out),
     "reuse.csv": lambda folder, out: draw_reuse(read_reuse(folder), out),
-    "coverage.csv": lambda folder, out: draw_coverage(*read_coverage(folder), out),
+    "map_coverage.csv": lambda folder, out: draw_coverage(*read_coverage(folder), out),
     "agreement.csv": lambda folder, out: draw_scores(*read_scores(folder), out),
     "messages.csv": lambda folder, out: draw_timeline(read_timelines(folder), out),
 }

@@ -53,7 +53,7 @@ COVERAGE_COLUMNS: dict[str, type] = {
     **dict.fromkeys((*intervals("deadline", "sooner"), "deadline_each"), int),
     **dict.fromkeys((*intervals("task_coverage"), "usable_share", "task_truth"), float),
 }
-"""Columns of ``coverage.csv``: the least deadline T_d [slots] at which the mean intersection over union is at least
+"""Columns of ``map_coverage.csv``: the least deadline T_d [slots] at which the mean intersection over union is at least
 ``usable``, with the ends of its 95 % interval; ``deadline_each`` is the least one at which that part of the episodes
 each have a map so good. ``sooner`` is the least deadline without reuse less this one. The scores are those at that
 deadline: the mean, the part of the episodes with a usable map, and the mean against the truth where it is known. All is
@@ -240,13 +240,13 @@ def _write_maps(maps: Maps | None, folder: Path) -> list[Path]:
 
 
 def read_coverage(folder: Path) -> tuple[Table, Maps | None]:
-    """Read ``coverage.csv`` and, where they are, the maps of one episode.
+    """Read ``map_coverage.csv`` and, where they are, the maps of one episode.
 
     Raises:
         ConfigurationError: if a file is missing, or not one of these.
     """
     command = "python -m agents.evaluate --study coverage --cache radiomap"
-    table = read_table(folder / "coverage.csv", COVERAGE_COLUMNS, optional=_OPTIONAL, command=command)
+    table = read_table(folder / "map_coverage.csv", COVERAGE_COLUMNS, optional=_OPTIONAL, command=command)
     path = folder / _MAPS
     if not path.is_file():
         return table, None
@@ -278,7 +278,7 @@ def _run(request: Request) -> tuple[list[Path], dict[str, Any]]:
     snrs_db = [snr_db for snr_db in request.snrs_db if snr_db in DEADLINE_SNRS_DB] or list(request.snrs_db)
     with request.progress(len(POLICIES) * len(snrs_db) * len(starts), "coverage", unit="system") as progress:
         table = _play(request, starts, snrs_db, scorer, progress)
-    paths = write_tables(request.out, {"coverage.csv": (table, COVERAGE_COLUMNS)})
+    paths = write_tables(request.out, {"map_coverage.csv": (table, COVERAGE_COLUMNS)})
     paths += _write_maps(_show(request, starts, table, cache, decoder, task.threshold), request.out)
     for policy in POLICIES:
         lines = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import typing
 from typing import Any
@@ -21,7 +22,7 @@ KINDS: tuple[type[Options], ...] = (rl.Config, diffusion.Config)
 
 def options(kind: type[Options]) -> dict[str, tuple[Any, ...]]:
     hints = typing.get_type_hints(kind, include_extras=True)
-    return {name: typing.get_args(hint) for name, hint in hints.items() if name != "MODULE"}
+    return {field.name: typing.get_args(hints[field.name]) for field in dataclasses.fields(kind)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

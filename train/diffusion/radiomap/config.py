@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from refine_env.commands import parse_list
 from refine_env.errors import ConfigurationError
 from train.diffusion.config import LATENT_CHANNELS, StageConfig
 from train.diffusion.scenes import FIRST_TEST_SEED
@@ -94,12 +95,19 @@ class RadioMapConfig(StageConfig):
             raise ConfigurationError(
                 f"`vae_scenes` must be at most `scenes`, {self.scenes}, got {self.vae_scenes}. Give fewer."
             )
-        chosen = self.stages.split(",")
-        if not set(chosen) <= set(STAGES):
-            raise ConfigurationError(
-                f"`stages` must be of {', '.join(STAGES)}, with commas between, got {self.stages!r:.60}. Leave it out "
-                "for all of them."
-            )
+        _ = self.chosen_stages
+
+    @property
+    def chosen_stages(self) -> tuple[str, ...]:
+        """The stages that are to run."""
+        return parse_list(
+            "stages",
+            self.stages,
+            str,
+            what=f"of {', '.join(STAGES)}, with commas between",
+            advice="Leave it out for all of them.",
+            valid=set(STAGES).issuperset,
+        )
 
     @property
     def regressor_widths(self) -> tuple[int, ...]:

@@ -51,7 +51,7 @@ from train.options import require_extra, show_log
 
 log = logging.getLogger("train.radiomap")
 
-EXPERIMENTS = {name.split(",")[0]: name for name in UNCHANGED}
+EXPERIMENTS = {name.partition(",")[0]: name for name in UNCHANGED}
 MODES = ("vanilla", "two-stage")
 RATIOS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.94, 0.98)
 STEPS = (50, 100)

@@ -40,7 +40,7 @@ def train(config: RadioMapConfig, on_step: OnStep | None = None) -> Path:
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    chosen = config.stages.split(",")
+    chosen = config.chosen_stages
     done: dict[str, Stage] = {}
     if set(chosen) & {"vae", "decoder", "unet"}:
         few = Dataset(config, config.vae_scenes)
