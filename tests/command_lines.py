@@ -90,7 +90,7 @@ ENDS = {
     "train.diffusion.assess": 3,
     "train.diffusion.gallery": 2,
     "train.diffusion.radiomap.assess": 2,
-    "train.diffusion.reuse": 4,
+    "train.diffusion.reuse": 2,
     "train.diffusion.scene_sheet": 2,
     "train.diffusion.radiomap.experiments": 4,
     "train.ldm": 3,

@@ -223,7 +223,7 @@ def test_bad_input(
     assert "`ratios` must be numbers in [0, 1), none twice" in refused(ratios="0.5,1")
     assert "`ratios` must have one above 0, got '0'" in refused(ratios="0")
     assert "`reuse_ratio` must leave m" in refused(ratios="0.98")
-    assert "`num_steps` must be integers of at least 2" in refused(num_steps="4,1")
+    assert "`num_steps` must be integers in 2 … 10000" in refused(num_steps="4,1")
     assert "`blocks` must be a positive integer, or one for each T, got '1,2'" in refused(blocks="1,2")
     assert "`strip_scene` must be less than `batch_size`, 10, got 10" in refused(strip_scene=10)
     assert "`--model` must be a model of radio maps, whose network sees an image" in refused(model=str(bundled))

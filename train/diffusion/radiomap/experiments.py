@@ -476,7 +476,7 @@ def main(
     chosen = listed("experiments", experiments, str, EXPERIMENTS.__contains__, f"some of {', '.join(EXPERIMENTS)}")
     own_modes = listed("modes", modes, str, MODES.__contains__, f"some of {', '.join(MODES)}")
     own_ratios = listed("ratios", ratios, float, lambda ratio: 0.0 <= ratio < 1.0, "numbers in [0, 1)")
-    own_steps = listed("num_steps", num_steps, int, lambda steps: steps >= 2, "integers of at least 2")
+    own_steps = listed("num_steps", num_steps, int, lambda steps: 2 <= steps <= 10_000, "integers in 2 … 10000")
     own_blocks = parse_list(
         "blocks",
         blocks,
